@@ -1,0 +1,41 @@
+# Two commands suffice: `make demo` and `make test`. Each makes its own environment first.
+
+# The newest Python >= 3.11 that runs here.
+PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint types check sample install clean
+
+demo: install
+	$(BIN)/lsd demo --out out
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow -n 0 --timeout 3600
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/pyright
+
+check: lint types test
+
+sample: install
+	$(BIN)/python -m lsd_jax.data.sample
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found; install one first" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv out build *.egg-info

@@ -1,0 +1,28 @@
+"""512x512, about 300 M parameters: one large GPU or TPU chip, or a Trainium2 core.
+
+    lsd info base
+    lsd train configs/base.py --stage forcing --mesh fsdp=8
+"""
+
+from lsd_jax.config import Config, ModelConfig, TrainConfig
+
+config = Config(
+    name="base",
+    model=ModelConfig(
+        height=512,
+        width=512,
+        dim=1280,
+        layers=12,
+        heads=10,
+        mlp=5120,
+        window=4,
+        sinks=1,
+        prompt_tokens=128,
+        reference_tokens=128,
+        text_dim=512,
+        text_layers=4,
+        detail_dim=48,
+        compute_dtype="bfloat16",
+    ),
+    train=TrainConfig(batch=64, frames=6, steps=300_000, learning_rate=5e-4),
+)

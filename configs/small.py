@@ -1,0 +1,27 @@
+"""256x256, about 28 M parameters: one GPU, TPU core or NeuronCore pair.
+
+    lsd info small
+    lsd train configs/small.py --stage forcing
+"""
+
+from lsd_jax.config import Config, ModelConfig, TrainConfig
+
+config = Config(
+    name="small",
+    model=ModelConfig(
+        height=256,
+        width=256,
+        dim=512,
+        layers=6,
+        heads=4,
+        mlp=2048,
+        window=4,
+        sinks=1,
+        prompt_tokens=64,
+        reference_tokens=64,
+        text_dim=256,
+        detail_dim=32,
+        compute_dtype="bfloat16",
+    ),
+    train=TrainConfig(batch=32, frames=6, steps=100_000),
+)

@@ -1,0 +1,77 @@
+"""`lsd`: one command line, a module per subcommand, imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "stream": "a video, a folder of images or a camera in, a video out",
+    "demo": "the bundled clip through the shipped model, with a report",
+    "train": "any training stage, resumable",
+    "eval": "fidelity and drift of a checkpoint, on worlds it has never seen",
+    "info": "parameters, tokens, FLOPs and bytes of a config",
+}
+
+EXAMPLES = {
+    "stream": 'lsd stream clip.mp4 --prompt "make it night" --at 3s "film noir" -o out.mp4',
+    "demo": "lsd demo --out out",
+    "train": "lsd train configs/tiny.py --stage forcing --set train.batch=16",
+    "eval": "lsd eval checkpoints/tiny --json report.json --plots plots",
+    "info": "lsd info tiny --set model.layers=12",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one subcommand. Bad input prints one line and gives 2, as does an interruption, after
+    what was done so far has been kept."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="lsd",
+        description="Live-stream diffusion: transforms a stream one frame per call.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  " + EXAMPLES["stream"],
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="example:\n  " + EXAMPLES[name],
+        )
+        if name in argv[:1]:
+            importlib.import_module(f"lsd_jax.cli.{name}").add_arguments(command)
+            command.add_argument(
+                "--set",
+                action="append",
+                default=[],
+                metavar="SECTION.FIELD=VALUE",
+                help="override a config field, for example stream.passes=2",
+            )
+            command.add_argument("--json", metavar="PATH", help="write the report for machines")
+    args = parser.parse_args(argv)
+    module = importlib.import_module(f"lsd_jax.cli.{args.command}")
+    try:
+        module.run(args)
+    except (ValueError, OSError) as error:
+        print(f"lsd {args.command}: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interruption:
+        note = str(interruption) or "interrupted; nothing was left half-written"
+        print(f"lsd {args.command}: {note}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""`lsd stream`: a video, a folder of images or a camera in, a transformed video out."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+
+UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", help="a video file, a folder of images, or camera:0")
+    parser.add_argument("-o", "--output", required=True, help=".mp4 .mkv .mov .webm .gif or folder")
+    parser.add_argument("--prompt", required=True, help="what to make of it")
+    parser.add_argument(
+        "--at",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("TIME", "PROMPT"),
+        help="change the prompt at a time such as 3s, 500ms or 1m30s; repeatable",
+    )
+    parser.add_argument("--reference", help="a picture whose look the prompt refers to")
+    parser.add_argument("--mask", help="a picture, white where to edit; elsewhere the input stays")
+    parser.add_argument("--checkpoint", help="default: the shipped checkpoints/tiny")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    schedule = [(0.0, args.prompt), *((parse_time(t), prompt) for t, prompt in args.at)]
+
+    from lsd_jax.data.prompts import encode
+    from lsd_jax.data.writers import check_target
+
+    check_target(args.output)
+    for _, prompt in schedule:
+        encode(prompt, 1 << 20)  # refuses an empty one before anything is loaded
+
+    from lsd_jax.data.pictures import load_picture
+    from lsd_jax.data.video import VideoSink, VideoSource
+    from lsd_jax.reports import write_json
+    from lsd_jax.session import Session, load_model, play
+
+    model, config = load_model(args.checkpoint, args.set)
+    height, width = config.model.height, config.model.width
+    reference = load_picture(args.reference, height, width) if args.reference else None
+    mask = load_picture(args.mask, height, width)[..., 0] if args.mask else None
+    with VideoSource(args.input, height, width) as source:
+        session = Session(model, config, args.seed, mask)
+        session.check(schedule)
+        with VideoSink(
+            args.output, size=source.size, fps=source.fps, audio_from=args.input
+        ) as sink:
+            report = play(session, source, sink, schedule, reference, started)
+    write_json(args.json, report)
+    print(f"{args.output}: {summary(report)}")
+    if report["interrupted"]:
+        raise KeyboardInterrupt(f"interrupted; {report['frames']} frames are kept in {args.output}")
+
+
+def summary(report: dict) -> str:
+    """One line of what a stream reached."""
+    latency = report["latency_ms"]
+    return (
+        f"{report['frames']} frames, {report['fps']:.1f} fps, latency p50 {latency['p50']:.1f} "
+        f"p99 {latency['p99']:.1f} max {latency['max']:.1f} ms, "
+        f"{report['recompiles_after_warmup']} recompiles (measured, {report['backend']})"
+    )
+
+
+def parse_time(text: str) -> float:
+    """Seconds of `3s`, `250ms`, `1m30s` or `90`. Raises ValueError for anything else."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)
+    if not parts or "".join(n + unit for n, unit in parts) != text:
+        raise ValueError(f"--at {text!r}: write a time such as 3s, 500ms or 1m30s")
+    return sum(float(number) * UNITS[unit] for number, unit in parts)

@@ -1,0 +1,59 @@
+"""`lsd train`: any training stage, resumable."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a .py file or a shipped name, such as tiny")
+    parser.add_argument("--stage", default="forcing", choices=("forcing",))
+    parser.add_argument("--out", type=Path, help="run directory (default: runs/NAME-STAGE)")
+    parser.add_argument("--init", type=Path, help="weights to start from, such as checkpoints/tiny")
+    parser.add_argument("--videos", type=Path, help="a folder of your own videos to mix in")
+    parser.add_argument("--minutes", type=float, help="stop, with all saved, after so long")
+    parser.add_argument(
+        "--mesh", default="", metavar="AXIS=N,...", help="data, fsdp, tensor; for example fsdp=4"
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="one process per host: jax.distributed first"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    import jax
+
+    if args.distributed:
+        jax.distributed.initialize()
+
+    from lsd_jax import config as configs
+    from lsd_jax.data.pipeline import batches
+    from lsd_jax.sharding import make_mesh
+    from lsd_jax.train.forcing import forcing_loss
+    from lsd_jax.train.loop import train
+
+    config = configs.override(configs.load(args.config), args.set)
+    mesh = make_mesh(**parse_mesh(args.mesh))
+    out = args.out or Path("runs") / f"{config.name}-{args.stage}"
+    steps = train(
+        config,
+        {"forcing": forcing_loss}[args.stage],
+        batches(config, args.videos),
+        out,
+        mesh,
+        init_from=args.init,
+        deadline_s=args.minutes * 60 if args.minutes else None,
+    )
+    print(f"{steps} steps done; weights in {out / 'weights'}, more by the same command")
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """`fsdp=4,tensor=2` as a dict. Raises ValueError for anything else."""
+    sizes = {}
+    for part in filter(None, text.split(",")):
+        axis, _, size = part.partition("=")
+        if axis not in ("data", "fsdp", "tensor") or not size.isdigit():
+            raise ValueError(f"--mesh {text!r}: write data=N,fsdp=N,tensor=N")
+        sizes[axis] = int(size)
+    return sizes

@@ -1,0 +1,227 @@
+"""Frozen settings of a model, its stream and its training, and how to load and override them."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shapes of the denoiser. Two models with equal `ModelConfig`s have equal parameter shapes,
+    except for `sinks` and `window`, of which only `window` sizes a parameter (the age table).
+    """
+
+    height: int = 128
+    width: int = 128
+    patch: int = 16
+    dim: int = 256
+    layers: int = 6
+    heads: int = 2
+    mlp: int = 1024
+    window: int = 3
+    sinks: int = 0
+    prompt_bytes: int = 128
+    prompt_tokens: int = 32
+    reference_tokens: int = 32
+    text_dim: int = 128
+    text_layers: int = 2
+    external_text_dim: int = 0  # width of embeddings from outside; 0: the built-in text encoder
+    detail_patch: int = 2
+    detail_dim: int = 32
+    controls: tuple[str, ...] = ("mask",)
+    compute_dtype: str = "float32"
+
+    def __post_init__(self):
+        _require(self.dim % self.heads == 0, f"dim={self.dim} does not split over {self.heads=}")
+        _require(self.head_dim % 4 == 0, f"head_dim={self.head_dim} must be a multiple of 4")
+        for side in ("height", "width"):
+            size = getattr(self, side)
+            _require(
+                size > 0 and size % self.patch == 0,
+                f"{side}={size} is not a multiple of patch={self.patch}",
+            )
+        _require(
+            self.patch % self.detail_patch == 0,
+            f"patch={self.patch} is not a multiple of detail_patch={self.detail_patch}",
+        )
+        _require(self.window >= 1, f"window={self.window} must be at least 1")
+        _require(self.sinks >= 0, f"sinks={self.sinks} must not be negative")
+        known = ("mask", "keypoints")
+        for control in self.controls:
+            _require(control in known, f"unknown control {control!r}; known: {', '.join(known)}")
+
+    @property
+    def head_dim(self) -> int:
+        """Features of one attention head."""
+        return self.dim // self.heads
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens in a frame."""
+        return self.height // self.patch, self.width // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one frame."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def pinned(self) -> int:
+        """Pinned tokens: prompt, then reference."""
+        return self.prompt_tokens + self.reference_tokens
+
+    @property
+    def slots(self) -> int:
+        """Frame slots of the KV buffer."""
+        return self.sinks + self.window
+
+    @property
+    def keys(self) -> int:
+        """Keys in the KV buffer."""
+        return self.pinned + self.slots * self.tokens
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How a trained model is streamed; none of it changes parameters."""
+
+    passes: int = 1
+    history_level: float = 0.0  # 0: history is taken as clean; 1: as worthless
+
+    def __post_init__(self):
+        _require(1 <= self.passes <= 4, f"passes={self.passes} must be 1, 2, 3 or 4")
+        _require(
+            0 <= self.history_level <= 1, f"history_level={self.history_level} must be in [0, 1]"
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Batch, optimiser and schedule of a training stage."""
+
+    batch: int = 8  # clips per step, over all devices
+    frames: int = 4  # frames per clip
+    steps: int = 20_000
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    pure_noise: float = 0.5  # share of frames denoised from nothing, as the first pass does
+    prompt_drop: float = 0.05
+    scene_fraction: float = 0.5  # of the prompts, those that edit the scene
+    video_fraction: float = 0.0  # of the batch, taken from the folder of videos
+    mask_fraction: float = 0.15  # of the clips, edited only inside a region
+    checkpoint_every: int = 500
+    sample_every: int = 500
+    log_every: int = 20
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("batch", "frames", "steps", "checkpoint_every", "sample_every", "log_every"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("pure_noise", "prompt_drop", "scene_fraction", "video_fraction", "mask_fraction"):
+            _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} not in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One runnable setting: a file in `configs/` sets `config = Config(...)`."""
+
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def load(path: str | Path) -> Config:
+    """The `config` of a Python file, or of a shipped one by its bare name (`tiny`).
+
+    Raises ValueError, with what to do, where there is no such file or no `config` in it.
+    """
+    path = Path(path)
+    if not path.suffix and not path.exists():
+        shipped = Path(__file__).parent.parent / "configs"
+        names = sorted(p.stem for p in shipped.glob("[!_]*.py"))
+        if path.name not in names:
+            raise ValueError(f"no config {str(path)!r}; shipped ones: {', '.join(names)}")
+        path = shipped / f"{path.name}.py"
+    if not path.is_file():
+        raise ValueError(f"no config file {str(path)!r}; give a .py file or a shipped name")
+    config = runpy.run_path(str(path)).get("config")
+    if not isinstance(config, Config):
+        raise ValueError(f"{path} does not set `config = Config(...)`")
+    return config
+
+
+def override(config: Config, assignments: list[str]) -> Config:
+    """`config` with `section.field=value` assignments applied, each typed like its field.
+
+    >>> override(Config("x"), ["model.layers=4"]).model.layers
+    4
+    """
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        if not separator:
+            raise ValueError(f"--set {assignment!r}: write it as section.field=value")
+        config = _assign(config, path.split("."), text, path)
+    return config
+
+
+def _assign(node, path: list[str], text: str, whole: str):
+    hints = typing.get_type_hints(type(node))
+    name, rest = path[0], path[1:]
+    if name not in hints:
+        raise ValueError(f"unknown config field {whole!r}; known here: {', '.join(hints)}")
+    if dataclasses.is_dataclass(hints[name]):
+        if not rest:
+            inner = ", ".join(f"{name}.{f.name}" for f in dataclasses.fields(hints[name]))
+            raise ValueError(f"{whole!r} is a section; set one of its fields: {inner}")
+        value = _assign(getattr(node, name), rest, text, whole)
+    elif rest:
+        raise ValueError(f"{whole!r}: {name} has no fields of its own")
+    else:
+        value = _parse(hints[name], text, whole)
+    return dataclasses.replace(node, **{name: value})
+
+
+def _parse(kind, text: str, whole: str):
+    if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
+        return tuple(part for part in text.split(",") if part)
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"--set {whole}={text}: expected {kind.__name__}") from None
+
+
+def from_dict(values: dict) -> Config:
+    """The inverse of `dataclasses.asdict`, for configs stored beside a checkpoint."""
+    sections = {"model": ModelConfig, "stream": StreamConfig, "train": TrainConfig}
+    built = {}
+    for section, cls in sections.items():
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values[section].items()}
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = set(fields) - known
+        if unknown:
+            raise ValueError(f"unknown {section} fields {sorted(unknown)}; known: {sorted(known)}")
+        built[section] = cls(**fields)
+    return Config(name=values["name"], **built)
+
+
+def differences(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
+    """The model fields in which two configs differ, as `field: ours != theirs` lines."""
+    return [
+        f"{f.name}: {getattr(ours, f.name)} != {getattr(theirs, f.name)}"
+        for f in dataclasses.fields(ModelConfig)
+        if getattr(ours, f.name) != getattr(theirs, f.name)
+    ]

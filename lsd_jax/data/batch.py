@@ -1,0 +1,21 @@
+"""What a training step sees: clips, their edited truth and what asked for the edit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+from jaxtyping import Array, UInt8
+
+from lsd_jax.types import Conditioning
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """Clips of `f` frames; `target` is the truth inside the mask and the source outside of it."""
+
+    source: UInt8[Array, "b f height width 3"]
+    target: UInt8[Array, "b f height width 3"]
+    controls: UInt8[Array, "b f height width n"]
+    condition: Conditioning

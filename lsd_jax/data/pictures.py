@@ -1,0 +1,96 @@
+"""Pictures: reference images, and folders of images that stand in for a video."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 50_000_000
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+# Pillow only warns between its own limit and twice that; a bomb is an error here.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+def load_picture(
+    path: str | Path, height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """The picture at `path`, cropped around its centre to the aspect ratio and resized.
+
+    EXIF orientation is honoured, transparency flattened on white, of an animation the first frame
+    is taken. Raises ValueError, with what to do, where the file is no picture or is too large.
+    """
+    return np.array(ImageOps.fit(_open(Path(path)), (width, height), Image.Resampling.BICUBIC))
+
+
+def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture at `path` at its own size, upright, opaque, as RGB."""
+    return np.array(_open(Path(path)))
+
+
+def resize(
+    image: UInt8[np.ndarray, "h w 3"], height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """`image` stretched to `height` x `width`, averaged where it shrinks."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def write_image(path: str | Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Writes `image` as a PNG: lossless, compressed for speed rather than for size."""
+    Image.fromarray(image).save(path, format="PNG", compress_level=1, compress_type=3)  # RLE
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """The pictures in `folder` in natural order: `2.png` comes before `10.png`."""
+    found = [
+        p
+        for p in Path(folder).iterdir()
+        if p.is_file() and p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+    ]
+    return sorted(found, key=lambda p: natural(p.name))
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A sort key that orders the numbers within `name` by their value."""
+    parts = re.findall(r"(\d+)|(\D+)", name)
+    return [(0, int(digits), "") if digits else (1, 0, text) for digits, text in parts]
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise ValueError(f"no picture {str(path)!r}; give an image file such as a PNG or a JPEG")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty; give an image file such as a PNG or a JPEG")
+    too_large = f"{path} has more than {MAX_PIXELS // 10**6} million pixels; give a smaller picture"
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height <= MAX_PIXELS:
+                return _upright_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        pass
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"{path} is damaged or no picture ({reason}); give an image file such as a PNG"
+        ) from error
+    raise ValueError(too_large)
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # 16 and 32 bit greyscale, which Pillow would clip
+        deep = np.asarray(image, np.float32)
+        full = 65535.0 if image.mode.startswith("I") else max(float(deep.max()), 1e-6)
+        image = Image.fromarray(np.clip(deep * (255 / full) + 0.5, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, "white")
+        opaque.alpha_composite(image.convert("RGBA"))
+        image = opaque
+    return image.convert("RGB")

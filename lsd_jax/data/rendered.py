@@ -1,0 +1,198 @@
+"""Training batches drawn from rendered worlds: any step's batch, from the seed and its number."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from lsd_jax.config import ModelConfig, TrainConfig
+from lsd_jax.data import edits, prompts, textures, worlds
+from lsd_jax.data.batch import Batch
+from lsd_jax.data.worlds import BACKGROUNDS, COLOURS, KINDS, SHAPES, SceneEdit, World
+from lsd_jax.types import Conditioning
+
+HELD_OUT_WORLDS = 1 << 30
+"""Worlds of this seed and above are never trained on."""
+
+PAIRS, IDENTITY = 0.3, 0.05  # shares of the footage prompts that name two edits, or none
+LATEST_START = 1 << 20
+GROUPS = 16  # footage clips are edited in at most so many groups, one prompt meaning each
+
+
+def rendered_batch(model: ModelConfig, train: TrainConfig, step: int, clips: int) -> Batch:
+    """`clips` clips with their truth; the same (seed, step) always gives the same batch.
+
+    The first `scene_fraction` of them carry scene edits, the others footage edits.
+    """
+    rng = np.random.default_rng([train.seed, step])
+    scenes = round(train.scene_fraction * clips)
+    seeds = rng.integers(HELD_OUT_WORLDS, size=clips, dtype=np.int32)
+    drawn = sample_worlds(seeds)
+    scene_edits, scene_texts = draw_scene_edits(rng, drawn, scenes)
+    footage, footage_texts = draw_footage_edits(rng, clips - scenes)
+    texts = scene_texts + footage_texts
+    prompt = np.stack([prompts.encode(text, model.prompt_bytes) for text in texts])
+    prompt[rng.random(clips) < train.prompt_drop] = 0
+    return _render(
+        drawn,
+        scene_edits,
+        footage,
+        rng.integers(LATEST_START, size=clips, dtype=np.int32),
+        draw_masks(rng, model, clips, train.mask_fraction),
+        prompt,
+        textures.bank(),
+        frames=train.frames,
+        size=(model.height, model.width),
+    )
+
+
+@jax.jit
+def sample_worlds(seeds: Int[np.ndarray | Array, " b"]) -> World:
+    """One world per seed, stacked."""
+    return jax.vmap(worlds.sample_world)(seeds)
+
+
+def draw_scene_edits(
+    rng: np.random.Generator, drawn: World, count: int, held_out: bool = False
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """A random scene edit for each of the first `count` worlds, as arrays, and its prompts."""
+    shape, colour, visible = (np.asarray(x) for x in (drawn.shape, drawn.colour, drawn.visible))
+    fields: dict[str, list[int]] = defaultdict(list)
+    texts = []
+    for i in range(count):
+        edit = scene_edit(
+            rng, int(rng.integers(1, len(KINDS))), shape[i][visible[i]], colour[i][visible[i]]
+        )
+        for name, value in edit.items():
+            fields[name].append(value)
+        texts.append(scene_text(rng, edit, shape[i], colour[i], held_out))
+    return {name: np.array(values, np.int32) for name, values in fields.items()}, texts
+
+
+def scene_edit(
+    rng: np.random.Generator, kind: int, shape: np.ndarray, colour: np.ndarray
+) -> dict[str, int]:
+    """A random edit of a kind, for a world whose visible objects have these shapes and colours."""
+    target = int(rng.integers(len(shape)))
+    return {
+        "kind": kind,
+        "object": target,
+        "shape": int(rng.choice(np.setdiff1d(np.arange(len(SHAPES)), shape))),
+        "colour": int(rng.choice(np.setdiff1d(np.arange(len(COLOURS)), colour))),
+        "background": int(rng.integers(len(BACKGROUNDS))),
+    }
+
+
+def scene_text(
+    rng: np.random.Generator,
+    edit: dict[str, int],
+    shape: np.ndarray,
+    colour: np.ndarray,
+    held_out: bool,
+) -> str:
+    """A random paraphrase of a scene edit."""
+    return prompts.scene_prompt(
+        KINDS[edit["kind"]],
+        object_shape=SHAPES[shape[edit["object"]]],
+        object_colour=tuple(COLOURS)[colour[edit["object"]]],
+        shape=SHAPES[edit["shape"]],
+        colour=tuple(COLOURS)[edit["colour"]],
+        background=BACKGROUNDS[edit["background"]],
+        held_out=held_out,
+        choice=int(rng.integers(1000)),
+    ).text
+
+
+@lru_cache
+def footage_texts(held_out: bool = False) -> dict[tuple[str, ...], list[str]]:
+    """The prompts of each meaning: `()` for identity, one edit, or two."""
+    meanings = defaultdict(list)
+    for prompt in prompts.footage_prompts(held_out):
+        meanings[prompt.footage].append(prompt.text)
+    return dict(meanings)
+
+
+def draw_footage_edits(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
+    """Edit numbers `[groups, 2]` as `edits.compose` takes them, and a prompt for each clip."""
+    groups = next(g for g in range(min(GROUPS, count), 0, -1) if count % g == 0) if count else 0
+    texts = footage_texts()
+    singles = [m for m in texts if len(m) == 1]
+    pairs = [m for m in texts if len(m) == 2]
+    chosen, spoken = [], []
+    for _ in range(groups):
+        dice = rng.random()
+        pool = [()] if dice < IDENTITY else pairs if dice < IDENTITY + PAIRS else singles
+        meaning = pool[rng.integers(len(pool))]
+        chosen.append(edits.slots(meaning))
+        paraphrases = texts[meaning]
+        spoken += [paraphrases[i] for i in rng.integers(len(paraphrases), size=count // groups)]
+    return np.array(chosen, np.int32).reshape(groups, 2), spoken
+
+
+def draw_masks(
+    rng: np.random.Generator, model: ModelConfig, clips: int, fraction: float
+) -> np.ndarray:
+    """`[clips, H, W]` bytes: 255 inside the region to edit, which mostly is everywhere."""
+    y, x = np.mgrid[: model.height, : model.width]
+    y, x = (y + 0.5) / model.height, (x + 0.5) / model.width
+    centre, radius = rng.uniform(0.2, 0.8, (clips, 2)), rng.uniform(0.15, 0.5, (clips, 2))
+    power = rng.choice([2, 16], clips)  # an ellipse, or nearly a rectangle
+    inside = [
+        np.abs((y - c[0]) / r[0]) ** p + np.abs((x - c[1]) / r[1]) ** p < 1
+        for c, r, p in zip(centre, radius, power, strict=True)
+    ]
+    everywhere = rng.random(clips) >= fraction
+    return np.where(everywhere[:, None, None] | np.stack(inside), 255, 0).astype(np.uint8)
+
+
+@partial(jax.jit, static_argnames=("frames", "size"))
+def _render(drawn, scene_edits, footage, starts, masks, prompt, bank, *, frames, size) -> Batch:
+    clips, groups = starts.shape[0], footage.shape[0]
+    scenes = scene_edits["kind"].shape[0] if scene_edits else 0
+    source = render_clips(drawn, starts, frames, size, bank)  # [B, F, H, W, 3] in [0, 1]
+    reference = jnp.roll(source[:, 0], 1, axis=0)  # another world's picture
+    targets = []
+    if scenes:
+        edit = SceneEdit(**scene_edits, reference=reference[:scenes])
+        worlds_before = jax.tree.map(lambda x: x[:scenes], drawn)
+        worlds_after = jax.vmap(worlds.edit_world)(worlds_before, edit)
+        targets.append(render_clips(worlds_after, starts[:scenes], frames, size, bank))
+    if groups:
+        index = (starts[scenes:, None] + jnp.arange(frames, dtype=jnp.int32)).reshape(groups, -1)
+        plain = source[scenes:].reshape(groups, -1, *size, 3)
+        edited = jax.lax.map(
+            lambda group: edits.compose(group[0][0], group[0][1], group[1], group[2]),
+            (footage, plain, index),
+        )
+        targets.append(edited.reshape(clips - scenes, frames, *size, 3))
+    target = jnp.where(masks[:, None, ..., None] > 0, jnp.concatenate(targets), source)
+    uses_reference = jnp.array([kind.endswith("from_reference") for kind in KINDS])
+    has_reference = jnp.zeros(clips, bool)
+    if scenes:
+        has_reference = has_reference.at[:scenes].set(uses_reference[scene_edits["kind"]])
+    return Batch(
+        source=to_bytes(source),
+        target=to_bytes(target),
+        controls=jnp.broadcast_to(masks[:, None, ..., None], (clips, frames, *size, 1)),
+        condition=Conditioning(prompt, to_bytes(reference), has_reference),
+    )
+
+
+def render_clips(drawn: World, starts, frames: int, size: tuple[int, int], bank) -> jax.Array:
+    """`frames` frames of each world from its start on, `[B, F, H, W, 3]` in [0, 1]."""
+    times = starts[:, None] + jnp.arange(frames, dtype=jnp.int32)
+
+    def one(world, time):
+        return worlds.render(world, time, *size, bank)
+
+    return jax.vmap(jax.vmap(one, (None, 0)))(drawn, times)
+
+
+def to_bytes(x: jax.Array) -> jax.Array:
+    """[0, 1] to bytes."""
+    return jnp.round(x * 255).astype(jnp.uint8)

@@ -1,0 +1,224 @@
+"""Writers of frames: a video file with another file's audio beside them, or a folder of PNGs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+from absl import logging
+from av.error import FFmpegError
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from lsd_jax.data import pictures
+from lsd_jax.data.containers import duration_s, frame_rate, open_input, reason, start_s
+
+_BT709, _LIMITED = 1, 1
+
+
+class Format(NamedTuple):
+    """How a kind of file is written."""
+
+    muxer: str
+    video: str
+    pixels: str
+    audio: str | None  # what audio becomes that the container cannot hold as it is
+    options: dict[str, str]
+
+
+_X264 = {"preset": "veryfast", "crf": "18"}
+_VP9 = {"deadline": "realtime", "cpu-used": "8", "row-mt": "1", "crf": "24", "b": "0"}
+FORMATS = {
+    ".mp4": Format("mp4", "libx264", "yuv420p", "aac", _X264),
+    ".mov": Format("mov", "libx264", "yuv420p", "aac", _X264),
+    ".mkv": Format("matroska", "libx264", "yuv420p", "aac", _X264),
+    ".webm": Format("webm", "libvpx-vp9", "yuv420p", "libopus", _VP9),
+    ".gif": Format("gif", "gif", "rgb8", None, {}),
+}
+
+
+def check_target(target: str | Path) -> bool:
+    """Whether `target` names a folder of images; ValueError, with what to do, if it cannot be."""
+    path = Path(target)
+    folder = str(target).endswith(("/", os.sep)) or not path.suffix or path.is_dir()
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"no folder {str(path.parent)!r} to write {path.name} in; make it first")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ValueError(f"the folder {str(path.parent)!r} is not writable; give another place")
+    if folder and path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"the folder {str(path)!r} is not empty; empty it or give another name")
+    if folder and path.is_file():
+        raise ValueError(f"{str(path)!r} is a file; give another name for the folder of images")
+    if not folder and path.suffix.lower() not in FORMATS:
+        raise ValueError(
+            f"unknown kind of video {path.suffix!r}; known: {', '.join(FORMATS)}, "
+            "or a folder for PNGs"
+        )
+    return folder
+
+
+class FolderWriter:
+    """Writes frames as numbered PNGs into a folder."""
+
+    def __init__(self, folder: Path, size: tuple[int, int]):
+        self._folder, self._size, self._index = folder, size, 0
+
+    def add(self, frame: av.VideoFrame, time_s: float) -> None:
+        """Writes the next picture; the order is kept, the time is not."""
+        image = pictures.resize(frame.to_ndarray(), *self._size)
+        pictures.write_image(self._folder / f"{self._index:06d}.png", image)
+        self._index += 1
+
+    def finish(self, whole: bool) -> None:
+        """Nothing is held back."""
+
+    def abort(self) -> None:
+        """Nothing is held open."""
+
+
+class FileWriter:
+    """Encodes frames, and the audio of another file beside them, into an open binary file."""
+
+    def __init__(self, file, suffix: str, size: tuple[int, int], fps: Fraction, audio: str | None):
+        kind = FORMATS[suffix]
+        self._container = av.open(file, "w", format=kind.muxer, buffer_size=1 << 18)
+        self._height, self._width = (side + side % 2 for side in size)
+        options = dict(kind.options)
+        if "preset" in options and self._height * self._width > 1_000_000:
+            options["preset"] = "superfast"  # half of veryfast's time, which would hold up a stream
+        self._stream: Any = self._container.add_stream(kind.video, fps, options=options)
+        self._fps, self._pixels = fps, kind.pixels
+        self._tick = Fraction(1, fps.numerator * -(-90_000 // fps.numerator))
+        self._stream.height, self._stream.width = self._height, self._width
+        self._stream.pix_fmt = kind.pixels
+        context = self._stream.codec_context
+        context.time_base, context.thread_count = self._tick, 2
+        if kind.pixels == "yuv420p":
+            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            context.color_range = _LIMITED
+        self._reformatter, self._pts = VideoReformatter(), -1
+        self._audio = AudioTrack(audio, self._container, kind.audio) if audio else None
+
+    def add(self, frame: av.VideoFrame, time_s: float) -> None:
+        """Encodes one frame to be shown at `time_s`, and the audio that is heard before it."""
+        yuv = self._pixels == "yuv420p"
+        frame = self._reformatter.reformat(
+            frame,
+            width=self._width,
+            height=self._height,
+            format=self._pixels,
+            dst_colorspace=_BT709 if yuv else None,
+            dst_color_range=_LIMITED if yuv else None,
+            interpolation=Interpolation.BICUBIC,
+            threads=1,
+        )
+        self._pts = max(self._pts + 1, round(time_s / self._tick))
+        frame.pts, frame.time_base = self._pts, self._tick
+        frame.duration = round(1 / self._fps / self._tick)
+        self._container.mux(self._stream.encode(frame))
+        if self._audio:
+            self._audio.advance(float(self._pts * self._tick))
+
+    def finish(self, whole: bool) -> None:
+        """Writes what the encoder still holds and closes; `whole` takes audio past the end too."""
+        self._container.mux(self._stream.encode(None))
+        if self._audio:
+            self._audio.finish(float(self._pts * self._tick + 1 / self._fps), whole)
+        self._container.close()
+
+    def abort(self) -> None:
+        """Lets go of the files without finishing them."""
+        if self._audio:
+            self._audio.close()
+
+
+class AudioTrack:
+    """The audio of a file, carried packet by packet into an output that has yet to start.
+
+    Times count from the start of the file's video. Packets are passed on as they are, unless the
+    output's container cannot hold their codec: then they become `encoder`'s, or are left out.
+    """
+
+    def __init__(self, path: str, output: Any, encoder: str | None):
+        self._path, self._output = path, output
+        self._input = open_input(path)
+        video = next(iter(self._input.streams.video), None)
+        self._start = start_s(video) if video else 0.0
+        length = duration_s(self._input, video) if video else None
+        self._last_s = length - 2 / float(frame_rate(video)) if video and length else None
+        self._encoders: dict[int, Any] = {}
+        self._copies: dict[int, Any] = {}
+        for stream in self._input.streams.audio:
+            self._add(stream, encoder)
+        self._packets = self._read([*self._copies, *self._encoders])
+        self._next = next(self._packets, None)
+
+    def _add(self, stream: Any, encoder: str | None) -> None:
+        name = stream.codec_context.name if stream.codec_context else "an unknown codec"
+        try:
+            if stream.codec_context:
+                self._copies[stream.index] = self._output.add_stream_from_template(stream)
+                return
+        except ValueError:
+            pass
+        muxer = self._output.format.name
+        if encoder is None or stream.codec_context is None:
+            logging.warning("%s: audio (%s) left out, %s cannot hold it", self._path, name, muxer)
+            return
+        logging.info("%s: audio re-encoded, %s cannot hold %s", self._path, muxer, name)
+        mono = stream.codec_context.channels == 1
+        layout = "mono" if mono else "stereo"
+        self._encoders[stream.index] = self._output.add_stream(encoder, rate=48_000, layout=layout)
+
+    def _read(self, indices: list[int]) -> Iterator[av.Packet]:
+        if not indices:
+            return
+        try:
+            for packet in self._input.demux(*(self._input.streams[i] for i in indices)):
+                if packet.dts is not None:
+                    yield packet
+        except FFmpegError as error:
+            logging.warning("%s: audio ends early (%s)", self._path, reason(error))
+
+    def advance(self, until_s: float) -> None:
+        """Passes on what is heard before `until_s`."""
+        while self._next is not None:
+            packet: Any = self._next
+            base = packet.time_base
+            time_s = float((packet.pts if packet.pts is not None else packet.dts) * base)
+            if time_s - self._start >= until_s:
+                return
+            self._pass(packet, round(self._start / base))
+            self._next = next(self._packets, None)
+
+    def _pass(self, packet: Any, offset: int) -> None:
+        index = packet.stream.index
+        if index in self._copies:
+            packet.pts = None if packet.pts is None else packet.pts - offset
+            packet.dts -= offset
+            packet.stream = self._copies[index]
+            self._output.mux(packet)
+            return
+        try:
+            frames = packet.decode()
+        except FFmpegError:
+            return  # one damaged packet: a gap of some milliseconds
+        for frame in frames:
+            if frame.pts is not None:
+                frame.pts -= round(self._start / frame.time_base)
+            self._output.mux(self._encoders[index].encode(frame))
+
+    def finish(self, end_s: float, whole: bool) -> None:
+        """Passes on the rest: up to `end_s`, or all of it where the video came to its own end."""
+        ended = whole and self._last_s is not None and end_s >= self._last_s
+        self.advance(float("inf") if ended else end_s)
+        for stream in self._encoders.values():
+            self._output.mux(stream.encode(None))
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file the audio comes from."""
+        self._input.close()

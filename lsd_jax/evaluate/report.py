@@ -1,0 +1,145 @@
+"""Outcomes to figures: the JSON for machines, and the tables for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from rich.table import Table
+
+from lsd_jax.evaluate.fidelity import Outcome
+from lsd_jax.evaluate.metrics import texture_ratio
+
+CHANGED_DB = 30.0
+"""An edit changes the picture where the input is no nearer to its truth than this."""
+
+TITLES = {
+    ("footage", False): "footage edits, trained prompts",
+    ("scene", False): "scene edits, trained prompts",
+    ("footage", True): "footage edits, held-out prompts",
+    ("scene", True): "scene edits, held-out prompts",
+    ("pair", True): "pairs of footage edits never trained together",
+}
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict:
+    """All figures. PSNR in dB; a mean over edits weighs each alike; accuracies are in [0, 1].
+
+    `psnr_db`, `gain_db` and `drift` speak of trained prompts; `gain_db.mean` of the edits that
+    change the picture (identity PSNR below `CHANGED_DB`); `texture` is a ratio, 1 where the output
+    is as detailed as the truth.
+    """
+    trained = [o for o in outcomes if not o.ask.held_out]
+    unheard = [o for o in outcomes if o.ask.held_out]
+    rows, held_out = by_edit(trained), by_edit(unheard)
+    changed = [r["gain"] for r in rows.values() if r["identity"] < CHANGED_DB]
+
+    def accuracy(among: Iterable[Outcome], *groups: str) -> float | None:
+        return _mean(o.right for o in among if o.ask.group in groups)
+
+    return {
+        "frames": len(outcomes[0].psnr_db),
+        "streams": len(outcomes),
+        "psnr_db": {
+            "mean": _mean(r["psnr"] for r in rows.values()),
+            "identity": _mean(r["identity"] for r in rows.values()),
+            "by_edit": {name: r["psnr"] for name, r in rows.items()},
+            "held_out_prompts": _mean(r["psnr"] for r in held_out.values()),
+        },
+        "gain_db": {"mean": _mean(changed), "edits": len(changed), "below_identity_db": CHANGED_DB},
+        "prompt_accuracy": {
+            "footage": accuracy(trained, "footage"),
+            "scene": accuracy(trained, "scene"),
+            "held_out": accuracy(unheard, "footage", "scene", "pair"),
+            "held_out_footage": accuracy(unheard, "footage"),
+            "held_out_scene": accuracy(unheard, "scene"),
+            "held_out_pairs": accuracy(unheard, "pair"),
+        },
+        "by_edit": rows,
+        "held_out_prompts": held_out,
+        "drift": {
+            "psnr_db_by_frame": np.mean([o.psnr_db for o in trained], axis=0).tolist(),
+        },
+    }
+
+
+def by_edit(outcomes: Iterable[Outcome]) -> dict[str, dict]:
+    """Means over the streams of each edit, and what wrong answers were nearest to instead."""
+    grouped: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        grouped.setdefault(outcome.ask.name, []).append(outcome)
+    return {name: _row(group) for name, group in grouped.items()}
+
+
+def _row(outcomes: list[Outcome]) -> dict:
+    psnr = float(np.mean([o.psnr_db for o in outcomes]))
+    identity = float(np.mean([o.identity_db for o in outcomes]))
+    ours, truth = zip(*(o.texture for o in outcomes), strict=True)
+    return {
+        "group": outcomes[0].ask.group,
+        "psnr": psnr,
+        "identity": identity,
+        "gain": psnr - identity,
+        "accuracy": _mean(o.right for o in outcomes),
+        "texture": texture_ratio(ours, truth),
+        "taken_for": dict(Counter(o.nearest for o in outcomes if not o.right).most_common()),
+    }
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return float(np.mean(found)) if found else None
+
+
+def tables(report: dict) -> list[Table]:
+    """A table for each kind of edit, trained and held-out prompts apart."""
+    made = []
+    for (group, held_out), title in TITLES.items():
+        source = report["held_out_prompts" if held_out else "by_edit"]
+        rows = {name: row for name, row in source.items() if row["group"] == group}
+        if not rows:
+            continue
+        table = Table(title=title, title_justify="left", show_footer=True)
+        keys = ("psnr", "identity", "gain", "accuracy", "texture")
+        means = [_mean(row[key] for row in rows.values()) for key in keys[:-1]] + [None]
+        table.add_column("edit", footer="mean", no_wrap=True, min_width=max(map(len, rows)))
+        heads = ("PSNR dB", "identity dB", "gain dB", "accuracy", "texture")
+        for key, head, mean in zip(keys, heads, means, strict=True):
+            table.add_column(head, footer=_cell(key, mean), justify="right")
+        table.add_column("taken for")
+        for name, row in rows.items():
+            taken = ", ".join(list(row["taken_for"])[:3])
+            table.add_row(name, *(_cell(key, row[key]) for key in keys), taken)
+        made.append(table)
+    return made
+
+
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if key in ("accuracy", "texture") else f"{value:.1f}"
+
+
+def lines(report: dict) -> list[str]:
+    """The headline figures, a line each."""
+    psnr, gain, accuracy = report["psnr_db"], report["gain_db"], report["prompt_accuracy"]
+    frames = report["drift"]["psnr_db_by_frame"]
+    said = [
+        f"{report['streams']} streams of {report['frames']} frames on held-out worlds",
+        f"PSNR {psnr['mean']:.2f} dB (input unchanged: {psnr['identity']:.2f} dB; held-out "
+        f"prompts: {psnr['held_out_prompts']:.2f} dB)",
+        f"gain {_cell('gain', gain['mean'])} dB over the {gain['edits']} edits that change "
+        f"the picture",
+        f"prompt accuracy: footage {accuracy['footage']:.2f}, scene {accuracy['scene']:.2f}, "
+        f"held-out {accuracy['held_out']:.2f} (footage {accuracy['held_out_footage']:.2f}, scene "
+        f"{accuracy['held_out_scene']:.2f}, pairs {accuracy['held_out_pairs']:.2f})",
+        f"first frame {frames[0]:.2f} dB, frame {len(frames)} {frames[-1]:.2f} dB",
+    ]
+    if long := report["drift"].get("long"):
+        said.append(
+            f"drift over {long['frames']} frames: first tenth {long['first_tenth_db']:.2f} dB, "
+            f"last tenth {long['last_tenth_db']:.2f} dB, "
+            f"{long['slope_db_per_1000_frames']:+.2f} dB per 1000 frames"
+        )
+    return said

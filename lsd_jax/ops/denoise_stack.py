@@ -1,0 +1,101 @@
+"""`denoise_stack`: every block of the denoiser in one call, the seam that megakernels replace.
+
+The body here, a scan over stacked layers in plain `jnp`, is the specification of every kernel.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lsd_jax.layers import modulate, rms_norm, rotate
+from lsd_jax.types import KVBuffer, Rope, StackWeights
+
+def denoise_stack(
+    x: Float[Array, "b t d"],
+    weights: StackWeights,
+    kv: KVBuffer,
+    bias: Float[Array, "b n"],
+    modulation: Float[Array, "l #b 6 d"],
+    rope: Rope,
+) -> tuple[Float[Array, "b t d"], Float[Array, "l b t h k"], Float[Array, "l b t h k"]]:
+    """Runs all layers over the tokens of one frame of each session.
+
+    Each token attends to the whole KV buffer and to the current frame, in one softmax.
+
+    Args:
+        x: residual stream, in the compute dtype.
+        weights: stacked blocks.
+        kv: pinned, sink and window keys and values. Keys hold QK-norm and rotary position already;
+            the age term `age_k[age]`, `age_v[age]` is added here, at read. A buffer of pinned
+            tokens alone (no slots) is allowed.
+        bias: float32, added to the logits of a buffer key: 0 where it is valid, very negative
+            where it is not.
+        modulation: per layer `shift, scale, gate` of attention, then of the MLP; a leading batch
+            of 1 serves all sessions.
+        rope: spatial positions of the current frame's tokens.
+
+    Returns:
+        The residual stream after the last layer, and each layer's keys and values of this frame,
+        ready to be committed into the buffer.
+    """
+
+    tokens = x.shape[1]
+
+    # In training, keeping the matmuls' results alone is a third faster than keeping everything.
+    @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    def layer(x, per_layer):
+        weight, k_buffer, v_buffer, mod = per_layer
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (mod[:, i] for i in range(6))
+
+        h = modulate(x, scale_a, shift_a)
+        q, k, v = jnp.moveaxis(jnp.einsum("btd,dchk->btchk", h, weight.qkv), 2, 0)
+        q = rotate(rms_norm(q) * weight.q_scale, rope)
+        k = rotate(rms_norm(k) * weight.k_scale, rope)
+        attended = attend(
+            q,
+            jnp.concatenate([add_age(k_buffer, weight.age_k, kv.age, tokens), k], axis=1),
+            jnp.concatenate([add_age(v_buffer, weight.age_v, kv.age, tokens), v], axis=1),
+            bias,
+        )
+        x = x + gate_a[:, None] * jnp.einsum("bthk,hkd->btd", attended, weight.out)
+
+        h = modulate(x, scale_m, shift_m)
+        h = jax.nn.gelu(jnp.einsum("btd,dm->btm", h, weight.up), approximate=True)
+        x = x + gate_m[:, None] * jnp.einsum("btm,md->btd", h, weight.down)
+        return x, (k, v)
+
+    x, (k_new, v_new) = jax.lax.scan(layer, x, (weights, kv.k, kv.v, modulation))
+    return x, k_new, v_new
+
+
+def add_age(
+    buffer: Float[Array, "b n h k"],
+    table: Float[Array, "a h k"],
+    age: Int[Array, "b s"],
+    tokens: int,
+) -> Float[Array, "b n h k"]:
+    """Adds each frame slot's age embedding to its `tokens` keys (or values); pinned ones have
+    none."""
+    slots = age.shape[1]
+    pinned, frames = jnp.split(buffer, [buffer.shape[1] - slots * tokens], axis=1)
+    per_slot = table[jnp.clip(age, 0, table.shape[0] - 1)]  # [B, S, H, K]
+    return jnp.concatenate([pinned, frames + jnp.repeat(per_slot, tokens, axis=1)], axis=1)
+
+
+def attend(
+    q: Float[Array, "b t h k"],
+    keys: Float[Array, "b s h k"],
+    values: Float[Array, "b s h k"],
+    bias: Float[Array, "b n"],
+) -> Float[Array, "b t h k"]:
+    """Softmax attention in float32; keys past the `n` biased ones (the current frame) have bias
+    0."""
+    logits = jnp.einsum("bthk,bshk->bhts", q, keys, preferred_element_type=jnp.float32)
+    logits = logits * (q.shape[-1] ** -0.5)
+    bias = jnp.pad(bias, ((0, 0), (0, keys.shape[1] - bias.shape[1])))
+    weights = jax.nn.softmax(logits + bias[:, None, None], axis=-1).astype(values.dtype)
+    return jnp.einsum("bhts,bshk->bthk", weights, values)

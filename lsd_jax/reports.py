@@ -1,0 +1,45 @@
+"""Reports for machines."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from lsd_jax import __version__
+
+
+def write_json(path: str | None, report: dict) -> None:
+    """Writes a report beside `path`, then renames; does nothing where no path was given."""
+    if path is None:
+        return
+    target = Path(path)
+    beside = target.with_name(f".{target.name}.partial")
+    beside.write_text(json.dumps(report, indent=2) + "\n")
+    os.replace(beside, target)
+
+
+def provenance() -> dict:
+    """Versions of what computes the figures, and the commit of the source where it is known."""
+    packages = ("jax", "jaxlib", "flax", "numpy", "av")
+    versions = {p: importlib.metadata.version(p) for p in packages}
+    return {"versions": {"lsd-jax": __version__, **versions}, "commit": commit()}
+
+
+def commit() -> str | None:
+    """The source's commit, with `+` where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        rev = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True
+        )
+        if rev.returncode:
+            return None
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True
+        )
+        return rev.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    except FileNotFoundError:  # no git on this machine
+        return None

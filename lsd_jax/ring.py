@@ -1,0 +1,119 @@
+"""The KV buffer: pinned tokens, sink frames and a window of recent frames, in fixed memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lsd_jax.config import ModelConfig
+from lsd_jax.types import KVBuffer
+
+EMPTY, SINK = -1, 0
+INVALID = -1e9  # added to the logit of a key that must not be seen
+SESSION = KVBuffer(k=1, v=1, pinned=0, age=0)  # the axis of each array that counts sessions
+
+
+def empty(config: ModelConfig, batch: int, dtype) -> KVBuffer:
+    """A cold buffer: nothing pinned, no frame remembered."""
+    shape = (config.layers, batch, config.keys, config.heads, config.head_dim)
+    return KVBuffer(
+        k=jnp.zeros(shape, dtype),
+        v=jnp.zeros(shape, dtype),
+        pinned=jnp.zeros((batch, config.pinned), bool),
+        age=jnp.full((batch, config.slots), EMPTY, jnp.int32),
+    )
+
+
+def bias(kv: KVBuffer) -> Float[Array, "b n"]:
+    """0 for each key that holds something, `INVALID` for the rest."""
+    batch, slots = kv.age.shape
+    tokens = (kv.k.shape[2] - kv.pinned.shape[1]) // max(slots, 1)
+    filled = jnp.repeat(kv.age != EMPTY, tokens, axis=1)
+    valid = jnp.concatenate([kv.pinned, filled], axis=1)
+    return jnp.where(valid, 0.0, INVALID).astype(jnp.float32)
+
+
+def pin(
+    kv: KVBuffer,
+    k: Float[Array, "l b p h k"],
+    v: Float[Array, "l b p h k"],
+    valid: Bool[Array, "b p"],
+    sessions: Bool[Array, " b"],
+) -> KVBuffer:
+    """Replaces the pinned keys and values of the chosen `sessions`; frame slots stay as they
+    are."""
+
+    def write(buffer, new):
+        old = buffer[:, :, : new.shape[2]]
+        chosen = jnp.where(sessions[None, :, None, None, None], new.astype(buffer.dtype), old)
+        return jax.lax.dynamic_update_slice_in_dim(buffer, chosen, 0, axis=2)
+
+    return replace(
+        kv,
+        k=write(kv.k, k),
+        v=write(kv.v, v),
+        pinned=jnp.where(sessions[:, None], valid, kv.pinned),
+    )
+
+
+def commit(
+    kv: KVBuffer,
+    k: Float[Array, "l b t h k"],
+    v: Float[Array, "l b t h k"],
+    sinks: int,
+) -> KVBuffer:
+    """Remembers a finished frame: in the oldest window slot and, for a stream's first `sinks`
+    frames, in a sink slot for ever.
+    """
+    batch, slots = kv.age.shape
+    pinned, tokens = kv.pinned.shape[1], k.shape[2]
+    sessions = jnp.arange(batch)
+
+    window = kv.age[:, sinks:]
+    oldest = sinks + jnp.argmax(jnp.where(window == EMPTY, slots + 1, window), axis=1)
+    age = jnp.where(kv.age > SINK, kv.age + 1, kv.age).at[sessions, oldest].set(1)
+    k_buffer, v_buffer = (
+        _write(buffer, new, pinned + oldest * tokens)
+        for buffer, new in ((kv.k, k), (kv.v, v))
+    )
+    if sinks:
+        free = kv.age[:, :sinks] == EMPTY
+        slot, has_free = jnp.argmax(free, axis=1), jnp.any(free, axis=1)
+        start = pinned + slot * tokens
+        k_buffer, v_buffer = (
+            _write(buffer, jnp.where(has_free[:, None, None, None], new, _read(buffer, start, tokens)), start)
+            for buffer, new in ((k_buffer, k), (v_buffer, v))
+        )
+        age = age.at[sessions, slot].set(SINK)
+    return replace(kv, k=k_buffer, v=v_buffer, age=age)
+
+
+def clear(kv: KVBuffer, sessions: Bool[Array, " b"]) -> KVBuffer:
+    """Forgets the frames and pinned tokens of the chosen sessions, for a new stream in their
+    place."""
+    return replace(
+        kv,
+        pinned=jnp.where(sessions[:, None], False, kv.pinned),
+        age=jnp.where(sessions[:, None], EMPTY, kv.age),
+    )
+
+
+def _write(buffer: Array, new: Array, start: Int[Array, " b"]) -> Array:
+    """Writes `new [L, B, T, H, K]` into `buffer [L, B, N, H, K]`, at each session's own key."""
+
+    def one_session(buffer, new, start):
+        return jax.lax.dynamic_update_slice_in_dim(buffer, new, start, axis=1)
+
+    return jax.vmap(one_session, in_axes=(1, 1, 0), out_axes=1)(
+        buffer, new.astype(buffer.dtype), start
+    )
+
+
+def _read(buffer: Array, start: Int[Array, " b"], length: int) -> Array:
+    def one_session(buffer, start):
+        return jax.lax.dynamic_slice_in_dim(buffer, start, length, axis=1)
+
+    return jax.vmap(one_session, in_axes=(1, 0), out_axes=1)(buffer, start)

@@ -1,0 +1,242 @@
+"""One stream from a source of frames to a sink, with its prompts, clocks and counters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from lsd_jax import config as configs
+from lsd_jax import stream
+from lsd_jax.checkpoint import CheckpointError, load_config, load_weights
+from lsd_jax.config import Config
+from lsd_jax.data.prompts import encode
+from lsd_jax.model import Denoiser, abstract_params, build
+from lsd_jax.reports import provenance
+from lsd_jax.types import Conditioning
+
+Schedule = list[tuple[float, str]]
+
+
+class Sink(Protocol):
+    """What takes the frames: `data.video.VideoSink`, or anything with these two."""
+
+    def write(self, image: UInt8[np.ndarray, "h w 3"], time_s: float | None = None) -> None: ...
+
+    def keep_partial(self) -> None: ...
+
+
+def load_model(checkpoint: str | Path | None, overrides: list[str]) -> tuple[Denoiser, Config]:
+    """The denoiser of a verified checkpoint, and its config with `overrides` applied.
+
+    Without a path the shipped `checkpoints/tiny` is taken, from the working directory or beside
+    the package. Raises CheckpointError where it is absent, damaged, or of other shapes than the
+    overrides ask for.
+    """
+    path = Path(checkpoint) if checkpoint else _shipped("tiny")
+    config = configs.override(load_config(path), overrides)
+    params, _ = load_weights(path, abstract_params(config.model))
+    return build(config.model, params), config
+
+
+def _shipped(name: str) -> Path:
+    roots = (Path.cwd(), Path(__file__).parent.parent)
+    places = [root / "checkpoints" / name for root in roots]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise CheckpointError(f"no shipped checkpoint at {places[0]}; give --checkpoint DIR")
+
+
+@dataclass
+class Clock:
+    """What happened in a running stream, frame by frame."""
+
+    latency_ms: list[float] = field(default_factory=list)  # next frame asked for, to handed on
+    execute_ms: list[float] = field(default_factory=list)  # executable called, to output ready
+    launches: int = 0
+    compiles: int = 0
+
+
+class Session:
+    """A compiled stream of one session, cold and ready for its first frame."""
+
+    def __init__(
+        self,
+        model: Denoiser,
+        config: Config,
+        seed: int = 0,
+        mask: UInt8[np.ndarray, "h w"] | None = None,
+    ):
+        self.config, self.clock = config, Clock()
+        prepared = stream.prepare(model, config)
+        self._compiled = stream.compile_stream(prepared, config)
+        init = jax.jit(stream.init_state, static_argnums=0)
+        self._state = init(config, jnp.full(1, seed, jnp.int32))
+        height, width = config.model.height, config.model.width
+        self._controls = np.full((1, height, width, len(config.model.controls)), 255, np.uint8)
+        if mask is not None:
+            if "mask" not in config.model.controls:
+                raise ValueError("this model has no mask plane; train one with controls=('mask',)")
+            self._controls[0, ..., config.model.controls.index("mask")] = mask
+        self._everything = np.ones(1, bool)
+
+    def check(self, schedule: Schedule) -> None:
+        """Raises ValueError for a prompt that the model does not take."""
+        for _, prompt in schedule:
+            encode(prompt, self.config.model.prompt_bytes)
+
+    def condition(self, prompt: str, reference: UInt8[np.ndarray, "h w 3"] | None) -> None:
+        """Changes prompt and reference; the next frame is the first to show it."""
+        model = self.config.model
+        blank = np.zeros((model.height, model.width, 3), np.uint8)
+        wanted = Conditioning(
+            prompt=encode(prompt, model.prompt_bytes)[None],
+            reference=(blank if reference is None else reference)[None],
+            has_reference=np.array([reference is not None]),
+        )
+        self._state = self._compiled.condition(
+            self._compiled.model, self._state, wanted, self._everything
+        )
+
+    def step(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """The next frame, transformed: one launch."""
+        start = time.perf_counter()
+        self._state, out = self._compiled.step(
+            self._compiled.model, self._state, frame[None], self._controls
+        )
+        self.clock.launches += 1
+        out.block_until_ready()
+        self.clock.execute_ms.append((time.perf_counter() - start) * 1e3)
+        return np.asarray(out)[0]
+
+    def dispatch_ms(self, calls: int = 50) -> float:
+        """Median time of a call that does nothing with the same arguments: the host's share of a
+        launch."""
+        idle = jax.jit(lambda model, state: state, donate_argnums=1)
+        idle = idle.lower(self._compiled.model, self._state).compile()
+        times = []
+        for _ in range(calls):
+            start = time.perf_counter()
+            self._state = idle(self._compiled.model, self._state)
+            times.append((time.perf_counter() - start) * 1e3)
+            jax.block_until_ready(self._state)
+        return float(np.median(times))
+
+
+def play(
+    session: Session,
+    source: Iterable[tuple[np.ndarray, float]],
+    sink: Sink,
+    schedule: Schedule,
+    reference: UInt8[np.ndarray, "h w 3"] | None = None,
+    started: float | None = None,
+    progress: bool = True,
+) -> dict:
+    """Streams all of `source` into `sink`, changing the prompt at its times; gives the report.
+
+    `started` (of `time.perf_counter`) is where the time to the first frame counts from. Ctrl-C
+    ends the stream early, and the sink keeps what is done.
+    """
+    started = time.perf_counter() if started is None else started
+    clock, pending = session.clock, sorted(schedule, key=lambda change: change[0])
+    interrupted, first_ms, begun = False, 0.0, time.perf_counter()
+    with _count_compiles(clock), _bar(source, progress) as tick:
+        frames = iter(source)
+        try:
+            while True:
+                asked = time.perf_counter()
+                item = next(frames, None)
+                if item is None:
+                    break
+                image, time_s = item
+                while pending and pending[0][0] <= time_s:
+                    session.condition(pending.pop(0)[1], reference)
+                sink.write(session.step(image), time_s)
+                done = time.perf_counter()
+                if not clock.latency_ms:
+                    first_ms, begun = (done - started) * 1e3, done
+                    clock.compiles = 0
+                clock.latency_ms.append((done - asked) * 1e3)
+                tick(clock)
+        except KeyboardInterrupt:
+            interrupted = True
+            sink.keep_partial()
+    wall_s = time.perf_counter() - begun
+    if not clock.latency_ms:
+        raise ValueError("the input gave no frame")
+    return {
+        **figures(clock, wall_s, session.dispatch_ms()),
+        "time_to_first_frame_ms": first_ms,
+        "interrupted": interrupted,
+        "config": session.config.name,
+        "backend": jax.default_backend(),
+        "kind": "measured",
+        **provenance(),
+    }
+
+
+def figures(clock: Clock, wall_s: float, dispatch_ms: float) -> dict:
+    """The report's figures; the first frame, which warms caches, counts in none but `max`."""
+    latency = np.array(clock.latency_ms[1:] or clock.latency_ms)
+    execute = np.array(clock.execute_ms[1:] or clock.execute_ms)
+    frames = len(clock.latency_ms)
+    return {
+        "frames": frames,
+        "fps": max(frames - 1, 1) / wall_s,
+        "latency_ms": {
+            "p50": float(np.percentile(latency, 50)),
+            "p99": float(np.percentile(latency, 99)),
+            "max": float(np.max(clock.latency_ms)),
+        },
+        "launches_per_frame": clock.launches / frames,
+        "recompiles_after_warmup": clock.compiles,
+        "host_ms_p50": float(np.median(latency - execute)) + dispatch_ms,
+    }
+
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+@contextmanager
+def _count_compiles(clock: Clock):
+    """Counts in `clock.compiles` whatever XLA compiles in this process meanwhile."""
+
+    def note(event: str, duration_s: float, **_) -> None:
+        clock.compiles += event == _COMPILE_EVENT
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
+@contextmanager
+def _bar(source, shown: bool):
+    """A progress bar with live fps and p99; yields what to call after each frame."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("streaming"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, disable=not shown, refresh_per_second=4) as bar:
+        task = bar.add_task("", total=getattr(source, "frames", None), note="")
+        shown_at = time.perf_counter()
+
+        def tick(clock: Clock) -> None:
+            nonlocal shown_at
+            now = time.perf_counter()
+            if now - shown_at > 0.25:
+                shown_at = now
+                recent = np.array(clock.latency_ms[-250:])
+                note = f"{1e3 / recent.mean():.1f} fps  p99 {np.percentile(recent, 99):.1f} ms"
+                bar.update(task, completed=len(clock.latency_ms), note=note)
+
+        yield tick

@@ -1,0 +1,203 @@
+"""One frame in, one frame out: the pure streaming step and its compiled form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, UInt8
+
+from lsd_jax import diffusion, ring
+from lsd_jax.codec import PixelCodec
+from lsd_jax.config import Config
+from lsd_jax.model import Denoiser
+from lsd_jax.types import Conditioning, Frame, KVBuffer, StreamState
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StreamModel:
+    """A denoiser made ready to stream: cast, with the modulation of each pass worked out once.
+
+    Modulation depends on noise level and history level alone, both fixed for a compiled stream,
+    so `passes [K, L, 1, 6, D]` and `commit [L, 1, 6, D]` are constants of the stream.
+    """
+
+    denoiser: Denoiser
+    passes: Float[Array, "passes l 1 6 d"]
+    commit: Float[Array, "l 1 6 d"]
+
+
+def prepare(denoiser: Denoiser, config: Config) -> StreamModel:
+    """Casts the weights to the compute dtype and tabulates modulation, once at load."""
+    levels = diffusion.pass_levels(config.stream.passes)
+    clean = jnp.zeros(1)
+    passes = [denoiser.modulation(jnp.full(1, t), clean) for t in levels]
+    commit = denoiser.modulation(jnp.ones(1), jnp.full(1, config.stream.history_level))
+    model = StreamModel(denoiser, jnp.stack(passes), commit)
+    return jax.tree.map(lambda x: x.astype(config.model.compute_dtype), model)
+
+
+def init_state(config: Config, seeds: jax.Array) -> StreamState:
+    """Cold streams, one per seed (`[B]`, integers); a session's pictures depend on its own seed
+    only."""
+    batch = seeds.shape[0]
+    return StreamState(
+        kv=ring.empty(config.model, batch, config.model.compute_dtype),
+        key=jax.vmap(jax.random.key_data)(jax.vmap(jax.random.key)(seeds)),
+        frame=jnp.zeros(batch, jnp.int32),
+    )
+
+
+def frame_step(
+    model: StreamModel,
+    state: StreamState,
+    frame: Frame,
+    controls: UInt8[Array, "b height width n"],
+) -> tuple[StreamState, Frame]:
+    """Transforms the next frame of every session.
+
+    Pure and free of branches; its cost does not depend on how long a stream has run.
+
+    Args:
+        model: from `prepare`.
+        state: from `init_state`, then from the previous call; meant to be donated.
+        frame: the input, at the model's resolution.
+        controls: one plane per name in `config.model.controls`, 255 for "here"; the plane `mask`
+            confines the edit: outside of it the output is the input, exactly.
+
+    Returns:
+        The next state and the frame out.
+    """
+    key, noise = _next_noise(state.key, frame.shape[1:], model.commit.dtype)
+    show = each_session(partial(_show_and_remember, model), (ring.SESSION, 0, 0, 0), (0, 1, 1))
+    out, k, v = show(state.kv, noise, frame, controls)
+    with jax.named_scope("commit"):
+        kv = ring.commit(state.kv, k, v, model.denoiser.config.sinks)
+    return StreamState(kv=kv, key=key, frame=state.frame + 1), out
+
+
+def _show_and_remember(
+    model: StreamModel, kv: KVBuffer, noise: Array, frame: Frame, controls: Array
+) -> tuple[Frame, Array, Array]:
+    """The frames out, and the keys and values `[L, B, T, H, K]` by which to remember them."""
+    denoiser, codec = model.denoiser, PixelCodec()
+    dtype = model.commit.dtype
+    source = codec.encode(frame).astype(dtype)
+    planes = controls.astype(dtype) / 255
+
+    def predict(i: int, noisy: Array) -> Array:
+        with jax.named_scope(f"pass_{i}"):
+            return denoiser.denoise(source, noisy, planes, kv, model.passes[i])
+
+    latent = diffusion.sample(predict, noise, model.passes.shape[0])
+    out = confine(codec.decode(latent), frame, controls, denoiser.config.controls)
+    with jax.named_scope("remember"):
+        shown = codec.encode(out).astype(dtype)
+        return out, *denoiser.remember(source, shown, planes, kv, model.commit)
+
+
+def confine(out: Frame, frame: Frame, controls: Array, names: tuple[str, ...]) -> Frame:
+    """The output inside the mask, the input outside of it."""
+    if "mask" not in names:
+        return out
+    mask = names.index("mask")
+    return jnp.where(controls[..., mask : mask + 1] >= 128, out, frame)
+
+
+def condition(
+    model: StreamModel,
+    state: StreamState,
+    condition: Conditioning,
+    sessions: Bool[Array, " b"],
+) -> StreamState:
+    """Gives the chosen sessions a new prompt and reference: rewrites their pinned slots only."""
+    k, v, valid = each_session(model.denoiser.pin, (0,), (1, 1, 0))(condition)
+    return state.replace(kv=ring.pin(state.kv, k, v, valid, sessions))
+
+
+def each_session(compute: Callable, in_axes: tuple, out_axes: tuple[int, ...]) -> Callable:
+    """`compute` for all sessions: in one go or, on a CPU, for one after the other.
+
+    The last bits of a CPU's matrix product depend on how many rows it has; this way a session's
+    bits do not depend on its company. The axes say where the session lies, as those of `vmap`
+    do, but `compute` keeps that axis.
+    """
+
+    def one_by_one(*inputs):
+        def session(i):
+            def row(axis, x):
+                return jax.tree.map(lambda y: jax.lax.dynamic_slice_in_dim(y, i, 1, axis), x)
+
+            out = compute(*jax.tree.map(row, in_axes, inputs))
+            return [jnp.squeeze(x, axis) for axis, x in zip(out_axes, out, strict=True)]
+
+        sessions = jax.tree.leaves(inputs[-1])[0].shape[in_axes[-1]]
+        out = jax.lax.map(session, jnp.arange(sessions))
+        return tuple(jnp.moveaxis(x, 0, axis) for axis, x in zip(out_axes, out, strict=True))
+
+    return partial(jax.lax.platform_dependent, cpu=one_by_one, default=compute)
+
+
+def restart(state: StreamState, sessions: Bool[Array, " b"], seeds: jax.Array) -> StreamState:
+    """Makes the chosen sessions cold streams again, with new seeds `[B]`."""
+    keys = jax.vmap(jax.random.key_data)(jax.vmap(jax.random.key)(seeds))
+    return StreamState(
+        kv=ring.clear(state.kv, sessions),
+        key=jnp.where(sessions[:, None], keys, state.key),
+        frame=jnp.where(sessions, 0, state.frame),
+    )
+
+
+@dataclass(frozen=True)
+class CompiledStream:
+    """The executables of a running stream. Both take the model first and donate the state."""
+
+    step: jax.stages.Compiled
+    condition: jax.stages.Compiled
+    model: StreamModel
+
+
+def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> CompiledStream:
+    """Compiles the frame step and the change of condition for `batch` sessions, ahead of time.
+
+    The results refuse any other shape, dtype or placement instead of compiling again.
+    """
+    height, width = config.model.height, config.model.width
+    sizes = {"b": batch, "h": height, "w": width}
+    frame = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)
+    controls = jax.ShapeDtypeStruct((*frame.shape[:3], len(config.model.controls)), jnp.uint8)
+    state = jax.eval_shape(lambda: init_state(config, jnp.zeros(sizes["b"], jnp.int32)))
+    flags = jax.ShapeDtypeStruct((batch,), jnp.bool_)
+    step = jax.jit(frame_step, donate_argnums=1).lower(model, state, frame, controls).compile()
+    change = (
+        jax.jit(condition, donate_argnums=1)
+        .lower(model, state, abstract_condition(config, batch), flags)
+        .compile()
+    )
+    return CompiledStream(step, change, model)
+
+
+def abstract_condition(config: Config, batch: int) -> Conditioning:
+    """Shapes and dtypes of the `Conditioning` that a model of this config takes."""
+    model = config.model
+    text: tuple[int, ...] = (batch, model.prompt_bytes)
+    if model.external_text_dim:
+        text = (*text, model.external_text_dim)
+    return Conditioning(
+        prompt=jax.ShapeDtypeStruct(text, jnp.float32 if model.external_text_dim else jnp.uint8),
+        reference=jax.ShapeDtypeStruct((batch, model.height, model.width, 3), jnp.uint8),
+        has_reference=jax.ShapeDtypeStruct((batch,), jnp.bool_),
+    )
+
+
+def _next_noise(key_data: Array, shape: tuple[int, ...], dtype) -> tuple[Array, Array]:
+    def one_session(data):
+        carried, used = jax.random.split(jax.random.wrap_key_data(data))
+        return jax.random.key_data(carried), jax.random.normal(used, shape, jnp.float32)
+
+    key_data, noise = jax.vmap(one_session)(key_data)
+    return key_data, noise.astype(dtype)

@@ -1,0 +1,95 @@
+"""Diffusion forcing: every frame of a clip is denoised from a noise level of its own, given a
+history that is noised independently and says by how much (Chen et al. 2024)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lsd_jax import diffusion, ring
+from lsd_jax.codec import PixelCodec
+from lsd_jax.config import TrainConfig
+from lsd_jax.data.batch import Batch
+from lsd_jax.model import Denoiser
+from lsd_jax.types import KVBuffer
+
+CLEAN_HISTORY = 0.5  # share of history frames without any noise, as a stream commits them
+
+
+def forcing_loss(
+    model: Denoiser, batch: Batch, key: Array, settings: TrainConfig
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Velocity-weighted error of the predicted clean frames of a batch of clips.
+
+    Runs the two functions that a stream runs, `remember` and `denoise`, on all frames at once.
+
+    Returns:
+        The loss, and metrics: `mse` at pure noise in [-1, 1] units (what one pass shows) and
+        `loss`.
+    """
+    codec = PixelCodec()
+    keys = jax.random.split(key, 4)
+    clips, frames = batch.source.shape[:2]
+    dtype = model.embed.dtype
+
+    source, clean = (
+        codec.encode(x).astype(dtype).reshape(clips * frames, *x.shape[2:])
+        for x in (batch.source, batch.target)
+    )
+    controls = (batch.controls.astype(dtype) / 255).reshape(*source.shape[:3], -1)
+    kv = pinned_history(model, batch)
+    if frames > 1:
+        level = jax.random.uniform(keys[0], (clips * frames,))
+        noised = jax.random.uniform(keys[1], level.shape) > CLEAN_HISTORY
+        level = jnp.where(noised, level, 0)
+        noise = jax.random.normal(keys[2], clean.shape, dtype)
+        past = diffusion.add_noise(clean, noise, 1 - level)
+        modulation = model.modulation(jnp.ones_like(level), level)
+        k, v = model.remember(source, past, controls, kv, modulation)
+        kv = windowed_history(kv, k, v, frames, model.config.window)
+
+    level_key, noise_key = jax.random.split(keys[3])
+    t = diffusion.sample_levels(level_key, (clips * frames,), settings.pure_noise)
+    noisy = diffusion.add_noise(clean, jax.random.normal(noise_key, clean.shape, dtype), t)
+    predicted = model.denoise(
+        source, noisy, controls, kv, model.modulation(t, jnp.zeros_like(t))
+    )
+    error = jnp.mean(jnp.square((predicted - clean).astype(jnp.float32)), axis=(1, 2, 3))
+    loss = jnp.mean(diffusion.loss_weight(t) * error)
+    first_pass = (t == 0).astype(jnp.float32)
+    mse = jnp.sum(error * first_pass) / jnp.maximum(jnp.sum(first_pass), 1)
+    return loss, {"loss": loss, "mse": mse}
+
+
+def pinned_history(model: Denoiser, batch: Batch) -> KVBuffer:
+    """The pinned keys and values of each clip, repeated for each of its frames; no slots."""
+    frames = batch.source.shape[1]
+    k, v, valid = model.pin(batch.condition)
+    k, v = (jnp.repeat(x, frames, axis=1) for x in (k, v))
+    valid = jnp.repeat(valid, frames, axis=0)
+    return KVBuffer(k, v, valid, jnp.zeros((valid.shape[0], 0), jnp.int32))
+
+
+def windowed_history(
+    pinned: KVBuffer, k: Array, v: Array, frames: int, window: int
+) -> KVBuffer:
+    """For each frame of each clip, the buffer that a stream would hold when it arrives there.
+
+    `k` and `v` are `[L, clips * frames, T, H, K]`, the committed keys and values of all frames.
+    """
+    layers, rows, tokens = k.shape[:3]
+    clips = rows // frames
+
+    def gather(buffer, x):
+        x = x.reshape(layers, clips, frames, *x.shape[2:])
+        x = jnp.pad(x, ((0, 0), (0, 0), (window, 0), *((0, 0),) * 3))
+        back = [x[:, :, window - age : window - age + frames] for age in range(1, window + 1)]
+        slots = jnp.stack(back, axis=3)  # [L, clips, F, window, T, H, K]
+        slots = slots.reshape(layers, rows, window * tokens, *x.shape[4:])
+        return jnp.concatenate([buffer, slots], axis=2)
+
+    ages = jnp.arange(1, window + 1)
+    arrived = jnp.arange(frames)[:, None] >= ages  # [F, window]
+    age = jnp.tile(jnp.where(arrived, ages, ring.EMPTY), (clips, 1)).astype(jnp.int32)
+    return KVBuffer(gather(pinned.k, k), gather(pinned.v, v), pinned.pinned, age)

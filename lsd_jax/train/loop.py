@@ -1,0 +1,146 @@
+"""The one training loop: any stage's loss over the same batches, resumable to the last bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from absl import logging
+from jax.sharding import Mesh, NamedSharding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lsd_jax import sharding
+from lsd_jax.checkpoint import Checkpoints, load_weights, save_weights
+from lsd_jax.config import Config
+from lsd_jax.data.batch import Batch
+from lsd_jax.train.samples import save_samples
+from lsd_jax.model import abstract_params
+from lsd_jax.train.step import Loss, TrainState, abstract_state, init_state, make_step
+
+PATIENCE = 20  # steps in a row without a finite gradient before training gives up
+
+
+def train(
+    config: Config,
+    loss: Loss,
+    batches: Callable[[int], Batch],
+    directory: Path,
+    mesh: Mesh,
+    init_from: Path | None = None,
+    deadline_s: float | None = None,
+) -> int:
+    """Trains until `config.train.steps`, a signal or the deadline; returns the steps done.
+
+    Writes `metrics.jsonl`, `samples/*.png`, `checkpoints/` and, at the end, `weights/` (the
+    running mean) under `directory`. Where that holds checkpoints already, goes on from the newest
+    good one exactly as if it had never stopped.
+
+    Args:
+        batches: the batch of a step, by its number.
+        init_from: weights to start from where there is no checkpoint to go on from.
+        deadline_s: seconds after which to stop at the next step, with everything saved.
+
+    Raises:
+        ValueError: a checkpoint of another architecture, or `PATIENCE` steps without a finite
+            gradient.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    place = NamedSharding(mesh, sharding.BATCH)
+    with Checkpoints(directory / "checkpoints") as saved, ThreadPoolExecutor(1) as ahead:
+        state = first_state(config, saved, mesh, init_from)
+        step, end = int(state.step), config.train.steps
+        run = make_step(config, loss, mesh)
+        upcoming = ahead.submit(batches, step)
+        with _progress() as bar, _stop_on_signal() as stopped, _log(directory) as log:
+            task = bar.add_task("training", total=end, completed=step, note="")
+            clock = time.monotonic()
+            while step < end and not stopped:
+                batch = jax.device_put(upcoming.result(), place)
+                upcoming = ahead.submit(batches, step + 1)
+                state, metrics = run(state, batch)
+                step += 1
+                if step % config.train.log_every == 0 or step == end:
+                    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                    now = time.monotonic()
+                    rate = config.train.batch * config.train.log_every / (now - clock)
+                    clock = now
+                    log(step=step, clips_per_s=round(rate, 2), **values)
+                    note = f"loss {values['loss']:.4f}  {rate:.1f} clips/s"
+                    bar.update(task, completed=step, note=note)
+                    if values["skipped"] >= PATIENCE:
+                        raise ValueError(
+                            f"no finite gradient for {PATIENCE} steps before step {step}; lower "
+                            "train.learning_rate and start again from the last checkpoint"
+                        )
+                if step % config.train.sample_every == 0:
+                    picture = directory / "samples" / f"{step:07d}.png"
+                    save_samples(config, state.ema, batch, picture)
+                if step % config.train.checkpoint_every == 0:
+                    saved.save(step, state, config)
+                if deadline_s is not None and time.monotonic() - started > deadline_s:
+                    break
+        upcoming.cancel()
+        if step not in saved.steps():
+            saved.save(step, state, config)
+    save_weights(directory / "weights", state.ema, config)
+    return step
+
+
+def first_state(
+    config: Config, saved: Checkpoints, mesh: Mesh, init_from: Path | None
+) -> TrainState:
+    """The newest good checkpoint's state, or a fresh one, on `mesh`."""
+    if saved.steps():
+        state, step, _ = saved.restore(abstract_state(config, mesh))
+        logging.info("going on from step %d of %s", step, saved.directory)
+        return state
+    if init_from is None:
+        return init_state(config, mesh)
+    params, _ = load_weights(init_from, abstract_params(config.model), config.model)
+    return init_state(config, mesh, params)
+
+
+@contextmanager
+def _log(directory: Path):
+    """Appends one JSON object a line to `metrics.jsonl`."""
+    with open(directory / "metrics.jsonl", "a", buffering=1) as file:
+        yield lambda **values: file.write(json.dumps(values) + "\n")
+
+
+@contextmanager
+def _stop_on_signal():
+    """Yields a list that is filled by the first Ctrl-C or termination; a second one is not
+    caught."""
+    received: list[int] = []
+
+    def note(number, _):
+        received.append(number)
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    for name in before:
+        signal.signal(name, note)
+    try:
+        yield received
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        disable=jax.process_index() != 0,
+    )

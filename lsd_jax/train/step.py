@@ -1,0 +1,120 @@
+"""The state of a training run and the jitted function that takes it one step further."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from lsd_jax import sharding
+from lsd_jax.config import Config
+from lsd_jax.data.batch import Batch
+from lsd_jax.model import Denoiser, abstract_model, abstract_params, build, cast
+from lsd_jax.train.optim import optimizer
+
+Loss = Callable[..., tuple[Array, dict[str, Array]]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Float32 master weights as nested dicts, their running mean, and the optimiser's state."""
+
+    params: dict
+    ema: dict
+    optimizer: optax.OptState
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]  # steps in a row without a finite gradient
+
+
+def init_state(config: Config, mesh: Mesh, params: dict | None = None) -> TrainState:
+    """Fresh weights (or the given ones) and optimiser, born sharded over `mesh`."""
+
+    def create(params):
+        if params is None:
+            model = Denoiser(config.model, jax.random.key(config.train.seed))
+            params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        zero = jnp.zeros((), jnp.int32)
+        opt = optimizer(config.train).init(params)
+        return TrainState(params, jax.tree.map(jnp.copy, params), opt, zero, zero)
+
+    return jax.jit(create, out_shardings=state_shardings(config, mesh))(params)
+
+
+def state_shardings(config: Config, mesh: Mesh) -> TrainState:
+    """Where each part of a `TrainState` lies: moments beside their weights, scalars everywhere."""
+    weights = sharding.parameter_shardings(abstract_model(config.model), mesh)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    by_path = dict(jax.tree_util.tree_flatten_with_path(weights)[0])
+
+    def place(path, leaf):
+        # A moment's path ends in the path of its weight.
+        for start in range(len(path)):
+            if path[start:] in by_path and leaf.ndim:
+                return by_path[path[start:]]
+        return replicated
+
+    opt = jax.eval_shape(optimizer(config.train).init, abstract_params(config.model))
+    opt = jax.tree_util.tree_map_with_path(place, opt)
+    return TrainState(weights, weights, opt, replicated, replicated)
+
+
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a `TrainState`, for restoring one."""
+    shapes = jax.eval_shape(lambda: init_state(config, mesh))
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        shapes,
+        state_shardings(config, mesh),
+    )
+
+
+def make_step(
+    config: Config, loss: Loss, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Compiles one step of `loss`: bf16 (or `compute_dtype`) arithmetic, float32 weights.
+
+    A step whose loss or gradient is not finite changes nothing but `skipped`.
+    """
+    settings = config.train
+    update = optimizer(settings).update
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+
+        def objective(params):
+            model = cast(build(config.model, params), config.model.compute_dtype)
+            return loss(model, batch, key, settings)
+
+        grads, metrics = jax.grad(objective, has_aux=True)(state.params)
+        norm = optax.tree.norm(grads)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
+            changes, opt = update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, changes)
+        # Early on the mean would remember the random start, so it shortens its memory.
+        decay = jnp.minimum(settings.ema, (state.step + 1) / (state.step + 10))
+        ema = optax.incremental_update(params, state.ema, 1 - decay)
+
+        fine = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+        zero = jnp.zeros((), jnp.int32)
+        new = TrainState(params, ema, opt, state.step + 1, zero)
+        old = TrainState(
+            state.params, state.ema, state.optimizer, state.step + 1, state.skipped + 1
+        )
+        state = jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
+        return state, {**metrics, "grad_norm": norm, "skipped": state.skipped}
+
+    places = state_shardings(config, mesh)
+    batch_place = NamedSharding(mesh, sharding.BATCH)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(places, batch_place),
+        out_shardings=(places, NamedSharding(mesh, PartitionSpec())),
+    )

@@ -1,0 +1,116 @@
+"""`lsd eval` on a small random model: the report's keys, its files, and bad input."""
+
+import argparse
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from lsd_jax import reports
+from lsd_jax.checkpoint import save_weights
+from lsd_jax.cli import eval as command
+from lsd_jax.config import Config, ModelConfig
+from lsd_jax.evaluate import fidelity
+from lsd_jax.model import Denoiser
+
+CONFIG = Config(
+    "test",
+    ModelConfig(
+        height=32, width=32, patch=8, dim=32, heads=1, layers=1, mlp=64, detail_dim=8,
+        text_dim=32, text_layers=1, prompt_tokens=4, reference_tokens=4,
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Denoiser(CONFIG.model, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("eval") / "weights"
+    save_weights(path, nnx.to_pure_dict(nnx.state(model, nnx.Param)), CONFIG)
+    return path
+
+
+def arguments(checkpoint, *extra):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--json")
+    return parser.parse_args([str(checkpoint), *map(str, extra)])
+
+
+def test_report_has_the_keys_that_are_promised(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reports, "provenance", lambda: {"versions": {}, "commit": None})
+    out, plots = tmp_path / "new" / "report.json", tmp_path / "plots"
+    extra = ("--worlds", 1, "--frames", 2, "--batch", 16, "--drift-frames", 3)
+    command.run(arguments(checkpoint, *extra, "--json", out, "--plots", plots))
+    found = json.loads(out.read_text())
+
+    assert found["frames"] == 2 and found["streams"] == 52 and found["kind"] == "measured"
+    assert set(found["psnr_db"]) == {"mean", "identity", "by_edit", "held_out_prompts"}
+    assert {"footage", "scene", "held_out"} <= set(found["prompt_accuracy"])
+    assert len(found["psnr_db"]["by_edit"]) == len(found["by_edit"]) == 22
+    assert len(found["held_out_prompts"]) == 30
+    for row in found["by_edit"].values():
+        assert {"psnr", "identity", "gain", "accuracy", "texture"} <= set(row)
+        assert np.isfinite([row["psnr"], row["texture"]]).all()
+    assert len(found["drift"]["psnr_db_by_frame"]) == 2
+    assert found["drift"]["long"]["frames"] == 3
+    assert {"config", "passes", "versions", "commit", "gain_db"} <= set(found)
+    for name in ("edits.png", "drift.png", "contact.png", "contact_held_out.png"):
+        assert (plots / name).stat().st_size > 1000
+    printed = capsys.readouterr().out
+    assert "held-out" in printed and "night" in printed and "recolour" in printed
+
+
+def test_the_training_mean_is_taken_from_a_training_step(model, tmp_path):
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    mean = jax.tree.map(lambda x: x + 1, params)
+    save_weights(tmp_path / "7", {"params": params, "ema": mean}, CONFIG)
+    config, found = command.load(tmp_path / "7", ["stream.passes=2"])
+    assert config.stream.passes == 2
+    np.testing.assert_array_equal(found["embed"], mean["embed"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--worlds", 0), "--worlds 0: give at least 1"),
+        (("--drift-frames", -1), "--drift-frames -1: give at least 0"),
+        (("--set", "model.layers=2"), "layers: 2 != 1"),
+        (("--set", "stream.speed=2"), "unknown config field"),
+    ],
+)
+def test_bad_input_is_one_clear_line(checkpoint, extra, message):
+    with pytest.raises(ValueError, match=message) as error:
+        command.run(arguments(checkpoint, *extra))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_the_config_does_not_describe_are_refused(model, tmp_path):
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    params["embed"] = params["embed"][:, :16]
+    save_weights(tmp_path / "odd", params, CONFIG)
+    with pytest.raises(ValueError, match="embed"):
+        command.load(tmp_path / "odd", [])
+
+
+def test_a_stream_does_not_depend_on_the_others_nor_on_how_frames_come(model):
+    """Three streams in a batch of four; then in two portions."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, 4, 32, 32, 3), dtype=np.uint8)
+    texts, references = ["night", "use the reference", "fog"], [None, frames[0, 0], None]
+    streams = fidelity.model_stream(model, CONFIG, 4, seed=0)
+    whole = streams(texts, references)(frames)
+    assert whole.shape == frames.shape and whole.dtype == np.uint8
+    streams = fidelity.model_stream(model, CONFIG, 4, seed=0)
+    advance = streams(texts, references)
+    parts = [advance(frames[:, :1]), advance(frames[:, 1:])]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+    with pytest.raises(ValueError, match="compiled for 4"):
+        streams(["fog"] * 5, [None] * 5)
