@@ -1,7 +1,7 @@
 """512x512, about 300 M parameters: one large GPU or TPU chip, or a Trainium2 core.
 
-    lsd info base
-    lsd train configs/base.py --stage forcing --mesh fsdp=8
+lsd info base
+lsd train configs/base.py --stage forcing --mesh fsdp=8
 """
 
 from lsd_jax.config import Config, ModelConfig, TrainConfig

@@ -1,7 +1,7 @@
 """1920x1080 (1088 rows, so that patches of 32 fit), 2,040 tokens, 1.3 B parameters: several chips.
 
-    lsd info lucy_1080p
-    lsd train configs/lucy_1080p.py --stage forcing --mesh fsdp=16,tensor=4 --distributed
+lsd info lucy_1080p
+lsd train configs/lucy_1080p.py --stage forcing --mesh fsdp=16,tensor=4 --distributed
 """
 
 from lsd_jax.config import Config, ModelConfig, TrainConfig

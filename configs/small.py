@@ -1,7 +1,7 @@
 """256x256, about 28 M parameters: one GPU, TPU core or NeuronCore pair.
 
-    lsd info small
-    lsd train configs/small.py --stage forcing
+lsd info small
+lsd train configs/small.py --stage forcing
 """
 
 from lsd_jax.config import Config, ModelConfig, TrainConfig

@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float
 from lsd_jax.codec import PixelCodec
 from lsd_jax.config import ModelConfig
 from lsd_jax.layers import normal, patchify, rms_norm
+from lsd_jax.ops.denoise_stack import attend
+from lsd_jax.ring import INVALID
 from lsd_jax.types import Conditioning
 
 TEXT_HEADS = 4
@@ -64,7 +66,9 @@ class TextEncoder(nnx.Module):
         words = sum(
             neighbours[:, i : i + length] @ kernel for i, kernel in enumerate(self.words[...])
         )
-        x, _ = jax.lax.scan(lambda x, w: (text_block(x, w, valid), None), x + words, self.blocks[...])
+        x, _ = jax.lax.scan(
+            lambda x, w: (text_block(x, w, valid), None), x + words, self.blocks[...]
+        )
         return self.pool(rms_norm(x), valid)
 
 
@@ -75,7 +79,9 @@ class ReferenceEncoder(nnx.Module):
         keys = jax.random.split(key, 4)
         patch, dim = config.patch**2 * 3, config.dim
         self.embed = nnx.Param(normal(keys[0], (patch, dim), patch), axes=(None, "embed"))
-        self.position = nnx.Param(normal(keys[1], (config.tokens, dim), 1, 0.3), axes=(None, "embed"))
+        self.position = nnx.Param(
+            normal(keys[1], (config.tokens, dim), 1, 0.3), axes=(None, "embed")
+        )
         self.mix = nnx.Param(normal(keys[2], (dim, dim), dim), axes=(None, "embed"))
         self.pool = Pool(config.reference_tokens, dim, dim, keys[3])
         self.patch = config.patch
@@ -122,7 +128,7 @@ class Conditioner(nnx.Module):
 def multi_head(q: Array, k: Array, v: Array, valid: Bool[Array, "b n"]) -> Array:
     """Attention of `TEXT_HEADS` heads over the valid positions, all `[B, ., D]`."""
     q, k, v = (x.reshape(*x.shape[:2], TEXT_HEADS, -1) for x in (q, k, v))
-    attended = jax.nn.dot_product_attention(q, k, v, mask=valid[:, None, None])
+    attended = attend(q, k, v, jnp.where(valid, 0.0, INVALID).astype(jnp.float32))
     return attended.reshape(*attended.shape[:2], -1)
 
 

@@ -9,6 +9,12 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_POSITIVE = (
+    "height", "width", "patch", "dim", "layers", "heads", "mlp", "window", "prompt_bytes",
+    "prompt_tokens", "text_dim", "detail_patch", "detail_dim",
+)  # fmt: skip
+_DTYPES = ("float32", "bfloat16", "float16")
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -42,20 +48,26 @@ class ModelConfig:
     compute_dtype: str = "float32"
 
     def __post_init__(self):
+        for name in _POSITIVE:
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         _require(self.dim % self.heads == 0, f"dim={self.dim} does not split over {self.heads=}")
         _require(self.head_dim % 4 == 0, f"head_dim={self.head_dim} must be a multiple of 4")
         for side in ("height", "width"):
             size = getattr(self, side)
             _require(
-                size > 0 and size % self.patch == 0,
+                size % self.patch == 0,
                 f"{side}={size} is not a multiple of patch={self.patch}",
             )
         _require(
             self.patch % self.detail_patch == 0,
             f"patch={self.patch} is not a multiple of detail_patch={self.detail_patch}",
         )
-        _require(self.window >= 1, f"window={self.window} must be at least 1")
+        _require(self.text_dim % 4 == 0, f"text_dim={self.text_dim} must be a multiple of 4")
         _require(self.sinks >= 0, f"sinks={self.sinks} must not be negative")
+        _require(
+            self.compute_dtype in _DTYPES,
+            f"unknown compute_dtype {self.compute_dtype!r}; known: {', '.join(_DTYPES)}",
+        )
         known = ("mask", "keypoints")
         for control in self.controls:
             _require(control in known, f"unknown control {control!r}; known: {', '.join(known)}")
@@ -130,7 +142,13 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("batch", "frames", "steps", "checkpoint_every", "sample_every", "log_every"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("pure_noise", "prompt_drop", "scene_fraction", "video_fraction", "mask_fraction"):
+        for name in (
+            "pure_noise",
+            "prompt_drop",
+            "scene_fraction",
+            "video_fraction",
+            "mask_fraction",
+        ):
             _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} not in [0, 1]")
 
 

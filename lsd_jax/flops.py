@@ -20,13 +20,12 @@ def count_flops(function, *args) -> int:
 def _count(jaxpr: Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
-        out = equation.outvars[0].aval.shape if equation.outvars else ()
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
+            left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
             total += 2 * prod(out) * prod(left[axis] for axis in contracted)
         elif equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
+            kernel, out = _shape(equation.invars[1]), _shape(equation.outvars[0])
             features_out = equation.params["dimension_numbers"].rhs_spec[0]
             total += 2 * prod(out) * prod(kernel) // kernel[features_out]
         repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
@@ -38,3 +37,7 @@ def _count(jaxpr: Jaxpr) -> int:
             if isinstance(inner, Jaxpr):
                 total += repeats * _count(inner)
     return total
+
+
+def _shape(variable) -> tuple[int, ...]:
+    return variable.aval.shape

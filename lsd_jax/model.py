@@ -31,9 +31,7 @@ class Stack(nnx.Module):
         def param(key, shape, fan_in, axes, gain=1.0):
             return nnx.Param(normal(key, (layers, *shape), fan_in, gain), axes=("layer", *axes))
 
-        self.qkv = param(
-            keys[0], (dim, 3, heads, head_dim), dim, ("embed", None, "heads", None)
-        )
+        self.qkv = param(keys[0], (dim, 3, heads, head_dim), dim, ("embed", None, "heads", None))
         self.out = param(keys[1], (heads, head_dim, dim), dim, ("heads", None, "embed"), residual)
         self.up = param(keys[2], (dim, config.mlp), dim, ("embed", "mlp"))
         self.down = param(keys[3], (config.mlp, dim), config.mlp, ("mlp", "embed"), residual)
@@ -54,7 +52,9 @@ class Modulation(nnx.Module):
     def __init__(self, config: ModelConfig, key: Array):
         keys = jax.random.split(key, 2)
         features = 2 * LEVEL_FEATURES
-        self.enter = nnx.Param(normal(keys[0], (features, CONDITION_DIM), features), axes=(None, None))
+        self.enter = nnx.Param(
+            normal(keys[0], (features, CONDITION_DIM), features), axes=(None, None)
+        )
         shape = (config.layers, CONDITION_DIM, 6, config.dim)
         self.leave = nnx.Param(
             normal(keys[1], shape, CONDITION_DIM, 0.1), axes=("layer", None, None, "embed")

@@ -65,9 +65,7 @@ class Readout(nnx.Module):
         x = x + jax.nn.gelu(convolve(x, self.mix[...]) * (1 + scale_2) + shift_2)
 
         pixels = patchify(source, self.cell).reshape(*fine, -1, c)
-        recoloured = pixels + jnp.einsum(
-            "brspc,brscd->brspd", pixels, colour.reshape(*fine, c, c)
-        )
+        recoloured = pixels + jnp.einsum("brspc,brscd->brspd", pixels, colour.reshape(*fine, c, c))
         detail = x @ self.leave[...] + recoloured.reshape(*fine, -1)
         return coarse + unpatchify(detail, self.cell)
 

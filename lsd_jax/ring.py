@@ -76,15 +76,15 @@ def commit(
     oldest = sinks + jnp.argmax(jnp.where(window == EMPTY, slots + 1, window), axis=1)
     age = jnp.where(kv.age > SINK, kv.age + 1, kv.age).at[sessions, oldest].set(1)
     k_buffer, v_buffer = (
-        _write(buffer, new, pinned + oldest * tokens)
-        for buffer, new in ((kv.k, k), (kv.v, v))
+        _write(buffer, new, pinned + oldest * tokens) for buffer, new in ((kv.k, k), (kv.v, v))
     )
     if sinks:
         free = kv.age[:, :sinks] == EMPTY
         slot, has_free = jnp.argmax(free, axis=1), jnp.any(free, axis=1)
         start = pinned + slot * tokens
+        keep = ~has_free[:, None, None, None]
         k_buffer, v_buffer = (
-            _write(buffer, jnp.where(has_free[:, None, None, None], new, _read(buffer, start, tokens)), start)
+            _write(buffer, jnp.where(keep, _read(buffer, start, tokens), new), start)
             for buffer, new in ((k_buffer, k), (v_buffer, v))
         )
         age = age.at[sessions, slot].set(SINK)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from lsd_jax.types import Conditioning
 Schedule = list[tuple[float, str]]
 
 
+@runtime_checkable
 class Sink(Protocol):
     """What takes the frames: `data.video.VideoSink`, or anything with these two."""
 
@@ -42,8 +43,13 @@ def load_model(checkpoint: str | Path | None, overrides: list[str]) -> tuple[Den
     overrides ask for.
     """
     path = Path(checkpoint) if checkpoint else _shipped("tiny")
-    config = configs.override(load_config(path), overrides)
-    params, _ = load_weights(path, abstract_params(config.model))
+    found = load_config(path)
+    config = configs.override(found, overrides)
+    wanted, held = abstract_params(config.model), abstract_params(found.model)
+    if jax.tree.map(lambda p: p.shape, wanted) != jax.tree.map(lambda p: p.shape, held):
+        fields = ", ".join(configs.differences(config.model, found.model))
+        raise CheckpointError(f"{path}: another architecture (asked != found): {fields}")
+    params, _ = load_weights(path, wanted)
     return build(config.model, params), config
 
 
@@ -99,9 +105,9 @@ class Session:
         model = self.config.model
         blank = np.zeros((model.height, model.width, 3), np.uint8)
         wanted = Conditioning(
-            prompt=encode(prompt, model.prompt_bytes)[None],
-            reference=(blank if reference is None else reference)[None],
-            has_reference=np.array([reference is not None]),
+            prompt=jnp.asarray(encode(prompt, model.prompt_bytes)[None]),
+            reference=jnp.asarray((blank if reference is None else reference)[None]),
+            has_reference=jnp.array([reference is not None]),
         )
         self._state = self._compiled.condition(
             self._compiled.model, self._state, wanted, self._everything
@@ -139,17 +145,18 @@ def play(
     schedule: Schedule,
     reference: UInt8[np.ndarray, "h w 3"] | None = None,
     started: float | None = None,
-    progress: bool = True,
+    total: int | None = None,
 ) -> dict:
     """Streams all of `source` into `sink`, changing the prompt at its times; gives the report.
 
-    `started` (of `time.perf_counter`) is where the time to the first frame counts from. Ctrl-C
-    ends the stream early, and the sink keeps what is done.
+    `started` (of `time.perf_counter`) is where the time to the first frame counts from; `total` is
+    how many frames there will be, if known. Ctrl-C ends the stream early, and the sink keeps what
+    is done.
     """
     started = time.perf_counter() if started is None else started
     clock, pending = session.clock, sorted(schedule, key=lambda change: change[0])
     interrupted, first_ms, begun = False, 0.0, time.perf_counter()
-    with _count_compiles(clock), _bar(source, progress) as tick:
+    with count_compiles(clock), _bar(total) as tick:
         frames = iter(source)
         try:
             while True:
@@ -207,10 +214,10 @@ _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 @contextmanager
-def _count_compiles(clock: Clock):
+def count_compiles(clock: Clock):
     """Counts in `clock.compiles` whatever XLA compiles in this process meanwhile."""
 
-    def note(event: str, duration_s: float, **_) -> None:
+    def note(event: str, duration_secs: float, **_: str | int) -> None:
         clock.compiles += event == _COMPILE_EVENT
 
     jax.monitoring.register_event_duration_secs_listener(note)
@@ -221,19 +228,20 @@ def _count_compiles(clock: Clock):
 
 
 @contextmanager
-def _bar(source, shown: bool):
+def _bar(total: int | None):
     """A progress bar with live fps and p99; yields what to call after each frame."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (TextColumn("streaming"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, disable=not shown, refresh_per_second=4) as bar:
-        task = bar.add_task("", total=getattr(source, "frames", None), note="")
+    note = TextColumn("{task.fields[note]}")
+    columns = (TextColumn("streaming"), BarColumn(), MofNCompleteColumn(), note)
+    with Progress(*columns, refresh_per_second=4) as bar:
+        task = bar.add_task("", total=total, note="")
         shown_at = time.perf_counter()
 
         def tick(clock: Clock) -> None:
             nonlocal shown_at
             now = time.perf_counter()
-            if now - shown_at > 0.25:
+            if now - shown_at > 0.25 or len(clock.latency_ms) == total:
                 shown_at = now
                 recent = np.array(clock.latency_ms[-250:])
                 note = f"{1e3 / recent.mean():.1f} fps  p99 {np.percentile(recent, 99):.1f} ms"

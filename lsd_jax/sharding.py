@@ -60,7 +60,5 @@ def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) 
 def parameter_shardings(model: nnx.Module, mesh: Mesh) -> dict:
     """The sharding of each parameter, in the shape of `nnx.to_pure_dict(nnx.state(model))`."""
     state = nnx.state(model, nnx.Param)
-    specs = nnx.map_state(
-        lambda _, p: NamedSharding(mesh, partition(p.axes, p.shape, mesh)), state
-    )
+    specs = nnx.map_state(lambda _, p: NamedSharding(mesh, partition(p.axes, p.shape, mesh)), state)
     return nnx.to_pure_dict(specs)

@@ -167,10 +167,9 @@ def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> Compil
     The results refuse any other shape, dtype or placement instead of compiling again.
     """
     height, width = config.model.height, config.model.width
-    sizes = {"b": batch, "h": height, "w": width}
     frame = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)
     controls = jax.ShapeDtypeStruct((*frame.shape[:3], len(config.model.controls)), jnp.uint8)
-    state = jax.eval_shape(lambda: init_state(config, jnp.zeros(sizes["b"], jnp.int32)))
+    state = jax.eval_shape(lambda: init_state(config, jnp.zeros(batch, jnp.int32)))
     flags = jax.ShapeDtypeStruct((batch,), jnp.bool_)
     step = jax.jit(frame_step, donate_argnums=1).lower(model, state, frame, controls).compile()
     change = (
@@ -187,10 +186,12 @@ def abstract_condition(config: Config, batch: int) -> Conditioning:
     text: tuple[int, ...] = (batch, model.prompt_bytes)
     if model.external_text_dim:
         text = (*text, model.external_text_dim)
-    return Conditioning(
-        prompt=jax.ShapeDtypeStruct(text, jnp.float32 if model.external_text_dim else jnp.uint8),
-        reference=jax.ShapeDtypeStruct((batch, model.height, model.width, 3), jnp.uint8),
-        has_reference=jax.ShapeDtypeStruct((batch,), jnp.bool_),
+    return jax.eval_shape(
+        lambda: Conditioning(
+            prompt=jnp.zeros(text, jnp.float32 if model.external_text_dim else jnp.uint8),
+            reference=jnp.zeros((batch, model.height, model.width, 3), jnp.uint8),
+            has_reference=jnp.zeros(batch, bool),
+        )
     )
 
 

@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> None:
         wide = (size[0], 2 * size[1])
         with VideoSink(args.out / "demo.mp4", size=wide, fps=source.fps) as video:
             pairs = SideBySide(video)
-            report = play(session, pairs.watch(source), pairs, SCHEDULE, None, started)
+            report = play(
+                session, pairs.watch(source), pairs, SCHEDULE, None, started, source.frames
+            )
         fps = float(source.fps)
     inputs, outputs = np.stack(pairs.inputs), np.stack(pairs.outputs)
     report["drift"] = drift(inputs, outputs, fps)
@@ -53,16 +55,19 @@ def run(args: argparse.Namespace) -> None:
     latency = report["latency_ms"]
     table.add_row("frames", f"{report['frames']} at {size[1]}x{size[0]}")
     table.add_row("frames per second, decode to encode", f"{report['fps']:.1f}")
-    table.add_row("latency p50 / p99 / max", "{p50:.1f} / {p99:.1f} / {max:.1f} ms".format(**latency))
+    table.add_row(
+        "latency p50 / p99 / max", "{p50:.1f} / {p99:.1f} / {max:.1f} ms".format(**latency)
+    )
     table.add_row("host time per frame, p50", f"{report['host_ms_p50']:.2f} ms")
     first_s = report["time_to_first_frame_ms"] / 1e3
     table.add_row("time to first frame, loading and compiling included", f"{first_s:.1f} s")
     table.add_row("launches per frame", f"{report['launches_per_frame']:g}")
     table.add_row("recompiles after warm-up", str(report["recompiles_after_warmup"]))
     for row in report["drift"]:
+        drifted = f"{row['first_db']:.1f} / {row['last_db']:.1f} dB"
         table.add_row(
-            f"{row['prompt']}: PSNR to truth, first / last half second",
-            f"{row['first_db']:.1f} / {row['last_db']:.1f} dB (input as it is: {row['input_db']:.1f})",
+            f"“{row['prompt']}”: PSNR to the truth, first / last half second",
+            f"{drifted} (untouched input: {row['input_db']:.1f})",
         )
     Console().print(table)
     print(f"{args.out / 'demo.mp4'}  {args.out / 'demo.png'}  {args.out / 'demo.json'}")

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         with VideoSink(
             args.output, size=source.size, fps=source.fps, audio_from=args.input
         ) as sink:
-            report = play(session, source, sink, schedule, reference, started)
+            report = play(session, source, sink, schedule, reference, started, source.frames)
     write_json(args.json, report)
     print(f"{args.output}: {summary(report)}")
     if report["interrupted"]:

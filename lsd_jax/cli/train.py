@@ -45,7 +45,10 @@ def run(args: argparse.Namespace) -> None:
         init_from=args.init,
         deadline_s=args.minutes * 60 if args.minutes else None,
     )
-    print(f"{steps} steps done; weights in {out / 'weights'}, more by the same command")
+    kept = f"{steps} steps are kept in {out}, their weights in {out / 'weights'}"
+    if steps < config.train.steps and not args.minutes:
+        raise KeyboardInterrupt(f"interrupted; {kept}; the same command goes on from there")
+    print(kept)
 
 
 def parse_mesh(text: str) -> dict[str, int]:

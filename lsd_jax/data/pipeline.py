@@ -87,14 +87,15 @@ def filmed_batch(model: ModelConfig, train: TrainConfig, clips: dict, step: int)
     masks = draw_masks(rng, model, count, train.mask_fraction)[:, None, ..., None]
     prompt = np.stack([prompts.encode(text, model.prompt_bytes) for text in texts])
     prompt[rng.random(count) < train.prompt_drop] = 0
+    everywhere = (count, frames, *masks.shape[2:])
     return Batch(
-        source=clips["source"],
-        target=np.where(masks > 0, target, clips["source"]),
-        controls=np.broadcast_to(masks, (count, frames, *masks.shape[2:])),
+        source=jnp.asarray(clips["source"]),
+        target=jnp.where(masks > 0, target, clips["source"]),
+        controls=jnp.broadcast_to(masks, everywhere),
         condition=Conditioning(
-            prompt,
-            np.zeros((count, model.height, model.width, 3), np.uint8),
-            np.zeros(count, bool),
+            prompt=jnp.asarray(prompt),
+            reference=jnp.zeros((count, model.height, model.width, 3), jnp.uint8),
+            has_reference=jnp.zeros(count, bool),
         ),
     )
 
@@ -104,6 +105,7 @@ def _edit(frames, chosen, index) -> jax.Array:
     """Applies one pair of edits to each clip, `[B, F, H, W, 3]` bytes in and out."""
     pictures = frames.astype(jnp.float32) / 255
     return to_bytes(
-        jax.lax.map(lambda clip: edits.compose(clip[0][0], clip[0][1], *clip[1:]),
-                    (chosen, pictures, index))
+        jax.lax.map(
+            lambda clip: edits.compose(clip[0][0], clip[0][1], *clip[1:]), (chosen, pictures, index)
+        )
     )

@@ -28,19 +28,19 @@ def save_plots(report: dict, outcomes: Sequence[Outcome], directory: Path) -> li
     return [directory / name for name in drawn]
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float, layout: str | None = "constrained"):
     """A figure without a screen or global state; inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
     FigureCanvasAgg(figure)
     return figure
 
 
 def _edits(report: dict):
     """PSNR of the model beside that of the input unchanged, per edit."""
-    figure = _figure(12, 9)
+    figure = _figure(12.0, 9.0)
     parts = (("by_edit", "trained prompts"), ("held_out_prompts", "held-out prompts"))
     for axes, (key, title) in zip(figure.subplots(2, 1), parts, strict=True):
         rows = report[key]
@@ -50,18 +50,22 @@ def _edits(report: dict):
             (0.2, "psnr", "tab:blue", "model"),
         ):
             axes.bar(at + shift, [r[value] for r in rows.values()], 0.4, color=colour, label=label)
-        names = [f"{name}\n{row['accuracy']:.2f}" for name, row in rows.items()]
-        axes.set_xticks(at, names, rotation=60, ha="right", fontsize=8)
+        names = [
+            name.replace("_from_", "\nfrom ") + f"\n{row['accuracy']:.2f}"
+            for name, row in rows.items()
+        ]
+        axes.set_xticks(at, names, rotation=90, fontsize=8)
+        axes.margins(x=0.01)
         axes.set_ylabel("PSNR / dB")
-        axes.set_title(f"{title} (below each edit: prompt accuracy)", fontsize=10)
-        axes.legend(loc="upper left", fontsize=8)
+        axes.set_title(f"{title} (below each edit: prompt accuracy)", fontsize=10, loc="left")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False)
     return figure
 
 
 def _drift(drift: dict):
     """PSNR by frame of the short streams, and by bin of the long run if there was one."""
     long = drift.get("long")
-    figure = _figure(10, 4)
+    figure = _figure(10.0, 4.0)
     axes = np.atleast_1d(figure.subplots(1, 2 if long else 1))
     by_frame = drift["psnr_db_by_frame"]
     axes[0].plot(range(1, len(by_frame) + 1), by_frame, marker=".")
@@ -82,7 +86,9 @@ def _drift(drift: dict):
 def _contact(outcomes: Sequence[Outcome]):
     """Bands of `COLUMNS` streams: input, output and truth of the last frame under the prompt."""
     bands = -(-len(outcomes) // COLUMNS)
-    figure = _figure(1.5 * COLUMNS, 5.2 * bands)
+    height = 5.7 * bands
+    figure = _figure(1.5 * COLUMNS, height, layout=None)  # by hand: many axes take seconds
+    figure.subplots_adjust(0.003, 0.1 / height, 0.997, 1 - 0.5 / height, wspace=0.05, hspace=0.33)
     grid = figure.subplots(3 * bands, COLUMNS, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()

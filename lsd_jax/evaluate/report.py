@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.table import Table
 
 from lsd_jax.evaluate.fidelity import Outcome
@@ -100,19 +101,24 @@ def tables(report: dict) -> list[Table]:
         rows = {name: row for name, row in source.items() if row["group"] == group}
         if not rows:
             continue
-        table = Table(title=title, title_justify="left", show_footer=True)
+        table = Table(
+            title=f"{title} (dB)", title_justify="left", box=SIMPLE, show_footer=True,
+            pad_edge=False, collapse_padding=True,
+        )  # fmt: skip
         keys = ("psnr", "identity", "gain", "accuracy", "texture")
         means = [_mean(row[key] for row in rows.values()) for key in keys[:-1]] + [None]
         table.add_column("edit", footer="mean", no_wrap=True, min_width=max(map(len, rows)))
-        heads = ("PSNR dB", "identity dB", "gain dB", "accuracy", "texture")
-        for key, head, mean in zip(keys, heads, means, strict=True):
-            table.add_column(head, footer=_cell(key, mean), justify="right")
-        table.add_column("taken for")
+        for key, mean in zip(keys, means, strict=True):
+            table.add_column(key, footer=_cell(key, mean), justify="right", no_wrap=True)
+        table.add_column("taken for", no_wrap=True)
         for name, row in rows.items():
-            taken = ", ".join(list(row["taken_for"])[:3])
-            table.add_row(name, *(_cell(key, row[key]) for key in keys), taken)
+            table.add_row(name, *(_cell(key, row[key]) for key in keys), _first(row["taken_for"]))
         made.append(table)
     return made
+
+
+def _first(taken_for: dict[str, int]) -> str:
+    return next(iter(taken_for), "") + (", ..." if len(taken_for) > 1 else "")
 
 
 def _cell(key: str, value: float | None) -> str:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from lsd_jax.layers import modulate, rms_norm, rotate
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 
+
 def denoise_stack(
     x: Float[Array, "b t d"],
     weights: StackWeights,

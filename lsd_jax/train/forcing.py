@@ -52,9 +52,7 @@ def forcing_loss(
     level_key, noise_key = jax.random.split(keys[3])
     t = diffusion.sample_levels(level_key, (clips * frames,), settings.pure_noise)
     noisy = diffusion.add_noise(clean, jax.random.normal(noise_key, clean.shape, dtype), t)
-    predicted = model.denoise(
-        source, noisy, controls, kv, model.modulation(t, jnp.zeros_like(t))
-    )
+    predicted = model.denoise(source, noisy, controls, kv, model.modulation(t, jnp.zeros_like(t)))
     error = jnp.mean(jnp.square((predicted - clean).astype(jnp.float32)), axis=(1, 2, 3))
     loss = jnp.mean(diffusion.loss_weight(t) * error)
     first_pass = (t == 0).astype(jnp.float32)
@@ -71,9 +69,7 @@ def pinned_history(model: Denoiser, batch: Batch) -> KVBuffer:
     return KVBuffer(k, v, valid, jnp.zeros((valid.shape[0], 0), jnp.int32))
 
 
-def windowed_history(
-    pinned: KVBuffer, k: Array, v: Array, frames: int, window: int
-) -> KVBuffer:
+def windowed_history(pinned: KVBuffer, k: Array, v: Array, frames: int, window: int) -> KVBuffer:
     """For each frame of each clip, the buffer that a stream would hold when it arrives there.
 
     `k` and `v` are `[L, clips * frames, T, H, K]`, the committed keys and values of all frames.

@@ -19,8 +19,8 @@ from lsd_jax import sharding
 from lsd_jax.checkpoint import Checkpoints, load_weights, save_weights
 from lsd_jax.config import Config
 from lsd_jax.data.batch import Batch
-from lsd_jax.train.samples import save_samples
 from lsd_jax.model import abstract_params
+from lsd_jax.train.samples import save_samples
 from lsd_jax.train.step import Loss, TrainState, abstract_state, init_state, make_step
 
 PATIENCE = 20  # steps in a row without a finite gradient before training gives up

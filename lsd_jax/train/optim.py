@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -40,8 +42,8 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
-def _matrices(params: dict) -> dict:
-    def label(tree, path):
+def _matrices(params) -> Any:
+    def label(tree, path) -> Any:
         if isinstance(tree, dict):
             return {name: label(sub, (*path, name)) for name, sub in tree.items()}
         return MATRICES.get(path)

@@ -13,8 +13,8 @@ from lsd_jax.codec import PixelCodec
 from lsd_jax.config import Config
 from lsd_jax.data.batch import Batch
 from lsd_jax.data.pictures import write_image
-from lsd_jax.train.forcing import pinned_history
 from lsd_jax.model import build
+from lsd_jax.train.forcing import pinned_history
 
 COLUMNS = 8
 
@@ -42,4 +42,3 @@ def _one_pass(params: dict, batch: Batch, config: Config):
         source, noise, controls, pinned_history(model, first), model.modulation(zero, zero)
     )
     return first.source[:, 0], codec.decode(out), first.target[:, 0]
-

@@ -11,28 +11,13 @@ from flax import nnx
 from lsd_jax import reports
 from lsd_jax.checkpoint import save_weights
 from lsd_jax.cli import eval as command
-from lsd_jax.config import Config, ModelConfig
 from lsd_jax.evaluate import fidelity
-from lsd_jax.model import Denoiser
-
-CONFIG = Config(
-    "test",
-    ModelConfig(
-        height=32, width=32, patch=8, dim=32, heads=1, layers=1, mlp=64, detail_dim=8,
-        text_dim=32, text_layers=1, prompt_tokens=4, reference_tokens=4,
-    ),
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def model():
-    return Denoiser(CONFIG.model, jax.random.key(0))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(model, tmp_path_factory):
+def checkpoint(small_model, small_config, tmp_path_factory):
     path = tmp_path_factory.mktemp("eval") / "weights"
-    save_weights(path, nnx.to_pure_dict(nnx.state(model, nnx.Param)), CONFIG)
+    save_weights(path, nnx.to_pure_dict(nnx.state(small_model, nnx.Param)), small_config)
     return path
 
 
@@ -68,10 +53,10 @@ def test_report_has_the_keys_that_are_promised(checkpoint, tmp_path, monkeypatch
     assert "held-out" in printed and "night" in printed and "recolour" in printed
 
 
-def test_the_training_mean_is_taken_from_a_training_step(model, tmp_path):
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+def test_the_training_mean_is_taken_from_a_training_step(small_model, small_config, tmp_path):
+    params = nnx.to_pure_dict(nnx.state(small_model, nnx.Param))
     mean = jax.tree.map(lambda x: x + 1, params)
-    save_weights(tmp_path / "7", {"params": params, "ema": mean}, CONFIG)
+    save_weights(tmp_path / "7", {"params": params, "ema": mean}, small_config)
     config, found = command.load(tmp_path / "7", ["stream.passes=2"])
     assert config.stream.passes == 2
     np.testing.assert_array_equal(found["embed"], mean["embed"])
@@ -82,7 +67,7 @@ def test_the_training_mean_is_taken_from_a_training_step(model, tmp_path):
     [
         (("--worlds", 0), "--worlds 0: give at least 1"),
         (("--drift-frames", -1), "--drift-frames -1: give at least 0"),
-        (("--set", "model.layers=2"), "layers: 2 != 1"),
+        (("--set", "model.layers=4"), "layers: 4 != 2"),
         (("--set", "stream.speed=2"), "unknown config field"),
     ],
 )
@@ -92,23 +77,23 @@ def test_bad_input_is_one_clear_line(checkpoint, extra, message):
     assert "\n" not in str(error.value)
 
 
-def test_weights_that_the_config_does_not_describe_are_refused(model, tmp_path):
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+def test_weights_that_the_config_does_not_describe_are_refused(small_model, small_config, tmp_path):
+    params = nnx.to_pure_dict(nnx.state(small_model, nnx.Param))
     params["embed"] = params["embed"][:, :16]
-    save_weights(tmp_path / "odd", params, CONFIG)
+    save_weights(tmp_path / "odd", params, small_config)
     with pytest.raises(ValueError, match="embed"):
         command.load(tmp_path / "odd", [])
 
 
-def test_a_stream_does_not_depend_on_the_others_nor_on_how_frames_come(model):
+def test_a_stream_does_not_depend_on_the_others_nor_on_how_frames_come(small_model, small_config):
     """Three streams in a batch of four; then in two portions."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (3, 4, 32, 32, 3), dtype=np.uint8)
     texts, references = ["night", "use the reference", "fog"], [None, frames[0, 0], None]
-    streams = fidelity.model_stream(model, CONFIG, 4, seed=0)
+    streams = fidelity.model_stream(small_model, small_config, 4, seed=0)
     whole = streams(texts, references)(frames)
     assert whole.shape == frames.shape and whole.dtype == np.uint8
-    streams = fidelity.model_stream(model, CONFIG, 4, seed=0)
+    streams = fidelity.model_stream(small_model, small_config, 4, seed=0)
     advance = streams(texts, references)
     parts = [advance(frames[:, :1]), advance(frames[:, 1:])]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)

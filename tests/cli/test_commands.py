@@ -1,0 +1,179 @@
+"""The command line from end to end on a small random model: results, reports and refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from flax import nnx
+
+from lsd_jax.checkpoint import save_weights
+from lsd_jax.cli.main import main
+from lsd_jax.cli.stream import parse_time
+from lsd_jax.config import Config
+from lsd_jax.data.video import VideoSink, VideoSource
+from lsd_jax.session import Session
+
+REPORT = {
+    "frames",
+    "fps",
+    "latency_ms",
+    "time_to_first_frame_ms",
+    "launches_per_frame",
+    "recompiles_after_warmup",
+    "host_ms_p50",
+    "config",
+    "backend",
+    "versions",
+    "commit",
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_config, small_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "small"
+    params = nnx.to_pure_dict(nnx.state(small_model, nnx.Param))
+    save_weights(path, params, Config(name="small", model=small_config.model))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    rng = np.random.default_rng(0)
+    with VideoSink(path, size=(48, 64), fps=Fraction(25)) as sink:
+        for image in rng.integers(0, 256, (20, 48, 64, 3), np.uint8):
+            sink.write(image)
+    return str(path)
+
+
+def frames_of(path) -> np.ndarray:
+    with VideoSource(path, 48, 64) as source:
+        assert source.size == (48, 64)
+        return np.stack([image for image, _ in source])
+
+
+def test_a_stream_is_repeatable_and_reported(checkpoint, clip, tmp_path):
+    outputs = []
+    for name in ("a.mkv", "b.mkv"):
+        out, report = tmp_path / name, tmp_path / f"{name}.json"
+        arguments = ["stream", clip, "--prompt", "night", "--at", "0.4s", "film noir"]
+        arguments += ["-o", str(out), "--checkpoint", checkpoint, "--json", str(report)]
+        assert main(arguments) == 0
+        outputs.append(frames_of(out))
+        found = json.loads(report.read_text())
+        assert found.keys() >= REPORT
+        assert found["frames"] == 20
+        assert found["launches_per_frame"] == 1
+        assert found["recompiles_after_warmup"] == 0
+        assert found["latency_ms"].keys() == {"p50", "p99", "max"}
+    assert np.array_equal(*outputs)
+    assert len(outputs[0]) == 20
+
+
+def test_interruption_keeps_what_was_done(checkpoint, clip, tmp_path, monkeypatch, capsys):
+    step, done = Session.step, []
+
+    def interrupted(self, frame):
+        if len(done) == 7:
+            raise KeyboardInterrupt
+        done.append(frame)
+        return step(self, frame)
+
+    monkeypatch.setattr(Session, "step", interrupted)
+    out = tmp_path / "out.mkv"
+    assert main(["stream", clip, "--prompt", "x", "-o", str(out), "--checkpoint", checkpoint]) == 2
+    assert len(frames_of(out)) == 7
+    assert "7 frames are kept" in capsys.readouterr().err
+
+
+def refusals(checkpoint, clip, tmp_path):
+    picture = tmp_path / "picture.png"
+    picture.write_text("no picture")
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    out = str(tmp_path / "out.mp4")
+    plain = ["stream", clip, "--prompt", "night", "-o", out, "--checkpoint", checkpoint]
+
+    def changed(**new):
+        names = {"input": 1, "prompt": 3, "output": 5, "checkpoint": 7}
+        return [new.get(next((k for k, v in names.items() if v == i), ""), x)
+                for i, x in enumerate(plain)]  # fmt: skip
+
+    return {
+        "missing": (changed(input=str(tmp_path / "none.mp4")), "none.mp4"),
+        "text": (changed(input=str(text)), "does not open as a video"),
+        "empty prompt": (changed(prompt=""), "prompt is empty"),
+        "long prompt": (changed(prompt="a" * 10_000), "10000"),
+        "no folder": (changed(output=str(tmp_path / "no" / "out.mp4")), "make it first"),
+        "kind": (changed(output=str(tmp_path / "out.xyz")), "unknown kind of video"),
+        "reference": ([*plain, "--reference", str(picture)], "no picture"),
+        "field": ([*plain, "--set", "model.layrs=3"], "layers"),
+        "architecture": ([*plain, "--set", "model.dim=64"], "dim: 64 != 32"),
+        "checkpoint": (changed(checkpoint=str(tmp_path / "none")), "no such checkpoint"),
+        "time": ([*plain, "--at", "soon", "snow"], "write a time such as 3s"),
+    }
+
+
+REFUSED = ("missing", "text", "empty prompt", "long prompt", "no folder", "kind", "reference",
+           "field", "architecture", "checkpoint", "time")  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_gets_one_line_and_leaves_nothing(case, checkpoint, clip, tmp_path, capsys):
+    arguments, words = refusals(checkpoint, clip, tmp_path)[case]
+    before = sorted(tmp_path.iterdir())
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error and "\n" not in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_emoji_in_a_prompt_is_text(checkpoint, clip, tmp_path):
+    out = str(tmp_path / "out.mp4")
+    assert main(["stream", clip, "--prompt", "❄️🌙", "-o", out, "--checkpoint", checkpoint]) == 0
+
+
+def test_the_demo_writes_its_three_files(checkpoint, tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path), "--checkpoint", checkpoint]) == 0
+    report = json.loads((tmp_path / "demo.json").read_text())
+    assert report.keys() >= REPORT
+    assert report["recompiles_after_warmup"] == 0
+    assert len(report["drift"]) == 6
+    with av.open(str(tmp_path / "demo.mp4")) as video:
+        assert video.streams.video[0].width == 2 * video.streams.video[0].height
+    assert (tmp_path / "demo.png").stat().st_size > 10_000
+    assert "recompiles after warm-up" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "base", "lucy_1080p"])
+def test_info_counts_every_config(name, tmp_path):
+    report = tmp_path / "info.json"
+    assert main(["info", name, "--json", str(report)]) == 0
+    found = json.loads(report.read_text())
+    expected = {"tiny": 8e6, "small": 28e6, "base": 300e6, "lucy_1080p": 1.3e9}[name]
+    assert abs(found["parameters"] / expected - 1) < 0.1
+    assert found["flops_per_frame"] > 2 * found["tokens_per_frame"] * 0.5 * expected
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy():
+    code = (
+        "import sys; from lsd_jax.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'jax', 'numpy', 'av', 'flax', 'rich'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("3s", 3), ("250ms", 0.25), ("1m30s", 90), ("90", 90), ("0.5", 0.5)]
+)
+def test_times(text, seconds):
+    assert parse_time(text) == seconds

@@ -1,0 +1,119 @@
+"""Configs: typed overrides, errors that name what is known, round trips."""
+
+import dataclasses
+
+import pytest
+
+from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig
+from lsd_jax.config import differences, from_dict, load, override
+
+CONFIG = Config("x")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("model.layers=4", 4),
+        ("train.learning_rate=3e-4", 3e-4),
+        ("model.compute_dtype=bfloat16", "bfloat16"),
+        ("model.controls=mask,keypoints", ("mask", "keypoints")),
+        ("model.controls=", ()),
+        ("name=y", "y"),
+    ],
+)
+def test_override_is_typed_like_the_field(assignment, value):
+    config, node = override(CONFIG, [assignment]), None
+    for name in assignment.split("=")[0].split("."):
+        node = getattr(node or config, name)
+    assert node == value and type(node) is type(value)
+    assert CONFIG == Config("x")
+
+
+def test_overrides_apply_in_order():
+    config = override(CONFIG, ["model.height=96", "model.width=160", "model.height=64"])
+    assert (config.model.height, config.model.width) == (64, 160)
+    assert config.train == CONFIG.train
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("model.layer=4", r"unknown config field 'model.layer'; known here: .*layers"),
+        ("modle.layers=4", r"unknown config field .*known here: name, model, stream, train"),
+        ("model=4", r"'model' is a section.*model.height"),
+        ("model.layers.x=4", r"layers has no fields"),
+        ("model.layers", r"write it as section.field=value"),
+        ("model.layers=four", r"model.layers=four: expected int"),
+        ("train.ema=high", r"expected float"),
+        ("model.heads=3", r"dim=256 does not split over .*heads=3"),
+        ("model.height=100", r"height=100 is not a multiple of patch=16"),
+        ("stream.passes=5", r"passes=5 must be 1, 2, 3 or 4"),
+        ("model.controls=depth", r"unknown control 'depth'; known: mask, keypoints"),
+        ("train.batch=0", r"batch=0 must be at least 1"),
+    ],
+)
+def test_override_says_what_is_wrong(assignment, message):
+    with pytest.raises(ValueError, match=message):
+        override(CONFIG, [assignment])
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        (ModelConfig, "width", 0, "width=0 must be at least 1"),
+        (ModelConfig, "patch", 0, "patch=0"),
+        (ModelConfig, "heads", 0, "heads=0"),
+        (ModelConfig, "window", 0, "window=0"),
+        (ModelConfig, "sinks", -1, "sinks=-1"),
+        (ModelConfig, "detail_patch", 3, "not a multiple of detail_patch=3"),
+        (ModelConfig, "dim", 12, "head_dim=6 must be a multiple of 4"),
+        (ModelConfig, "text_dim", 6, "text_dim=6 must be a multiple of 4"),
+        (ModelConfig, "compute_dtype", "int8", "'int8'; known: float32, bfloat16"),
+        (StreamConfig, "history_level", 1.5, "history_level=1.5"),
+        (TrainConfig, "prompt_drop", -0.1, "prompt_drop=-0.1"),
+        (TrainConfig, "log_every", 0, "log_every=0"),
+    ],
+)
+def test_values_are_checked(section, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        section(**{field: value})
+
+
+def test_derived_sizes():
+    model = ModelConfig(height=64, width=96, patch=16, sinks=1, window=2)
+    assert (model.grid, model.tokens, model.head_dim) == ((4, 6), 24, 128)
+    assert (model.pinned, model.slots, model.keys) == (64, 3, 64 + 3 * 24)
+
+
+def test_load_by_path_and_by_name(tmp_path):
+    assert load("tiny").name == "tiny"
+    file = tmp_path / "mine.py"
+    file.write_text("from lsd_jax.config import Config\nconfig = Config('mine')\n")
+    assert load(file) == Config("mine")
+
+
+def test_load_says_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match="no config 'tinny'; shipped ones: .*tiny"):
+        load("tinny")
+    with pytest.raises(ValueError, match="no config file '.*absent.py'; give a .py file"):
+        load(tmp_path / "absent.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match=r"does not set `config = Config"):
+        load(tmp_path / "empty.py")
+
+
+def test_from_dict_is_the_inverse_of_asdict():
+    config = override(CONFIG, ["model.controls=mask,keypoints", "train.ema=0.5"])
+    values = dataclasses.asdict(config)
+    assert from_dict(values) == config
+    values["model"]["controls"] = list(values["model"]["controls"])  # as JSON returns it
+    assert from_dict(values) == config
+    values["train"]["speed"] = 1
+    with pytest.raises(ValueError, match=r"unknown train fields \['speed'\]; known: .*'batch'"):
+        from_dict(values)
+
+
+def test_differences_name_the_fields():
+    ours, theirs = ModelConfig(), ModelConfig(layers=7, window=5)
+    assert differences(ours, ours) == []
+    assert differences(ours, theirs) == ["layers: 6 != 7", "window: 3 != 5"]

@@ -1,0 +1,166 @@
+"""The loss, that it teaches, and that a clip is trained on as a stream will live it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsd_jax import diffusion, ring, sharding
+from lsd_jax.codec import PixelCodec
+from lsd_jax.config import ModelConfig
+from lsd_jax.train import forcing
+from lsd_jax.train.forcing import forcing_loss, pinned_history, windowed_history
+from lsd_jax.train.step import abstract_params, build, cast, init_state
+
+FRAMES = 6
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+
+
+def clips(batch, count, frames):
+    """A batch of fewer clips of more frames."""
+    longer = np.arange(frames) % batch.source.shape[1]
+    return jax.tree.map(lambda x: x[:count, longer] if x.ndim == 5 else x[:count], batch)
+
+
+def test_training_sees_the_history_that_a_stream_holds(small_model, small_config, small_batch):
+    """`denoise` of every frame, from the training form and from a ring filled frame by frame."""
+    batch, window = clips(small_batch, 2, FRAMES), small_config.model.window
+    codec, zero = PixelCodec(), jnp.zeros(1)
+    clean_history = small_model.modulation(jnp.ones(1), zero)
+    first_pass = small_model.modulation(zero, zero)
+    source, shown = (codec.encode(x) for x in (batch.source, batch.target))
+    controls = batch.controls.astype(jnp.float32) / 255
+    noise = jax.random.normal(jax.random.key(1), source.shape)
+    remember = jax.jit(lambda *args: small_model.remember(*args, clean_history))
+    denoise = jax.jit(lambda *args: small_model.denoise(*args, first_pass))
+
+    def rows(x):
+        return x.reshape(-1, *x.shape[2:])
+
+    kv = pinned_history(small_model, batch)
+    k, v = remember(rows(source), rows(shown), rows(controls), kv)
+    kv = windowed_history(kv, k, v, FRAMES, window)
+    at_once = denoise(rows(source), rows(noise), rows(controls), kv)
+    at_once = at_once.reshape(2, FRAMES, *at_once.shape[1:])
+
+    model = dataclasses.replace(small_config.model, sinks=0)
+    held = ring.pin(
+        ring.empty(model, 2, jnp.float32), *small_model.pin(batch.condition), jnp.ones(2, bool)
+    )
+    for n in range(FRAMES):
+        now = denoise(source[:, n], noise[:, n], controls[:, n], held)
+        np.testing.assert_allclose(at_once[:, n], now, rtol=1e-4, atol=2e-5)
+        k, v = remember(source[:, n], shown[:, n], controls[:, n], held)
+        held = ring.commit(held, k, v, 0)
+    cold = ring.clear(held, jnp.ones(2, bool))
+    alone = denoise(source[:, -1], noise[:, -1], controls[:, -1], cold)
+    assert np.abs(alone - now).max() > 1e-3
+
+
+def test_windowed_history_by_hand():
+    """Each key says which clip, frame and token wrote it."""
+    frames, window, tokens = 5, 2, 2
+    names = np.arange(2 * frames * tokens, dtype=np.float32).reshape(1, 2 * frames, tokens, 1, 1)
+    empty = jnp.zeros((1, 2 * frames, 0, 1, 1))
+    pinned = ring.KVBuffer(
+        empty, empty, jnp.zeros((2 * frames, 0), bool), jnp.zeros((2 * frames, 0), jnp.int32)
+    )
+    kv = windowed_history(pinned, jnp.asarray(names), jnp.asarray(-names), frames, window)
+    np.testing.assert_array_equal(kv.k, -np.asarray(kv.v))
+    for row in range(2 * frames):
+        for slot in range(window):
+            age = int(kv.age[row, slot])
+            assert age == (slot + 1 if row % frames > slot else ring.EMPTY)
+            if age > 0:
+                seen = kv.k[0, row, slot * tokens : (slot + 1) * tokens, 0, 0]
+                np.testing.assert_array_equal(seen, names[0, row - age, :, 0, 0])
+
+
+class Oracle:
+    """A stand-in for the model, off the truth by a known amount, that notes what it is given."""
+
+    def __init__(self, config: ModelConfig, clean, error):
+        self.config, self.clean, self.error, self.calls = config, clean, error, {}
+        self.embed = jnp.zeros(1)
+
+    def pin(self, condition):
+        b = condition.prompt.shape[0]
+        empty = jnp.zeros((1, b, 0, 1, 1))
+        return empty, empty, jnp.zeros((b, 0), bool)
+
+    def modulation(self, t, level):
+        return t, level
+
+    def remember(self, source, past, controls, kv, modulation):
+        self.calls["remember"] = (past, *modulation)
+        blank = jnp.zeros((1, source.shape[0], 1, 1, 1))
+        return blank, blank
+
+    def denoise(self, source, noisy, controls, kv, modulation):
+        self.calls["denoise"] = (noisy, *modulation)
+        return self.clean + self.error
+
+
+def test_the_loss_is_the_velocity_error(small_config, small_batch):
+    """With the unchecked function, for its model is an oracle."""
+    clean = PixelCodec().encode(jnp.asarray(small_batch.target).reshape(-1, 32, 32, 3))
+    rows = clean.shape[0]
+    error = jnp.linspace(-0.4, 0.5, rows)[:, None, None, None]
+    model = Oracle(small_config.model, clean, error)
+    loss, metrics = forcing.forcing_loss.__wrapped__(
+        model, small_batch, jax.random.key(0), small_config.train
+    )
+    noisy, t, history_level = model.calls["denoise"]
+    assert len(np.unique(t[t > 0])) > rows // 4 and 0.2 < np.mean(t == 0) < 0.8
+    assert not np.any(history_level)
+    weight = np.asarray(diffusion.loss_weight(t))
+    squares = np.square(error[:, 0, 0, 0])
+    assert float(loss) == pytest.approx(np.mean(weight * squares), rel=1e-4)
+    assert float(metrics["mse"]) == pytest.approx(squares[np.asarray(t) == 0].mean(), rel=1e-4)
+
+    past, shown_t, level = model.calls["remember"]
+    np.testing.assert_array_equal(shown_t, 1)
+    assert 0.2 < np.mean(level == 0) < 0.8 and np.asarray(level).max() <= 1
+    clean_rows = np.asarray(level) == 0
+    np.testing.assert_allclose(past[clean_rows], clean[clean_rows], atol=1e-6)
+    for picture, where in ((noisy, t), (past, 1 - level)):  # noised to the level that is told
+        noise = (picture - where[:, None, None, None] * clean) / jnp.maximum(1 - where, 1e-6)[
+            :, None, None, None
+        ]
+        deviation = np.asarray(noise.std((1, 2, 3)))[np.asarray(where) < 0.9]
+        np.testing.assert_allclose(deviation, 1, atol=0.1)
+
+
+def test_thirty_steps_teach_one_batch(small_config, small_params, small_batch, quick_step, mesh):
+    settings = dataclasses.replace(small_config.train, learning_rate=5e-3, steps=30)
+    config = dataclasses.replace(small_config, train=settings)
+    state = init_state(config, mesh, small_params)
+    run = quick_step(config, forcing_loss, mesh)
+    batch = jax.device_put(small_batch, jax.NamedSharding(mesh, sharding.BATCH))
+    losses, means = [], []
+    for n in range(30):
+        before = jax.tree.map(np.asarray, state.ema["embed"])
+        state, metrics = run(state, batch)
+        losses.append(float(metrics["mse"]))
+        decay = min(settings.ema, (n + 1) / (n + 10))
+        expected = decay * before + (1 - decay) * np.asarray(state.params["embed"])
+        means.append(np.abs(expected - np.asarray(state.ema["embed"])).max())
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert max(means) < 1e-6 and int(state.step) == 30 and int(state.skipped) == 0
+    shown = build(config.model, state.ema)
+    assert np.any(np.asarray(shown.embed[...]) != np.asarray(small_params["embed"]))
+
+
+def test_bfloat16_loss_has_float32_gradients(small_config, small_batch):
+    def objective(params):
+        model = cast(build(small_config.model, params), jnp.bfloat16)
+        return forcing_loss(model, small_batch, jax.random.key(0), small_config.train)[0]
+
+    grads = jax.eval_shape(jax.grad(objective), abstract_params(small_config.model))
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}

@@ -1,0 +1,90 @@
+"""Which weights Muon turns, how far, and the schedule both optimisers share."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lsd_jax.config import TrainConfig
+from lsd_jax.train import optim
+from lsd_jax.train.step import abstract_params
+
+SETTINGS = TrainConfig(
+    learning_rate=0.01, warmup=1, steps=100, weight_decay=0.0, clip_norm=1e9, ema=0.9
+)
+
+
+def at(tree, path):
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def test_labels_cover_exactly_the_matrices_meant(small_config):
+    params = abstract_params(small_config.model)
+    labels = optim._matrices(params)
+    leaves = jax.tree_util.tree_flatten_with_path(
+        labels, is_leaf=lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
+    )[0]
+    marked = {tuple(key.key for key in path) for path, label in leaves if label is not None}
+    assert marked == set(optim.MATRICES)
+    assert len(leaves) == len(jax.tree.leaves(params))
+    for path, numbers in optim.MATRICES.items():
+        shape = at(params, path).shape
+        rows, columns = (
+            np.prod([shape[i] for i in np.atleast_1d(axes)])
+            for axes in (numbers.reduction_axis, numbers.output_axis)
+        )
+        assert rows > 1 and columns > 1
+        assert small_config.model.layers * rows * columns <= np.prod(shape)
+
+
+@pytest.fixture(scope="module")
+def updates():
+    """Two steps' updates of a small tree, with the learning rate 0 in the first."""
+    rng = np.random.default_rng(0)
+    params = {
+        "stack": {"up": rng.standard_normal((2, 24, 40)), "down": rng.standard_normal((2, 40, 24))},
+        "embed": rng.standard_normal((24, 16)),
+    }
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    optimiser = optim.optimizer(SETTINGS)
+
+    @jax.jit
+    def run(params):
+        state, found = optimiser.init(params), []
+        for _ in range(2):
+            with jax.numpy_dtype_promotion("standard"):
+                changes, state = optimiser.update(params, state, params)
+            found.append(changes)
+        return found
+
+    return run(params)
+
+
+def test_warm_up_starts_at_nothing(updates):
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(updates[0]))
+
+
+@pytest.mark.parametrize("name", ["up", "down"])
+def test_a_muon_step_is_as_large_as_an_adamw_step(updates, name):
+    """Orthogonal, each layer on its own, with entries of about 0.2 learning rates."""
+    change = np.asarray(updates[1]["stack"][name]) / SETTINGS.learning_rate
+    for layer in change:
+        assert np.sqrt(np.mean(layer**2)) == pytest.approx(optim.RMS, rel=0.25)
+        values = np.linalg.svd(layer, compute_uv=False)
+        assert values.max() / values.min() < 2.5
+    adam = np.sqrt(np.mean(np.square(updates[1]["embed"]))) / SETTINGS.learning_rate
+    assert adam == pytest.approx(1.0, rel=0.25)  # its largest, for a gradient that never turns
+
+
+def test_clipping_bounds_what_the_moments_see():
+    gradient = {"embed": jnp.full((3, 3), 100.0)}
+    optimiser = optim.optimizer(dataclasses.replace(SETTINGS, clip_norm=1.0))
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = optimiser.update(gradient, optimiser.init(gradient), gradient)
+    moments = [x for x in jax.tree.leaves(state) if x.shape == (3, 3)]
+    assert moments and max(float(jnp.linalg.norm(x)) for x in moments) <= 1.0
