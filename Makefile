@@ -6,7 +6,7 @@ PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 	&& echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types check sample install clean
+.PHONY: demo test test-slow lint types check sample soak install clean
 
 demo: install
 	$(BIN)/lsd demo --out out
@@ -28,6 +28,9 @@ check: lint types test
 
 sample: install
 	$(BIN)/python -m lsd_jax.data.sample
+
+soak: install
+	$(BIN)/python -m benchmarks.soak --frames 10000 --json out/soak.json
 
 install: .venv/installed
 

@@ -132,6 +132,7 @@ class TrainConfig:
     pure_noise: float = 0.5  # share of frames denoised from nothing, as the first pass does
     prompt_drop: float = 0.05
     scene_fraction: float = 0.5  # of the prompts, those that edit the scene
+    edit_weight: float = 1.0  # of the region that an edit changes, in frames; 0: by its area
     video_fraction: float = 0.0  # of the batch, taken from the folder of videos
     mask_fraction: float = 0.15  # of the clips, edited only inside a region
     checkpoint_every: int = 500

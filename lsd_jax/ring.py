@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,9 @@ from lsd_jax.types import KVBuffer
 
 EMPTY, SINK = -1, 0
 INVALID = -1e9  # added to the logit of a key that must not be seen
-SESSION = KVBuffer(k=1, v=1, pinned=0, age=0)  # the axis of each array that counts sessions
+_AXES: Any = {"k": 1, "v": 1, "pinned": 0, "age": 0}
+SESSION = KVBuffer(**_AXES)
+"""The axis of each of a buffer's arrays that counts sessions."""
 
 
 def empty(config: ModelConfig, batch: int, dtype) -> KVBuffer:

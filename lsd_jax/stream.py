@@ -57,6 +57,7 @@ def frame_step(
     state: StreamState,
     frame: Frame,
     controls: UInt8[Array, "b height width n"],
+    one_by_one: bool = False,
 ) -> tuple[StreamState, Frame]:
     """Transforms the next frame of every session.
 
@@ -68,12 +69,15 @@ def frame_step(
         frame: the input, at the model's resolution.
         controls: one plane per name in `config.model.controls`, 255 for "here"; the plane `mask`
             confines the edit: outside of it the output is the input, exactly.
+        one_by_one: computes session after session, see `each_session`.
 
     Returns:
         The next state and the frame out.
     """
     key, noise = _next_noise(state.key, frame.shape[1:], model.commit.dtype)
-    show = each_session(partial(_show_and_remember, model), (ring.SESSION, 0, 0, 0), (0, 1, 1))
+    show = partial(_show_and_remember, model)
+    if one_by_one:
+        show = each_session(show, (ring.SESSION, 0, 0, 0), (0, 1, 1))
     out, k, v = show(state.kv, noise, frame, controls)
     with jax.named_scope("commit"):
         kv = ring.commit(state.kv, k, v, model.denoiser.config.sinks)
@@ -113,21 +117,25 @@ def condition(
     state: StreamState,
     condition: Conditioning,
     sessions: Bool[Array, " b"],
+    one_by_one: bool = False,
 ) -> StreamState:
     """Gives the chosen sessions a new prompt and reference: rewrites their pinned slots only."""
-    k, v, valid = each_session(model.denoiser.pin, (0,), (1, 1, 0))(condition)
+    pin = model.denoiser.pin
+    if one_by_one:
+        pin = each_session(pin, (0,), (1, 1, 0))
+    k, v, valid = pin(condition)
     return state.replace(kv=ring.pin(state.kv, k, v, valid, sessions))
 
 
 def each_session(compute: Callable, in_axes: tuple, out_axes: tuple[int, ...]) -> Callable:
-    """`compute` for all sessions: in one go or, on a CPU, for one after the other.
+    """`compute` for one session after the other, in one executable.
 
     The last bits of a CPU's matrix product depend on how many rows it has; this way a session's
     bits do not depend on its company. The axes say where the session lies, as those of `vmap`
     do, but `compute` keeps that axis.
     """
 
-    def one_by_one(*inputs):
+    def run(*inputs):
         def session(i):
             def row(axis, x):
                 return jax.tree.map(lambda y: jax.lax.dynamic_slice_in_dim(y, i, 1, axis), x)
@@ -139,7 +147,7 @@ def each_session(compute: Callable, in_axes: tuple, out_axes: tuple[int, ...]) -
         out = jax.lax.map(session, jnp.arange(sessions))
         return tuple(jnp.moveaxis(x, 0, axis) for axis, x in zip(out_axes, out, strict=True))
 
-    return partial(jax.lax.platform_dependent, cpu=one_by_one, default=compute)
+    return run
 
 
 def restart(state: StreamState, sessions: Bool[Array, " b"], seeds: jax.Array) -> StreamState:
@@ -171,12 +179,14 @@ def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> Compil
     controls = jax.ShapeDtypeStruct((*frame.shape[:3], len(config.model.controls)), jnp.uint8)
     state = jax.eval_shape(lambda: init_state(config, jnp.zeros(batch, jnp.int32)))
     flags = jax.ShapeDtypeStruct((batch,), jnp.bool_)
-    step = jax.jit(frame_step, donate_argnums=1).lower(model, state, frame, controls).compile()
-    change = (
-        jax.jit(condition, donate_argnums=1)
-        .lower(model, state, abstract_condition(config, batch), flags)
-        .compile()
-    )
+    one_by_one = batch > 1 and jax.default_backend() == "cpu"
+
+    def compiled(function, *args):
+        fixed = partial(function, one_by_one=one_by_one)
+        return jax.jit(fixed, donate_argnums=1).lower(model, state, *args).compile()
+
+    step = compiled(frame_step, frame, controls)
+    change = compiled(condition, abstract_condition(config, batch), flags)
     return CompiledStream(step, change, model)
 
 

@@ -4,8 +4,16 @@ import dataclasses
 
 import pytest
 
-from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig
-from lsd_jax.config import differences, from_dict, load, override
+from lsd_jax.config import (
+    Config,
+    ModelConfig,
+    StreamConfig,
+    TrainConfig,
+    differences,
+    from_dict,
+    load,
+    override,
+)
 
 CONFIG = Config("x")
 

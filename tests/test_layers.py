@@ -36,14 +36,13 @@ def test_rotation_keeps_length_and_depends_on_offsets_only():
     rope = layers.rope_table(rows, columns, k)
     q, key = (normals(k, seed=s) for s in (1, 2))
     turned = [
-        np.asarray(layers.rotate(jnp.asarray(np.tile(x, (1, rows * columns, 1, 1))), rope))
-        .reshape(rows, columns, k)
+        np.asarray(layers.rotate(jnp.asarray(np.tile(x, (1, rows * columns, 1, 1))), rope)).reshape(
+            rows, columns, k
+        )
         for x in (q, key)
     ]
     for turned_x, x in zip(turned, (q, key), strict=True):
-        np.testing.assert_allclose(
-            np.linalg.norm(turned_x, axis=-1), np.linalg.norm(x), rtol=1e-5
-        )
+        np.testing.assert_allclose(np.linalg.norm(turned_x, axis=-1), np.linalg.norm(x), rtol=1e-5)
     products = np.einsum("abk,cdk->abcd", *turned)
     np.testing.assert_allclose(products[0, 1, 2, 4], products[1, 0, 3, 3], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(products[3, 5, 1, 1], products[2, 4, 0, 0], rtol=1e-4, atol=1e-5)

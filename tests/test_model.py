@@ -9,8 +9,7 @@ import pytest
 from flax import nnx
 
 from lsd_jax import ring
-from lsd_jax.model import cast
-from lsd_jax.train.step import abstract_model, abstract_params, build
+from lsd_jax.model import abstract_model, abstract_params, build, cast
 from lsd_jax.types import Conditioning
 
 
@@ -20,8 +19,10 @@ def normals(*shape, seed=0):
 
 def planes(b=1, seed=0):
     """Input, latent and control planes."""
-    return normals(b, 32, 32, 3, seed=seed), normals(b, 32, 32, 3, seed=seed + 1), normals(
-        b, 32, 32, 1, seed=seed + 2
+    return (
+        normals(b, 32, 32, 3, seed=seed),
+        normals(b, 32, 32, 3, seed=seed + 1),
+        normals(b, 32, 32, 1, seed=seed + 2),
     )
 
 
@@ -147,9 +148,10 @@ def test_external_embeddings_and_more_controls(small_config):
     )
     k, _, valid = jax.eval_shape(lambda m, c: m.pin(c), model, condition)
     assert k.shape[2] == valid.shape[1] == config.pinned
-    more = abstract_params(config)["embed"].shape[0] - abstract_params(small_config.model)[
-        "embed"
-    ].shape[0]
+    more = (
+        abstract_params(config)["embed"].shape[0]
+        - abstract_params(small_config.model)["embed"].shape[0]
+    )
     assert more == config.patch**2
 
 

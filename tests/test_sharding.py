@@ -9,8 +9,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lsd_jax import sharding
 from lsd_jax.checkpoint import Checkpoints
+from lsd_jax.model import abstract_model
 from lsd_jax.train.forcing import forcing_loss
-from lsd_jax.train.step import abstract_model, abstract_state, init_state, state_shardings
+from lsd_jax.train.step import abstract_state, init_state, state_shardings
 
 pytestmark = pytest.mark.multidevice
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}

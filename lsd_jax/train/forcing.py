@@ -15,6 +15,8 @@ from lsd_jax.model import Denoiser
 from lsd_jax.types import KVBuffer
 
 CLEAN_HISTORY = 0.5  # share of history frames without any noise, as a stream commits them
+CHANGED = 8 / 255  # in [-1, 1] units, four steps of a byte
+SMALLEST_SHARE = 0.03  # of a frame: below it, a changed region weighs by its size
 
 
 def forcing_loss(
@@ -53,11 +55,24 @@ def forcing_loss(
     t = diffusion.sample_levels(level_key, (clips * frames,), settings.pure_noise)
     noisy = diffusion.add_noise(clean, jax.random.normal(noise_key, clean.shape, dtype), t)
     predicted = model.denoise(source, noisy, controls, kv, model.modulation(t, jnp.zeros_like(t)))
-    error = jnp.mean(jnp.square((predicted - clean).astype(jnp.float32)), axis=(1, 2, 3))
-    loss = jnp.mean(diffusion.loss_weight(t) * error)
+    error = jnp.mean(jnp.square((predicted - clean).astype(jnp.float32)), axis=-1)  # [B*F, H, W]
+    weight = edit_weight(source, clean, settings.edit_weight)
+    loss = jnp.mean(diffusion.loss_weight(t) * jnp.mean(weight * error, axis=(1, 2)))
     first_pass = (t == 0).astype(jnp.float32)
-    mse = jnp.sum(error * first_pass) / jnp.maximum(jnp.sum(first_pass), 1)
+    mse = jnp.sum(jnp.mean(error, axis=(1, 2)) * first_pass) / jnp.maximum(jnp.sum(first_pass), 1)
     return loss, {"loss": loss, "mse": mse}
+
+
+def edit_weight(
+    source: Float[Array, "b h w c"], clean: Float[Array, "b h w c"], emphasis: float
+) -> Float[Array, "b h w"]:
+    """Weights of mean 1 that give the region which an edit changes `emphasis` times the weight of
+    the whole frame, however small it is: else removing an object costs less than learning to.
+    """
+    changed = jnp.any(jnp.abs(clean - source) > CHANGED, axis=-1).astype(jnp.float32)
+    share = jnp.mean(changed, axis=(1, 2), keepdims=True)
+    weight = 1 + emphasis * changed / jnp.maximum(share, SMALLEST_SHARE)
+    return weight / jnp.mean(weight, axis=(1, 2), keepdims=True)
 
 
 def pinned_history(model: Denoiser, batch: Batch) -> KVBuffer:

@@ -16,8 +16,8 @@ from jax.sharding import Mesh, NamedSharding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lsd_jax import sharding
-from lsd_jax.checkpoint import Checkpoints, load_weights, save_weights
-from lsd_jax.config import Config
+from lsd_jax.checkpoint import CheckpointError, Checkpoints, load_weights, save_weights
+from lsd_jax.config import Config, differences
 from lsd_jax.data.batch import Batch
 from lsd_jax.model import abstract_params
 from lsd_jax.train.samples import save_samples
@@ -98,7 +98,16 @@ def first_state(
 ) -> TrainState:
     """The newest good checkpoint's state, or a fresh one, on `mesh`."""
     if saved.steps():
-        state, step, _ = saved.restore(abstract_state(config, mesh))
+        try:
+            state, step, _ = saved.restore(abstract_state(config, mesh))
+        except CheckpointError as error:
+            fields = differences(config.model, saved.config().model)
+            if not fields:
+                raise
+            raise ValueError(
+                f"{saved.directory} is of another architecture (asked != found): "
+                f"{', '.join(fields)}; set these back, or give another directory"
+            ) from error
         logging.info("going on from step %d of %s", step, saved.directory)
         return state
     if init_from is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from jaxtyping import Array, Int
 from lsd_jax import sharding
 from lsd_jax.config import Config
 from lsd_jax.data.batch import Batch
-from lsd_jax.model import Denoiser, abstract_model, abstract_params, build, cast
+from lsd_jax.model import Denoiser, abstract_model, build, cast
 from lsd_jax.train.optim import optimizer
 
 Loss = Callable[..., tuple[Array, dict[str, Array]]]
@@ -33,41 +35,43 @@ class TrainState:
     skipped: Int[Array, ""]  # steps in a row without a finite gradient
 
 
+def create_state(config: Config, params: dict | None) -> TrainState:
+    """Fresh weights (or the given ones) and optimiser."""
+    if params is None:
+        model = Denoiser(config.model, jax.random.key(config.train.seed))
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    zero = jnp.zeros((), jnp.int32)
+    opt = optimizer(config.train).init(params)
+    return TrainState(params, jax.tree.map(jnp.copy, params), opt, zero, zero)
+
+
 def init_state(config: Config, mesh: Mesh, params: dict | None = None) -> TrainState:
-    """Fresh weights (or the given ones) and optimiser, born sharded over `mesh`."""
-
-    def create(params):
-        if params is None:
-            model = Denoiser(config.model, jax.random.key(config.train.seed))
-            params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        zero = jnp.zeros((), jnp.int32)
-        opt = optimizer(config.train).init(params)
-        return TrainState(params, jax.tree.map(jnp.copy, params), opt, zero, zero)
-
+    """`create_state`, born sharded over `mesh`."""
+    create = partial(create_state, config)
     return jax.jit(create, out_shardings=state_shardings(config, mesh))(params)
 
 
-def state_shardings(config: Config, mesh: Mesh) -> TrainState:
-    """Where each part of a `TrainState` lies: moments beside their weights, scalars everywhere."""
+def state_shardings(config: Config, mesh: Mesh) -> Any:
+    """Where each part of a `TrainState` lies, in its shape: the running mean and the moments
+    beside their weights, scalars everywhere."""
     weights = sharding.parameter_shardings(abstract_model(config.model), mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
     by_path = dict(jax.tree_util.tree_flatten_with_path(weights)[0])
 
     def place(path, leaf):
-        # A moment's path ends in the path of its weight.
+        # The path of a mean or a moment ends in the path of its weight.
         for start in range(len(path)):
             if path[start:] in by_path and leaf.ndim:
                 return by_path[path[start:]]
         return replicated
 
-    opt = jax.eval_shape(optimizer(config.train).init, abstract_params(config.model))
-    opt = jax.tree_util.tree_map_with_path(place, opt)
-    return TrainState(weights, weights, opt, replicated, replicated)
+    shapes = jax.eval_shape(partial(create_state, config), None)
+    return jax.tree_util.tree_map_with_path(place, shapes)
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of a `TrainState`, for restoring one."""
-    shapes = jax.eval_shape(lambda: init_state(config, mesh))
+    shapes = jax.eval_shape(partial(create_state, config), None)
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         shapes,
@@ -96,10 +100,10 @@ def make_step(
         norm = optax.tree.norm(grads)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
             changes, opt = update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, changes)
+        params: Any = optax.apply_updates(state.params, changes)
         # Early on the mean would remember the random start, so it shortens its memory.
         decay = jnp.minimum(settings.ema, (state.step + 1) / (state.step + 10))
-        ema = optax.incremental_update(params, state.ema, 1 - decay)
+        ema: Any = optax.incremental_update(params, state.ema, 1 - decay)
 
         fine = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         zero = jnp.zeros((), jnp.int32)

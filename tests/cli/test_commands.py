@@ -109,7 +109,7 @@ def refusals(checkpoint, clip, tmp_path):
         "missing": (changed(input=str(tmp_path / "none.mp4")), "none.mp4"),
         "text": (changed(input=str(text)), "does not open as a video"),
         "empty prompt": (changed(prompt=""), "prompt is empty"),
-        "long prompt": (changed(prompt="a" * 10_000), "10000"),
+        "long prompt": (changed(prompt="a" * 10_000), "10,000 bytes"),
         "no folder": (changed(output=str(tmp_path / "no" / "out.mp4")), "make it first"),
         "kind": (changed(output=str(tmp_path / "out.xyz")), "unknown kind of video"),
         "reference": ([*plain, "--reference", str(picture)], "no picture"),

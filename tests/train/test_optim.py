@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from lsd_jax.config import TrainConfig
+from lsd_jax.model import abstract_params
 from lsd_jax.train import optim
-from lsd_jax.train.step import abstract_params
 
 SETTINGS = TrainConfig(
     learning_rate=0.01, warmup=1, steps=100, weight_decay=0.0, clip_norm=1e9, ema=0.9

@@ -1,0 +1,204 @@
+"""Rendered batches: any step again, truths that are the edits', nothing held out drawn."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsd_jax.data import edits, prompts, rendered, worlds
+
+CLIPS = 8
+edit_world = jax.jit(worlds.edit_world)
+
+
+@pytest.fixture(scope="module")
+def train(small_config):
+    """Half scenes; every other clip masked, a fifth without its prompt."""
+    return dataclasses.replace(
+        small_config.train, frames=2, mask_fraction=0.5, prompt_drop=0.2, seed=4
+    )
+
+
+@pytest.fixture(scope="module")
+def drawn(small_config, train):
+    """The batches of four steps, and the arguments that `_render` was given for each."""
+    with pytest.MonkeyPatch.context() as patch:
+        given, render = [], rendered._render
+
+        def spy(*args, **options):
+            given.append(args)
+            return render(*args, **options)
+
+        patch.setattr(rendered, "_render", spy)
+        batches = [
+            rendered.rendered_batch(small_config.model, train, step, CLIPS) for step in range(4)
+        ]
+    return [jax.tree.map(np.asarray, batch) for batch in batches], given
+
+
+def text_of(prompt):
+    return bytes(prompt[prompt > 0]).decode()
+
+
+def test_the_same_step_is_the_same_batch(small_config, train, drawn):
+    again = rendered.rendered_batch(small_config.model, train, 2, CLIPS)
+    jax.tree.map(np.testing.assert_array_equal, again, drawn[0][2])
+    reseeded = dataclasses.replace(train, seed=5)
+    other = rendered.rendered_batch(small_config.model, reseeded, 2, CLIPS)
+    assert all(np.any(a != b) for a, b in zip(other.source, drawn[0][2].source, strict=True))
+
+
+def test_steps_differ(drawn):
+    batches, _ = drawn
+    for a in range(4):
+        for b in range(a):
+            for ours in batches[a].source:
+                assert all(np.any(ours != theirs) for theirs in batches[b].source)
+
+
+def test_outside_the_mask_the_truth_is_the_input(drawn):
+    batches, _ = drawn
+    planes = np.concatenate([batch.controls for batch in batches])
+    assert set(np.unique(planes)) == {0, 255}
+    np.testing.assert_array_equal(planes[:, 0], planes[:, 1])
+    partly = (planes == 0).any((1, 2, 3, 4))
+    assert 0.2 < partly.mean() < 0.8 and (planes == 255).any((1, 2, 3, 4)).all()
+    for batch in batches:
+        outside = batch.controls[..., 0] == 0
+        np.testing.assert_array_equal(batch.target[outside], batch.source[outside])
+
+
+def test_scene_truths_are_the_edited_worlds(drawn):
+    """And the reference is another clip's picture, shown where the edit asks for it."""
+    batches, given = drawn
+    kinds, changed = set(), []
+    for batch, args in zip(batches, given, strict=True):
+        world, scene_edits, _, starts, *_ = args
+        count = len(scene_edits["kind"])
+        assert count == CLIPS // 2
+        for i in range(count):
+            kind = worlds.KINDS[scene_edits["kind"][i]]
+            kinds.add(kind)
+            before = jax.tree.map(lambda x, i=i: x[i], world)
+            assert before.visible[scene_edits["object"][i]]
+            np.testing.assert_array_equal(batch.condition.reference[i], batch.source[i - 1, 0])
+            assert batch.condition.has_reference[i] == kind.endswith("from_reference")
+            edit = worlds.SceneEdit(
+                **{name: jnp.int32(values[i]) for name, values in scene_edits.items()},
+                reference=jnp.asarray(batch.condition.reference[i] / np.float32(255)),
+            )
+            for after, clip in ((before, batch.source), (edit_world(before, edit), batch.target)):
+                truth = np.asarray(worlds.clip(after, int(starts[i]), 2, 32, 32))
+                inside = np.broadcast_to(batch.controls[i] == 255, truth.shape)
+                difference = np.abs(truth.astype(int) - clip[i])[inside]
+                assert np.mean(difference > 3) < 0.01
+            changed.append(np.any(batch.target[i] != batch.source[i]))
+        assert not batch.condition.has_reference[count:].any()
+    assert len(kinds) >= 4 and "none" not in kinds
+    assert np.mean(changed) > 0.7  # the others lie behind something, or outside the mask
+
+
+def test_footage_truths_are_the_edits(drawn):
+    batches, given = drawn
+    names_seen = set()
+    for batch, args in zip(batches, given, strict=True):
+        groups, starts = args[2], args[3]
+        scenes, per_group = CLIPS // 2, CLIPS // 2 // len(groups)
+        for i in range(scenes, CLIPS):
+            numbers = groups[(i - scenes) // per_group]
+            names = tuple(edits.NAMES[n - 1] for n in numbers if n)
+            names_seen.update(names)
+            truth = batch.source[i].astype(np.float32) / 255
+            index = jnp.arange(2, dtype=jnp.int32) + starts[i]
+            for name in names:
+                truth = np.asarray(edits.EDITS[name](jnp.asarray(truth), index))
+            inside = np.broadcast_to(batch.controls[i] == 255, truth.shape)
+            difference = np.abs(truth * 255 - batch.target[i])[inside]
+            assert np.mean(difference > 24) < 0.02, names  # bytes in, so thresholds may flip
+            if text := text_of(batch.condition.prompt[i]):
+                assert prompts.parse(text) == names
+    assert len(names_seen) >= 4
+
+
+def test_prompts_are_readable_and_some_are_dropped(small_config, train, drawn):
+    texts = [text_of(row) for batch in drawn[0] for row in batch.condition.prompt]
+    dropped = [text for text in texts if not text]
+    assert 0 < len(dropped) < len(texts) // 2
+    for text in texts:
+        assert text == prompts.normalise(text)
+
+
+def test_nothing_held_out_is_drawn(small_config):
+    """Many draws, of numbers only: worlds, paraphrases and pairs."""
+    rng = np.random.default_rng(0)
+    held_out = {prompt.text for prompt in prompts.footage_prompts(held_out=True)}
+    trained = {prompt.text for prompt in prompts.footage_prompts(held_out=False)}
+    said = set()
+    for _ in range(200):
+        said.update(rendered.draw_footage_edits(rng, 8)[1])
+    assert said <= trained and not said & held_out
+    assert len(said) > 0.8 * len(trained)
+
+    world = rendered.sample_worlds(np.arange(32, dtype=np.int32))
+    scene_said = set()
+    for _ in range(10):
+        scene_said.update(rendered.draw_scene_edits(rng, world, 32)[1])
+    assert not scene_said & held_out_scenes() and len(scene_said) > 100
+    kept = rendered.draw_scene_edits(rng, world, 32, held_out=True)[1]
+    assert set(kept) <= held_out_scenes()
+
+
+def held_out_scenes():
+    """Every held-out scene prompt, spelled out."""
+    texts = set()
+    for kind in prompts.SCENE_KINDS:
+        for shape in worlds.SHAPES:
+            for colour in worlds.COLOURS:
+                for new_shape in worlds.SHAPES if kind == "reshape" else worlds.SHAPES[:1]:
+                    for new_colour in worlds.COLOURS if kind == "recolour" else ("red",):
+                        for ground in worlds.BACKGROUNDS if kind == "background" else ("space",):
+                            for choice in range(4):
+                                prompt = prompts.scene_prompt(
+                                    kind, object_shape=shape, object_colour=colour,
+                                    shape=new_shape, colour=new_colour, background=ground,
+                                    held_out=True, choice=choice,
+                                )  # fmt: skip
+                                texts.add(prompt.text)
+    return texts
+
+
+def test_held_out_worlds_are_never_trained_on(small_config, train, monkeypatch):
+    """The seeds of many steps, without rendering them."""
+    seeds = []
+
+    class Stop(Exception):
+        pass
+
+    def sample(drawn):
+        seeds.append(drawn)
+        raise Stop
+
+    monkeypatch.setattr(rendered, "sample_worlds", sample)
+    for step in range(300):
+        with pytest.raises(Stop):
+            rendered.rendered_batch(small_config.model, train, step, CLIPS)
+    seeds = np.concatenate(seeds)
+    assert seeds.min() >= 0 and seeds.max() < rendered.HELD_OUT_WORLDS
+    assert seeds.max() > 0.9 * rendered.HELD_OUT_WORLDS and len(np.unique(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 16, 34])
+def test_footage_groups_split_evenly(count):
+    groups, texts = rendered.draw_footage_edits(np.random.default_rng(0), count)
+    assert len(texts) == count and groups.shape[1] == 2
+    assert count % max(len(groups), 1) == 0 and len(groups) <= rendered.GROUPS
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_batches_of_one_kind(small_config, train, fraction):
+    settings = dataclasses.replace(train, scene_fraction=fraction, frames=1)
+    batch = rendered.rendered_batch(small_config.model, settings, 0, 2)
+    assert batch.target.shape == (2, 1, 32, 32, 3)
+    assert np.any(batch.target != batch.source)

@@ -1,0 +1,189 @@
+"""The loop: exact resume, signals, steps that fail, and what it leaves behind."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsd_jax import sharding
+from lsd_jax.checkpoint import CheckpointError, Checkpoints, load_weights, save_weights
+from lsd_jax.model import abstract_params
+from lsd_jax.train import loop
+from lsd_jax.train.step import abstract_state, init_state
+
+STEPS = 6
+
+
+def toy_loss(model, batch, key, settings):
+    """Depends on every weight, the batch and the key; not finite where a batch is all black."""
+    goal = jnp.mean(batch.source.astype(jnp.float32)) / 255 + 0.1 * jax.random.normal(key)
+    parts = [jnp.mean(jnp.square(leaf - goal)) for leaf in jax.tree.leaves(model)]
+    poison = jnp.where(jnp.any(batch.source > 0), 0.0, jnp.nan)
+    loss = sum(parts) / len(parts) + poison
+    return loss, {"loss": loss}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def start(small_config, small_params, tmp_path_factory):
+    """Weights to start from."""
+    path = tmp_path_factory.mktemp("start") / "weights"
+    save_weights(path, small_params, small_config)
+    return path
+
+
+@pytest.fixture
+def train(small_config, small_batch, quick_step, mesh, start, monkeypatch):
+    """The loop, with steps that compile once for all tests."""
+    monkeypatch.setattr(loop, "make_step", quick_step)
+
+    def run(directory, batches=None, deadline_s=None, **settings):
+        config = dataclasses.replace(
+            small_config, train=dataclasses.replace(small_config.train, **settings)
+        )
+        return loop.train(
+            config, toy_loss, batches or batch_of(small_batch), directory, mesh, start, deadline_s
+        )
+
+    return run
+
+
+def batch_of(batch):
+    """A batch that depends on the step's number."""
+    return lambda step: dataclasses.replace(batch, source=batch.source ^ np.uint8(step))
+
+
+def black(batch):
+    return dataclasses.replace(batch, source=jnp.zeros_like(batch.source))
+
+
+def lines(directory):
+    with open(directory / "metrics.jsonl") as file:
+        return [json.loads(line) for line in file]
+
+
+def weights(directory, config):
+    return load_weights(directory / "weights", abstract_params(config.model), config.model)[0]
+
+
+def test_resume_is_exact(train, small_config, small_batch, tmp_path, mesh):
+    """Losses, weights and the optimiser's state, bit for bit, and the data's position."""
+    whole, parts, asked = tmp_path / "whole", tmp_path / "parts", []
+
+    def stop_after_three(step):
+        if step == 3:  # asked for while step 2 runs
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch_of(small_batch)(step)
+
+    def noted(step):
+        asked.append(step)
+        return batch_of(small_batch)(step)
+
+    assert train(whole) == STEPS
+    done = train(parts, stop_after_three)
+    assert 0 < done < STEPS
+    assert train(parts, noted) == STEPS and asked[0] == done
+    ours, theirs = (
+        [(x["step"], x["loss"], x["grad_norm"]) for x in lines(d)] for d in (whole, parts)
+    )
+    assert ours == theirs and [step for step, *_ in ours] == list(range(1, STEPS + 1))
+    assert len({loss for _, loss, _ in ours}) == STEPS
+    states = [
+        Checkpoints(d / "checkpoints").restore(abstract_state(small_config, mesh))
+        for d in (whole, parts)
+    ]
+    assert [step for _, step, _ in states] == [STEPS, STEPS]
+    jax.tree.map(np.testing.assert_array_equal, states[0][0], states[1][0])
+    final = [weights(d, small_config) for d in (whole, parts)]
+    jax.tree.map(np.testing.assert_array_equal, *final)
+    jax.tree.map(np.testing.assert_array_equal, final[0], states[0][0].ema)
+
+
+def test_a_finished_run_is_left_as_it_is(train, tmp_path):
+    assert train(tmp_path, steps=3) == 3
+    before = lines(tmp_path)
+    assert train(tmp_path, steps=3) == 3
+    assert lines(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_everything_saved(
+    train, small_config, small_batch, tmp_path, mesh, number
+):
+    handler = signal.getsignal(number)
+
+    def batches(step):
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return batch_of(small_batch)(step)
+
+    done = train(tmp_path, batches, steps=1000, warmup=2)
+    assert 1 <= done <= 4
+    _, step, _ = Checkpoints(tmp_path / "checkpoints").restore(abstract_state(small_config, mesh))
+    assert step == done == lines(tmp_path)[-1]["step"]
+    assert jax.tree.leaves(weights(tmp_path, small_config))
+    assert signal.getsignal(number) == handler
+
+
+def test_the_deadline_stops_with_everything_saved(train, tmp_path):
+    assert train(tmp_path, deadline_s=0.0) == 1
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [1]
+    assert (tmp_path / "weights" / "digests.json").exists()
+
+
+def test_a_step_that_is_not_finite_changes_nothing(
+    small_config, small_params, small_batch, quick_step, mesh
+):
+    state = init_state(small_config, mesh, small_params)
+    run = quick_step(small_config, toy_loss, mesh)
+    place = jax.NamedSharding(mesh, sharding.BATCH)
+    for _ in range(2):
+        state, _ = run(state, jax.device_put(small_batch, place))
+    before = jax.tree.map(np.array, state)
+    for n in (1, 2):
+        state, metrics = run(state, jax.device_put(black(small_batch), place))
+        assert int(metrics["skipped"]) == n and np.isnan(metrics["loss"])
+    undone = dataclasses.replace(state, step=state.step - 2, skipped=before.skipped)
+    jax.tree.map(np.testing.assert_array_equal, undone, before)
+    state, metrics = run(state, jax.device_put(small_batch, place))
+    assert int(metrics["skipped"]) == 0 and int(state.step) == 5
+    assert np.any(np.asarray(state.params["embed"]) != before.params["embed"])
+
+
+def test_training_gives_up_where_nothing_is_finite(train, small_batch, tmp_path):
+    def batches(step):
+        return black(small_batch) if step >= 1 else small_batch
+
+    with pytest.raises(ValueError, match=f"no finite gradient for {loop.PATIENCE} steps.*lower"):
+        train(tmp_path, batches, steps=1000)
+    assert lines(tmp_path)[-1]["step"] == 1 + loop.PATIENCE
+    assert Checkpoints(tmp_path / "checkpoints").steps()
+
+
+def test_another_architecture_is_refused(train, small_config, mesh, start, tmp_path):
+    other = dataclasses.replace(
+        small_config, model=dataclasses.replace(small_config.model, mlp=128)
+    )
+    with pytest.raises(CheckpointError, match="mlp: 128 != 64"):  # to start from
+        loop.train(other, toy_loss, lambda step: None, tmp_path, mesh, start)
+    train(tmp_path, steps=1)
+    with pytest.raises(ValueError, match="mlp: 128 != 64; set these back"):  # to go on from
+        loop.train(other, toy_loss, lambda step: None, tmp_path, mesh)
+
+
+def test_samples_are_drawn(train, small_config, tmp_path):
+    """Input, output and truth, one above the other, for all eight clips."""
+    from PIL import Image
+
+    train(tmp_path, steps=2, sample_every=2)
+    with Image.open(tmp_path / "samples" / "0000002.png") as picture:
+        assert picture.size == (8 * small_config.model.width, 3 * small_config.model.height)
