@@ -4,7 +4,7 @@ lsd info base
 lsd train configs/base.py --stage forcing --mesh fsdp=8
 """
 
-from lsd_jax.config import Config, ModelConfig, TrainConfig
+from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig
 
 config = Config(
     name="base",
@@ -22,7 +22,9 @@ config = Config(
         text_dim=512,
         text_layers=4,
         detail_dim=48,
-        compute_dtype="bfloat16",
     ),
-    train=TrainConfig(batch=64, frames=6, steps=300_000, learning_rate=5e-4),
+    stream=StreamConfig(compute_dtype="bfloat16"),
+    train=TrainConfig(
+        compute_dtype="bfloat16", batch=64, frames=6, steps=300_000, learning_rate=5e-4
+    ),
 )

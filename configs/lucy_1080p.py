@@ -4,7 +4,7 @@ lsd info lucy_1080p
 lsd train configs/lucy_1080p.py --stage forcing --mesh fsdp=16,tensor=4 --distributed
 """
 
-from lsd_jax.config import Config, ModelConfig, TrainConfig
+from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig
 
 config = Config(
     name="lucy_1080p",
@@ -23,7 +23,9 @@ config = Config(
         text_dim=512,
         text_layers=4,
         detail_dim=48,
-        compute_dtype="bfloat16",
     ),
-    train=TrainConfig(batch=64, frames=6, steps=500_000, learning_rate=3e-4),
+    stream=StreamConfig(compute_dtype="bfloat16"),
+    train=TrainConfig(
+        compute_dtype="bfloat16", batch=64, frames=6, steps=500_000, learning_rate=3e-4
+    ),
 )

@@ -4,7 +4,7 @@ lsd info small
 lsd train configs/small.py --stage forcing
 """
 
-from lsd_jax.config import Config, ModelConfig, TrainConfig
+from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig
 
 config = Config(
     name="small",
@@ -21,7 +21,7 @@ config = Config(
         reference_tokens=64,
         text_dim=256,
         detail_dim=32,
-        compute_dtype="bfloat16",
     ),
-    train=TrainConfig(batch=32, frames=6, steps=100_000),
+    stream=StreamConfig(compute_dtype="bfloat16"),
+    train=TrainConfig(compute_dtype="bfloat16", batch=32, frames=6, steps=100_000),
 )

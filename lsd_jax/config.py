@@ -21,6 +21,10 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _require_dtype(name: str) -> None:
+    _require(name in _DTYPES, f"unknown compute_dtype {name!r}; known: {', '.join(_DTYPES)}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Shapes of the denoiser. Two models with equal `ModelConfig`s have equal parameter shapes,
@@ -45,7 +49,6 @@ class ModelConfig:
     detail_patch: int = 2
     detail_dim: int = 32
     controls: tuple[str, ...] = ("mask",)
-    compute_dtype: str = "float32"
 
     def __post_init__(self):
         for name in _POSITIVE:
@@ -64,10 +67,6 @@ class ModelConfig:
         )
         _require(self.text_dim % 4 == 0, f"text_dim={self.text_dim} must be a multiple of 4")
         _require(self.sinks >= 0, f"sinks={self.sinks} must not be negative")
-        _require(
-            self.compute_dtype in _DTYPES,
-            f"unknown compute_dtype {self.compute_dtype!r}; known: {', '.join(_DTYPES)}",
-        )
         known = ("mask", "keypoints")
         for control in self.controls:
             _require(control in known, f"unknown control {control!r}; known: {', '.join(known)}")
@@ -109,12 +108,14 @@ class StreamConfig:
 
     passes: int = 1
     history_level: float = 0.0  # 0: history is taken as clean; 1: as worthless
+    compute_dtype: str = "float32"
 
     def __post_init__(self):
         _require(1 <= self.passes <= 4, f"passes={self.passes} must be 1, 2, 3 or 4")
         _require(
             0 <= self.history_level <= 1, f"history_level={self.history_level} must be in [0, 1]"
         )
+        _require_dtype(self.compute_dtype)
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,11 @@ class TrainConfig:
     checkpoint_every: int = 500
     sample_every: int = 500
     log_every: int = 20
+    compute_dtype: str = "float32"  # of the arithmetic; master weights are float32 always
     seed: int = 0
 
     def __post_init__(self):
+        _require_dtype(self.compute_dtype)
         for name in ("batch", "frames", "steps", "checkpoint_every", "sample_every", "log_every"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         for name in (

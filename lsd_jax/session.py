@@ -88,11 +88,11 @@ class Session:
         init = jax.jit(stream.init_state, static_argnums=0)
         self._state = init(config, jnp.full(1, seed, jnp.int32))
         height, width = config.model.height, config.model.width
-        self._controls = np.full((1, height, width, len(config.model.controls)), 255, np.uint8)
-        if mask is not None:
-            if "mask" not in config.model.controls:
-                raise ValueError("this model has no mask plane; train one with controls=('mask',)")
-            self._controls[0, ..., config.model.controls.index("mask")] = mask
+        if mask is None:
+            mask = np.full((height, width), 255, np.uint8)
+        elif "mask" not in config.model.controls:
+            raise ValueError("this model has no mask plane; train one with controls=('mask',)")
+        self._controls = stream.control_planes(config.model.controls, jnp.asarray(mask)[None])
         self._everything = np.ones(1, bool)
 
     def check(self, schedule: Schedule) -> None:

@@ -38,7 +38,7 @@ def prepare(denoiser: Denoiser, config: Config) -> StreamModel:
     passes = [denoiser.modulation(jnp.full(1, t), clean) for t in levels]
     commit = denoiser.modulation(jnp.ones(1), jnp.full(1, config.stream.history_level))
     model = StreamModel(denoiser, jnp.stack(passes), commit)
-    return jax.tree.map(lambda x: x.astype(config.model.compute_dtype), model)
+    return jax.tree.map(lambda x: x.astype(config.stream.compute_dtype), model)
 
 
 def init_state(config: Config, seeds: jax.Array) -> StreamState:
@@ -46,7 +46,7 @@ def init_state(config: Config, seeds: jax.Array) -> StreamState:
     only."""
     batch = seeds.shape[0]
     return StreamState(
-        kv=ring.empty(config.model, batch, config.model.compute_dtype),
+        kv=ring.empty(config.model, batch, config.stream.compute_dtype),
         key=jax.vmap(jax.random.key_data)(jax.vmap(jax.random.key)(seeds)),
         frame=jnp.zeros(batch, jnp.int32),
     )
@@ -102,6 +102,14 @@ def _show_and_remember(
     with jax.named_scope("remember"):
         shown = codec.encode(out).astype(dtype)
         return out, *denoiser.remember(source, shown, planes, kv, model.commit)
+
+
+def control_planes(
+    names: tuple[str, ...], mask: UInt8[Array, "b height width"]
+) -> UInt8[Array, "b height width n"]:
+    """The planes that `names` ask for: the mask, and nothing on any other."""
+    planes = [mask if name == "mask" else jnp.zeros_like(mask) for name in names]
+    return jnp.stack(planes, axis=-1) if planes else jnp.zeros((*mask.shape, 0), jnp.uint8)
 
 
 def confine(out: Frame, frame: Frame, controls: Array, names: tuple[str, ...]) -> Frame:

@@ -23,7 +23,7 @@ CONFIG = Config("x")
     [
         ("model.layers=4", 4),
         ("train.learning_rate=3e-4", 3e-4),
-        ("model.compute_dtype=bfloat16", "bfloat16"),
+        ("train.compute_dtype=bfloat16", "bfloat16"),
         ("model.controls=mask,keypoints", ("mask", "keypoints")),
         ("model.controls=", ()),
         ("name=y", "y"),
@@ -76,7 +76,7 @@ def test_override_says_what_is_wrong(assignment, message):
         (ModelConfig, "detail_patch", 3, "not a multiple of detail_patch=3"),
         (ModelConfig, "dim", 12, "head_dim=6 must be a multiple of 4"),
         (ModelConfig, "text_dim", 6, "text_dim=6 must be a multiple of 4"),
-        (ModelConfig, "compute_dtype", "int8", "'int8'; known: float32, bfloat16"),
+        (StreamConfig, "compute_dtype", "int8", "'int8'; known: float32, bfloat16"),
         (StreamConfig, "history_level", 1.5, "history_level=1.5"),
         (TrainConfig, "prompt_drop", -0.1, "prompt_drop=-0.1"),
         (TrainConfig, "log_every", 0, "log_every=0"),

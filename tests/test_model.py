@@ -159,7 +159,7 @@ def test_shapes_follow_the_config(small_config):
     def shapes(**changes):
         return abstract_params(dataclasses.replace(small_config.model, **changes))
 
-    assert shapes() == shapes(sinks=3, compute_dtype="bfloat16")
+    assert shapes() == shapes(sinks=3)
     assert shapes(window=5)["stack"]["age_k"].shape[1] == 6
     stack = shapes(layers=5)["stack"]
     assert {leaf.shape[0] for leaf in stack.values()} == {5}

@@ -229,8 +229,7 @@ def test_four_passes(live, small_model):
 def test_three_passes_in_bfloat16(live, small_model):
     config = dataclasses.replace(
         live.config,
-        model=dataclasses.replace(live.config.model, compute_dtype="bfloat16"),
-        stream=StreamConfig(3),
+        stream=StreamConfig(passes=3, compute_dtype="bfloat16"),
     )
     model = stream.prepare(small_model, config)
     assert {x.dtype for x in jax.tree.leaves(model)} == {jnp.dtype("bfloat16")}

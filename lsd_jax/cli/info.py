@@ -61,7 +61,7 @@ def sizes(config) -> dict:
         ),
         "weight_bytes": size_bytes(prepared),
         "state_bytes_per_session": size_bytes(state),
-        "compute_dtype": model.compute_dtype,
+        "compute_dtype": config.stream.compute_dtype,
     }
 
 

@@ -14,6 +14,7 @@ from lsd_jax.data import edits, prompts
 from lsd_jax.data.batch import Batch
 from lsd_jax.data.footage import footage
 from lsd_jax.data.rendered import draw_footage_edits, draw_masks, rendered_batch, to_bytes
+from lsd_jax.stream import control_planes
 from lsd_jax.types import Conditioning
 
 
@@ -84,14 +85,15 @@ def filmed_batch(model: ModelConfig, train: TrainConfig, clips: dict, step: int)
     ]
     starts = rng.integers(1 << 20, size=count, dtype=np.int32)
     target = _edit(clips["target"], chosen, starts[:, None] + np.arange(frames, dtype=np.int32))
-    masks = draw_masks(rng, model, count, train.mask_fraction)[:, None, ..., None]
+    masks = draw_masks(rng, model, count, train.mask_fraction)
     prompt = np.stack([prompts.encode(text, model.prompt_bytes) for text in texts])
     prompt[rng.random(count) < train.prompt_drop] = 0
-    everywhere = (count, frames, *masks.shape[2:])
+    controls = control_planes(model.controls, jnp.asarray(masks))[:, None]
+    masks = masks[:, None, ..., None]
     return Batch(
         source=jnp.asarray(clips["source"]),
         target=jnp.where(masks > 0, target, clips["source"]),
-        controls=jnp.broadcast_to(masks, everywhere),
+        controls=jnp.repeat(controls, frames, axis=1),
         condition=Conditioning(
             prompt=jnp.asarray(prompt),
             reference=jnp.zeros((count, model.height, model.width, 3), jnp.uint8),

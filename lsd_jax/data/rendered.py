@@ -14,6 +14,7 @@ from lsd_jax.config import ModelConfig, TrainConfig
 from lsd_jax.data import edits, prompts, textures, worlds
 from lsd_jax.data.batch import Batch
 from lsd_jax.data.worlds import BACKGROUNDS, COLOURS, KINDS, SHAPES, SceneEdit, World
+from lsd_jax.stream import control_planes
 from lsd_jax.types import Conditioning
 
 HELD_OUT_WORLDS = 1 << 30
@@ -48,6 +49,7 @@ def rendered_batch(model: ModelConfig, train: TrainConfig, step: int, clips: int
         textures.bank(),
         frames=train.frames,
         size=(model.height, model.width),
+        controls=model.controls,
     )
 
 
@@ -150,8 +152,10 @@ def draw_masks(
     return np.where(everywhere[:, None, None] | np.stack(inside), 255, 0).astype(np.uint8)
 
 
-@partial(jax.jit, static_argnames=("frames", "size"))
-def _render(drawn, scene_edits, footage, starts, masks, prompt, bank, *, frames, size) -> Batch:
+@partial(jax.jit, static_argnames=("frames", "size", "controls"))
+def _render(
+    drawn, scene_edits, footage, starts, masks, prompt, bank, *, frames, size, controls
+) -> Batch:
     clips, groups = starts.shape[0], footage.shape[0]
     scenes = scene_edits["kind"].shape[0] if scene_edits else 0
     source = render_clips(drawn, starts, frames, size, bank)  # [B, F, H, W, 3] in [0, 1]
@@ -178,7 +182,7 @@ def _render(drawn, scene_edits, footage, starts, masks, prompt, bank, *, frames,
     return Batch(
         source=to_bytes(source),
         target=to_bytes(target),
-        controls=jnp.broadcast_to(masks[:, None, ..., None], (clips, frames, *size, 1)),
+        controls=jnp.repeat(control_planes(controls, masks)[:, None], frames, axis=1),
         condition=Conditioning(prompt, to_bytes(reference), has_reference),
     )
 

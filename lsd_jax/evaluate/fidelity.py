@@ -55,8 +55,8 @@ def model_stream(denoiser: Denoiser, config: Config, batch: int, seed: int) -> S
     compiled = stream.compile_stream(model, config, batch)
     fresh = jax.jit(partial(stream.init_state, config))
     shape = (config.model.height, config.model.width)
-    everywhere = [255 if name == "mask" else 0 for name in config.model.controls]
-    controls = jnp.broadcast_to(jnp.array(everywhere, jnp.uint8), (batch, *shape, len(everywhere)))
+    everywhere = jnp.full((batch, *shape), 255, jnp.uint8)
+    controls = stream.control_planes(config.model.controls, everywhere)
     opened = 0
 
     def fill(x: np.ndarray) -> jax.Array:

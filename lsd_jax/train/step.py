@@ -93,7 +93,7 @@ def make_step(
         key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
 
         def objective(params):
-            model = cast(build(config.model, params), config.model.compute_dtype)
+            model = cast(build(config.model, params), config.train.compute_dtype)
             return loss(model, batch, key, settings)
 
         grads, metrics = jax.grad(objective, has_aux=True)(state.params)

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Trains the shipped checkpoint: first on single pictures, then on clips with history.
+#
+#     recipes/tiny.sh cpu     two cores: about an hour and a half
+#     recipes/tiny.sh gpu     one large GPU, in bfloat16
+#
+# Run it again to go on where it stopped. MINUTES=9 stops each stage after so long.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+machine=${1:?cpu or gpu}
+run=runs/tiny-$machine
+case $machine in
+cpu)
+  steps=1400
+  pictures=(--set train.batch=24)
+  clips=(--set train.batch=6 --set train.steps=800)
+  ;;
+gpu)
+  bf16=(--set train.compute_dtype=bfloat16 --set train.ema=0.999)
+  steps=12000
+  pictures=("${bf16[@]}" --set train.batch=256)
+  clips=("${bf16[@]}" --set train.batch=64 --set train.steps=8000)
+  ;;
+*)
+  echo "recipes/tiny.sh: $machine is neither cpu nor gpu" >&2
+  exit 2
+  ;;
+esac
+lsd=${LSD:-.venv/bin/lsd}
+limit=(${MINUTES:+--minutes "$MINUTES"})
+"$lsd" train configs/tiny.py --out "$run/pictures" --set train.frames=1 \
+  --set "train.steps=$steps" "${pictures[@]}" "${limit[@]}"
+if [ ! -d "$run/pictures/checkpoints/$steps" ]; then
+  echo "the pictures are not done yet; run it again"
+  exit 0
+fi
+"$lsd" train configs/tiny.py --out "$run/clips" --init "$run/pictures/weights" \
+  --set train.frames=4 "${clips[@]}" "${limit[@]}"
+cp -r "$run/clips/weights" checkpoints/.tiny.new
+rm -rf checkpoints/tiny
+mv checkpoints/.tiny.new checkpoints/tiny
+"$lsd" eval checkpoints/tiny --json "$run/eval.json" --plots "$run/plots"

@@ -1,0 +1,78 @@
+"""Rendered worlds and filmed footage in one batch, by the step's number alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+
+import jax
+import numpy as np
+import pytest
+
+from lsd_jax.data import edits, pipeline
+from lsd_jax.data.video import VideoSink
+from lsd_jax.stream import control_planes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two videos, of which the second has an edited twin and a caption."""
+    path = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "b.edited"):
+        with VideoSink(path / f"{name}.mkv", size=(32, 32), fps=Fraction(25)) as sink:
+            for image in rng.integers(0, 256, (9, 32, 32, 3), np.uint8):
+                sink.write(image)
+    (path / "b.txt").write_text("as it was in spring")
+    return path
+
+
+@pytest.fixture(scope="module")
+def filmed(small_config):
+    train = dataclasses.replace(
+        small_config.train, batch=4, video_fraction=1.0, prompt_drop=0.0, mask_fraction=0.0
+    )
+    return dataclasses.replace(small_config, train=train)
+
+
+def prompts_of(batch) -> list[str]:
+    return [bytes(row).rstrip(b"\0").decode() for row in np.asarray(batch.condition.prompt)]
+
+
+def test_a_step_has_the_same_footage_whenever_it_is_asked_for(filmed, folder):
+    in_order = pipeline.batches(filmed, folder)
+    first = [in_order(step) for step in range(3)]
+    resumed = pipeline.batches(filmed, folder)(2)
+    jax.tree.map(np.testing.assert_array_equal, first[2], resumed)
+    assert not np.array_equal(first[0].source, first[1].source)
+
+
+def test_twins_teach_their_caption_and_the_rest_footage_edits(filmed, folder):
+    draw = pipeline.batches(filmed, folder)
+    captions = []
+    for step in range(3):
+        batch = draw(step)
+        for i, prompt in enumerate(prompts_of(batch)):
+            captions.append(prompt)
+            source, target = np.asarray(batch.source[i]), np.asarray(batch.target[i])
+            if prompt == "as it was in spring":
+                assert not np.array_equal(source, target)
+            elif not ({"snow", "rain"} & set(edits.prompts.parse(prompt))):  # need the frame number
+                truth = edits.apply(prompt, source).astype(int)
+                assert np.abs(truth - target).mean() < 0.5  # other fusions round otherwise
+    assert 0 < captions.count("as it was in spring") < len(captions)
+
+
+def test_fraction_and_folder_belong_together(small_config, filmed, folder):
+    with pytest.raises(ValueError, match="give the folder by --videos"):
+        pipeline.batches(filmed)
+    with pytest.raises(ValueError, match="set train.video_fraction"):
+        pipeline.batches(small_config, folder)
+
+
+def test_the_mask_lies_on_its_own_plane():
+    mask = np.full((2, 4, 4), 200, np.uint8)
+    planes = np.asarray(control_planes(("keypoints", "mask"), jax.numpy.asarray(mask)))
+    assert planes.shape == (2, 4, 4, 2)
+    assert np.array_equal(planes[..., 1], mask) and not planes[..., 0].any()
+    assert control_planes((), jax.numpy.asarray(mask)).shape == (2, 4, 4, 0)
