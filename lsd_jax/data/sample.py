@@ -1,6 +1,6 @@
 """Makes the bundled sample clip: a rendered world that no model was trained on.
 
-    python -m lsd_jax.data.sample
+python -m lsd_jax.data.sample
 """
 
 from __future__ import annotations

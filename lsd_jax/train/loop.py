@@ -118,7 +118,10 @@ def first_state(
 
 @contextmanager
 def _log(directory: Path):
-    """Appends one JSON object a line to `metrics.jsonl`."""
+    """Appends one JSON object a line to `metrics.jsonl`, on the first host."""
+    if jax.process_index():
+        yield lambda **values: None
+        return
     with open(directory / "metrics.jsonl", "a", buffering=1) as file:
         yield lambda **values: file.write(json.dumps(values) + "\n")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from lsd_jax.codec import PixelCodec
 from lsd_jax.config import Config
@@ -22,7 +23,12 @@ COLUMNS = 8
 def save_samples(config: Config, params: dict, batch: Batch, path: Path) -> None:
     """A grid of input, one-pass output without history, and truth: a column for each of the
     first clips and of the last."""
-    rows = [np.asarray(x) for x in _one_pass(params, batch, config)]
+    rows = _one_pass(params, batch, config)
+    if jax.process_count() > 1:
+        rows = multihost_utils.process_allgather(rows, tiled=True)
+    if jax.process_index():
+        return
+    rows = [np.asarray(x) for x in rows]
     count = rows[0].shape[0]
     chosen = np.unique(np.linspace(0, count - 1, min(COLUMNS, count)).round().astype(int))
     grid = np.concatenate([np.concatenate(list(row[chosen]), axis=1) for row in rows], axis=0)
