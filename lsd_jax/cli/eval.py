@@ -23,8 +23,8 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, name) < least:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} {getattr(args, name)}: give at least {least}")
-    for directory in filter(None, (args.plots, args.json and Path(args.json).parent)):
-        Path(directory).mkdir(parents=True, exist_ok=True)  # now, not after minutes of work
+    if args.plots:
+        args.plots.mkdir(parents=True, exist_ok=True)  # now, not after minutes of work
 
     import dataclasses
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -55,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     module = importlib.import_module(f"lsd_jax.cli.{args.command}")
     try:
+        if args.json:  # now, not after minutes of work
+            os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
         module.run(args)
     except (ValueError, OSError) as error:
         print(f"lsd {args.command}: {_one_line(error)}", file=sys.stderr)

@@ -116,12 +116,13 @@ def refusals(checkpoint, clip, tmp_path):
         "field": ([*plain, "--set", "model.layrs=3"], "layers"),
         "architecture": ([*plain, "--set", "model.dim=64"], "dim: 64 != 32"),
         "checkpoint": (changed(checkpoint=str(tmp_path / "none")), "no such checkpoint"),
+        "report": ([*plain, "--json", str(text / "a.json")], "text.mp4"),
         "time": ([*plain, "--at", "soon", "snow"], "write a time such as 3s"),
     }
 
 
 REFUSED = ("missing", "text", "empty prompt", "long prompt", "no folder", "kind", "reference",
-           "field", "architecture", "checkpoint", "time")  # fmt: skip
+           "field", "architecture", "checkpoint", "report", "time")  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)

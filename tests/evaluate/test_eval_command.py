@@ -31,7 +31,7 @@ def arguments(checkpoint, *extra):
 
 def test_report_has_the_keys_that_are_promised(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reports, "provenance", lambda: {"versions": {}, "commit": None})
-    out, plots = tmp_path / "new" / "report.json", tmp_path / "plots"
+    out, plots = tmp_path / "report.json", tmp_path / "plots"
     extra = ("--worlds", 1, "--frames", 2, "--batch", 16, "--drift-frames", 3)
     command.run(arguments(checkpoint, *extra, "--json", out, "--plots", plots))
     found = json.loads(out.read_text())
