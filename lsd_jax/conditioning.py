@@ -43,6 +43,7 @@ class TextEncoder(nnx.Module):
         keys = jax.random.split(key, 5)
         dim, layers = config.text_dim, config.text_layers
         source = config.external_text_dim or 256
+        self.external = bool(config.external_text_dim)
         self.table = nnx.Param(normal(keys[0], (source, dim), 1), axes=(None, None))
         self.position = nnx.Param(
             normal(keys[1], (config.prompt_bytes, dim), 1, 0.3), axes=(None, None)
@@ -53,6 +54,9 @@ class TextEncoder(nnx.Module):
         self.pool = Pool(config.prompt_tokens, dim, config.dim, keys[4])
 
     def __call__(self, prompt: Array) -> Float[Array, "b p d"]:
+        if (prompt.dtype == jnp.uint8) == self.external:
+            wanted = "embeddings from outside" if self.external else "bytes"
+            raise ValueError(f"this model takes prompts as {wanted}, not {prompt.dtype}")
         if prompt.dtype == jnp.uint8:
             valid = prompt > 0
             x = self.table[...][prompt.astype(jnp.int32)]

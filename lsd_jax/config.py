@@ -11,7 +11,7 @@ from pathlib import Path
 
 _POSITIVE = (
     "height", "width", "patch", "dim", "layers", "heads", "mlp", "window", "prompt_bytes",
-    "prompt_tokens", "text_dim", "detail_patch", "detail_dim",
+    "prompt_tokens", "reference_tokens", "text_dim", "text_layers", "detail_patch", "detail_dim",
 )  # fmt: skip
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -180,7 +180,15 @@ def load(path: str | Path) -> Config:
         path = shipped / f"{path.name}.py"
     if not path.is_file():
         raise ValueError(f"no config file {str(path)!r}; give a .py file or a shipped name")
-    config = runpy.run_path(str(path)).get("config")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except Exception as error:  # whatever a user's file may raise
+        known = ""
+        if isinstance(error, TypeError):
+            sections = (ModelConfig, StreamConfig, TrainConfig)
+            names = [f.name for section in sections for f in dataclasses.fields(section)]
+            known = f"; known fields: {', '.join(names)}"
+        raise ValueError(f"{path} is no config: {error}{known}") from error
     if not isinstance(config, Config):
         raise ValueError(f"{path} does not set `config = Config(...)`")
     return config

@@ -118,7 +118,7 @@ class Denoiser(nnx.Module):
         """Keys and values of a finished frame.
 
         They depend on that frame and the pinned tokens alone, so what is in the ring never needs
-        recomputing and no error travels from frame to frame through it.
+        recomputing, and training computes the history of all frames of a clip at once.
         """
         pinned = kv.pinned.shape[1]
         alone = KVBuffer(kv.k[:, :, :pinned], kv.v[:, :, :pinned], kv.pinned, kv.age[:, :0])

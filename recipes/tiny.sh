@@ -11,31 +11,37 @@ machine=${1:?cpu or gpu}
 run=runs/tiny-$machine
 case $machine in
 cpu)
-  steps=1400
+  steps=1400 clip_steps=800
   pictures=(--set train.batch=24)
-  clips=(--set train.batch=6 --set train.steps=800)
+  clips=(--set train.batch=6)
   ;;
 gpu)
   bf16=(--set train.compute_dtype=bfloat16 --set train.ema=0.999)
-  steps=12000
+  steps=12000 clip_steps=8000
   pictures=("${bf16[@]}" --set train.batch=256)
-  clips=("${bf16[@]}" --set train.batch=64 --set train.steps=8000)
+  clips=("${bf16[@]}" --set train.batch=64)
   ;;
 *)
   echo "recipes/tiny.sh: $machine is neither cpu nor gpu" >&2
   exit 2
   ;;
 esac
+done_or_exit() {
+  if [ ! -d "$1" ]; then
+    echo "not done yet; run it again"
+    exit 0
+  fi
+}
 lsd=${LSD:-.venv/bin/lsd}
 limit=(${MINUTES:+--minutes "$MINUTES"})
 "$lsd" train configs/tiny.py --out "$run/pictures" --set train.frames=1 \
-  --set "train.steps=$steps" "${pictures[@]}" "${limit[@]}"
-if [ ! -d "$run/pictures/checkpoints/$steps" ]; then
-  echo "the pictures are not done yet; run it again"
-  exit 0
-fi
+  --set "train.steps=$steps" "${pictures[@]}" ${limit[@]+"${limit[@]}"}
+done_or_exit "$run/pictures/checkpoints/$steps"
 "$lsd" train configs/tiny.py --out "$run/clips" --init "$run/pictures/weights" \
-  --set train.frames=4 "${clips[@]}" "${limit[@]}"
+  --set train.frames=4 --set "train.steps=$clip_steps" "${clips[@]}" ${limit[@]+"${limit[@]}"}
+done_or_exit "$run/clips/checkpoints/$clip_steps"
+mkdir -p checkpoints
+rm -rf checkpoints/.tiny.new
 cp -r "$run/clips/weights" checkpoints/.tiny.new
 rm -rf checkpoints/tiny
 mv checkpoints/.tiny.new checkpoints/tiny

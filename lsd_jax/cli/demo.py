@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> None:
                 session, pairs.watch(source), pairs, SCHEDULE, None, started, source.frames
             )
         fps = float(source.fps)
-    inputs, outputs = np.stack(pairs.inputs), np.stack(pairs.outputs)
+    outputs = np.stack(pairs.outputs)
+    inputs = np.stack(pairs.inputs[: len(outputs)])
     report["drift"] = drift(inputs, outputs, fps)
     contact_sheet(args.out / "demo.png", inputs, outputs, fps)
     write_json(args.json or str(args.out / "demo.json"), report)
@@ -70,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
             f"{drifted} (untouched input: {row['input_db']:.1f})",
         )
     Console().print(table)
+    if report["interrupted"]:
+        raise KeyboardInterrupt(f"interrupted; what was done is kept in {args.out}")
     print(f"{args.out / 'demo.mp4'}  {args.out / 'demo.png'}  {args.out / 'demo.json'}")
 
 
@@ -106,7 +109,7 @@ def drift(inputs, outputs, fps: float) -> list[dict]:
         return psnr_db(np.asarray(squared_errors(frames, truth[None])[0]))
 
     rows, half = [], round(fps / 2)
-    ends = [round(t * fps) for t, _ in SCHEDULE[1:]] + [len(inputs)]
+    ends = [min(round(t * fps), len(inputs)) for t, _ in SCHEDULE[1:]] + [len(inputs)]
     for (start_s, prompt), end in zip(SCHEDULE, ends, strict=True):
         start = round(start_s * fps)
         if end - start < 2 * half:  # the stream ended early

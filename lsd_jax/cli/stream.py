@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from pathlib import Path
 
 UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -22,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change the prompt at a time such as 3s, 500ms or 1m30s; repeatable",
     )
     parser.add_argument("--reference", help="a picture whose look the prompt refers to")
-    parser.add_argument("--mask", help="a picture, white where to edit; elsewhere the input stays")
+    parser.add_argument(
+        "--mask",
+        help="a picture, white where to edit; elsewhere the input stays, at the model's resolution",
+    )
     parser.add_argument("--checkpoint", help="default: the shipped checkpoints/tiny")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -35,10 +39,12 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.data.writers import check_target
 
     check_target(args.output)
+    if Path(args.input).resolve() == Path(args.output).resolve():
+        raise ValueError(f"{args.output!r} is the input itself; give another name for the output")
     for _, prompt in schedule:
         encode(prompt, 1 << 20)  # refuses an empty one before anything is loaded
 
-    from lsd_jax.data.pictures import load_picture
+    from lsd_jax.data.pictures import load_picture, read_image, resize
     from lsd_jax.data.video import VideoSink, VideoSource
     from lsd_jax.reports import write_json
     from lsd_jax.session import Session, load_model, play
@@ -46,14 +52,16 @@ def run(args: argparse.Namespace) -> None:
     model, config = load_model(args.checkpoint, args.set)
     height, width = config.model.height, config.model.width
     reference = load_picture(args.reference, height, width) if args.reference else None
-    mask = load_picture(args.mask, height, width)[..., 0] if args.mask else None
+    mask = resize(read_image(args.mask), height, width)[..., 0] if args.mask else None
     with VideoSource(args.input, height, width) as source:
         session = Session(model, config, args.seed, mask)
         session.check(schedule)
         with VideoSink(
             args.output, size=source.size, fps=source.fps, audio_from=args.input
         ) as sink:
-            report = play(session, source, sink, schedule, reference, started, source.frames)
+            report = play(
+                session, source, sink, schedule, reference, started, source.frames, source.live
+            )
     write_json(args.json, report)
     print(f"{args.output}: {summary(report)}")
     if report["interrupted"]:

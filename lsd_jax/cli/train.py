@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
 
     from lsd_jax import config as configs
     from lsd_jax.data.pipeline import batches
+    from lsd_jax.reports import provenance, write_json
     from lsd_jax.sharding import make_mesh
     from lsd_jax.train.forcing import forcing_loss
     from lsd_jax.train.loop import train
@@ -44,6 +46,10 @@ def run(args: argparse.Namespace) -> None:
         mesh,
         init_from=args.init,
         deadline_s=args.minutes * 60 if args.minutes else None,
+    )
+    write_json(
+        args.json,
+        {"steps": steps, "config": asdict(config), "weights": str(out / "weights"), **provenance()},
     )
     kept = f"{steps} steps are kept in {out}, their weights in {out / 'weights'}"
     if steps < config.train.steps and not args.minutes:

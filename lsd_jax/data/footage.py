@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 
 from lsd_jax.data import containers
 from lsd_jax.data.pictures import natural
+from lsd_jax.data.prompts import MAX_BYTES, encode
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
 EDITED = ".edited"
@@ -50,12 +51,21 @@ class FootageSource:
     the one after it, so that every index gives a clip and the order stays what it was.
 
     Raises ValueError, with what to do, where the folder holds no video that can be used. Videos
-    that are broken, or shorter than a clip, are left out with a warning.
+    that are broken or shorter than a clip, and twins whose caption is missing or longer than
+    `prompt_bytes`, are left out with a warning.
     """
 
-    def __init__(self, folder: str | Path, *, frames: int, height: int, width: int):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        frames: int,
+        height: int,
+        width: int,
+        prompt_bytes: int = MAX_BYTES,
+    ):
         self._folder, self._frames = Path(folder), frames
-        self._height, self._width = height, width
+        self._height, self._width, self._prompt_bytes = height, width, prompt_bytes
         if not self._folder.is_dir():
             raise ValueError(f"no folder {str(folder)!r}; give one that holds videos")
         files = self._files()
@@ -82,6 +92,8 @@ class FootageSource:
             prompt = caption.read_text(encoding="utf-8").strip() if caption.is_file() else ""
             source = _index(path)
             target = _index(twin) if twin else None
+            if twin:
+                encode(prompt, self._prompt_bytes)  # refuses a missing or an overlong caption
             count = min(len(video.pts) for video in (source, target) if video)
             if count < self._frames:
                 raise ValueError(f"{path} has {count} frames, a clip needs {self._frames}")
@@ -120,6 +132,7 @@ def footage(
     width: int,
     batch: int,
     seed: int,
+    prompt_bytes: int = MAX_BYTES,
     threads: int = 4,
 ) -> grain.IterDataset:
     """Endless batches of clips from `folder`, shuffled anew in each pass, decoded in threads.
@@ -128,7 +141,9 @@ def footage(
     `paired` bool `[B]`. Batch `n` depends on `seed` and `n` alone: an iterator given
     `set_state({"next_index": n})` goes on exactly there.
     """
-    source = FootageSource(folder, frames=frames, height=height, width=width)
+    source = FootageSource(
+        folder, frames=frames, height=height, width=width, prompt_bytes=prompt_bytes
+    )
     clips = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     batches = clips.batch(batch, drop_remainder=True, batch_fn=_stack)
     return batches.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=threads))

@@ -58,6 +58,7 @@ class Footage:
             width=model.width,
             batch=clips,
             seed=train.seed,
+            prompt_bytes=model.prompt_bytes,
         )
         self._iterator: Iterator | None = None
         self._next = 0

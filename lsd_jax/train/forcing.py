@@ -49,7 +49,7 @@ def forcing_loss(
         past = diffusion.add_noise(clean, noise, 1 - level)
         modulation = model.modulation(jnp.ones_like(level), level)
         k, v = model.remember(source, past, controls, kv, modulation)
-        kv = windowed_history(kv, k, v, frames, model.config.window)
+        kv = history(kv, k, v, frames, model.config.sinks, model.config.window)
 
     level_key, noise_key = jax.random.split(keys[3])
     t = diffusion.sample_levels(level_key, (clips * frames,), settings.pure_noise)
@@ -84,7 +84,7 @@ def pinned_history(model: Denoiser, batch: Batch) -> KVBuffer:
     return KVBuffer(k, v, valid, jnp.zeros((valid.shape[0], 0), jnp.int32))
 
 
-def windowed_history(pinned: KVBuffer, k: Array, v: Array, frames: int, window: int) -> KVBuffer:
+def history(pinned: KVBuffer, k: Array, v: Array, frames: int, sinks: int, window: int) -> KVBuffer:
     """For each frame of each clip, the buffer that a stream would hold when it arrives there.
 
     `k` and `v` are `[L, clips * frames, T, H, K]`, the committed keys and values of all frames.
@@ -94,13 +94,22 @@ def windowed_history(pinned: KVBuffer, k: Array, v: Array, frames: int, window: 
 
     def gather(buffer, x):
         x = x.reshape(layers, clips, frames, *x.shape[2:])
+        first = x[:, :, jnp.minimum(jnp.arange(sinks), frames - 1)]  # [L, clips, sinks, T, H, K]
+        first = jnp.repeat(first[:, :, None], frames, axis=2)
         x = jnp.pad(x, ((0, 0), (0, 0), (window, 0), *((0, 0),) * 3))
         back = [x[:, :, window - age : window - age + frames] for age in range(1, window + 1)]
-        slots = jnp.stack(back, axis=3)  # [L, clips, F, window, T, H, K]
-        slots = slots.reshape(layers, rows, window * tokens, *x.shape[4:])
+        slots = jnp.concatenate([first, jnp.stack(back, axis=3)], axis=3)
+        slots = slots.reshape(layers, rows, (sinks + window) * tokens, *x.shape[4:])
         return jnp.concatenate([buffer, slots], axis=2)
 
+    now = jnp.arange(frames)[:, None]
     ages = jnp.arange(1, window + 1)
-    arrived = jnp.arange(frames)[:, None] >= ages  # [F, window]
-    age = jnp.tile(jnp.where(arrived, ages, ring.EMPTY), (clips, 1)).astype(jnp.int32)
+    age = jnp.concatenate(
+        [
+            jnp.where(now > jnp.arange(sinks), ring.SINK, ring.EMPTY),
+            jnp.where(now >= ages, ages, ring.EMPTY),
+        ],
+        axis=1,
+    )  # [F, S]
+    age = jnp.tile(age, (clips, 1)).astype(jnp.int32)
     return KVBuffer(gather(pinned.k, k), gather(pinned.v, v), pinned.pinned, age)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -19,7 +21,7 @@ from lsd_jax import sharding
 from lsd_jax.checkpoint import CheckpointError, Checkpoints, load_weights, save_weights
 from lsd_jax.config import Config, differences
 from lsd_jax.data.batch import Batch
-from lsd_jax.model import abstract_params
+from lsd_jax.interruption import stop_on_signal
 from lsd_jax.train.samples import save_samples
 from lsd_jax.train.step import Loss, TrainState, abstract_state, init_state, make_step
 
@@ -56,12 +58,13 @@ def train(
     with Checkpoints(directory / "checkpoints") as saved, ThreadPoolExecutor(1) as ahead:
         state = first_state(config, saved, mesh, init_from)
         step, end = int(state.step), config.train.steps
+        last_saved = None
         run = make_step(config, loss, mesh)
         upcoming = ahead.submit(batches, step)
-        with _progress() as bar, _stop_on_signal() as stopped, _log(directory) as log:
+        with _progress() as bar, stop_on_signal() as stopped, _log(directory) as log:
             task = bar.add_task("training", total=end, completed=step, note="")
             clock = time.monotonic()
-            while step < end and not stopped:
+            while step < end:
                 batch = jax.device_put(upcoming.result(), place)
                 upcoming = ahead.submit(batches, step + 1)
                 state, metrics = run(state, batch)
@@ -84,10 +87,12 @@ def train(
                     save_samples(config, state.ema, batch, picture)
                 if step % config.train.checkpoint_every == 0:
                     saved.save(step, state, config)
-                if deadline_s is not None and time.monotonic() - started > deadline_s:
+                    last_saved = step
+                late = deadline_s is not None and time.monotonic() - started > deadline_s
+                if _agreed(bool(stopped) or late):
                     break
         upcoming.cancel()
-        if step not in saved.steps():
+        if step != last_saved:
             saved.save(step, state, config)
     save_weights(directory / "weights", state.ema, config)
     return step
@@ -112,39 +117,32 @@ def first_state(
         return state
     if init_from is None:
         return init_state(config, mesh)
-    params, _ = load_weights(init_from, abstract_params(config.model), config.model)
+    abstract = abstract_state(config, mesh).params
+    params, _ = load_weights(init_from, abstract, config.model)
     return init_state(config, mesh, params)
 
 
 @contextmanager
 def _log(directory: Path):
-    """Appends one JSON object a line to `metrics.jsonl`, on the first host."""
+    """Appends one JSON object a line to `metrics.jsonl`, on the first host; null where a figure
+    is not finite."""
     if jax.process_index():
         yield lambda **values: None
         return
     with open(directory / "metrics.jsonl", "a", buffering=1) as file:
-        yield lambda **values: file.write(json.dumps(values) + "\n")
+
+        def log(**values: float) -> None:
+            finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            file.write(json.dumps(finite) + "\n")
+
+        yield log
 
 
-@contextmanager
-def _stop_on_signal():
-    """Yields a list that is filled by the first Ctrl-C or termination; a second one is not
-    caught."""
-    received: list[int] = []
-
-    def note(number, _):
-        received.append(number)
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-    for name in before:
-        signal.signal(name, note)
-    try:
-        yield received
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+def _agreed(stop: bool) -> bool:
+    """Whether any host wants to stop: all must leave the loop at the same step."""
+    if jax.process_count() == 1:
+        return stop
+    return bool(np.any(multihost_utils.process_allgather(np.array(stop))))
 
 
 def _progress() -> Progress:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from fractions import Fraction
@@ -16,6 +18,7 @@ from lsd_jax.checkpoint import save_weights
 from lsd_jax.cli.main import main
 from lsd_jax.cli.stream import parse_time
 from lsd_jax.config import Config
+from lsd_jax.data.pictures import write_image
 from lsd_jax.data.video import VideoSink, VideoSource
 from lsd_jax.session import Session
 
@@ -76,20 +79,50 @@ def test_a_stream_is_repeatable_and_reported(checkpoint, clip, tmp_path):
     assert len(outputs[0]) == 20
 
 
-def test_interruption_keeps_what_was_done(checkpoint, clip, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Ctrl-C arrives while the eighth frame is computed."""
     step, done = Session.step, []
 
-    def interrupted(self, frame):
-        if len(done) == 7:
-            raise KeyboardInterrupt
+    def interrupting(self, frame):
         done.append(frame)
+        if len(done) == 8:
+            os.kill(os.getpid(), signal.SIGINT)
         return step(self, frame)
 
-    monkeypatch.setattr(Session, "step", interrupted)
-    out = tmp_path / "out.mkv"
-    assert main(["stream", clip, "--prompt", "x", "-o", str(out), "--checkpoint", checkpoint]) == 2
-    assert len(frames_of(out)) == 7
-    assert "7 frames are kept" in capsys.readouterr().err
+    monkeypatch.setattr(Session, "step", interrupting)
+
+
+def test_interruption_keeps_what_was_done(checkpoint, clip, tmp_path, interrupted, capsys):
+    out, report = tmp_path / "out.mkv", tmp_path / "report.json"
+    arguments = ["stream", clip, "--prompt", "x", "-o", str(out), "--checkpoint", checkpoint]
+    assert main([*arguments, "--json", str(report)]) == 2
+    assert len(frames_of(out)) == 8
+    assert "8 frames are kept" in capsys.readouterr().err
+    assert json.loads(report.read_text())["launches_per_frame"] == 1
+
+
+def test_an_interrupted_demo_keeps_what_was_done(checkpoint, tmp_path, interrupted, capsys):
+    assert main(["demo", "--out", str(tmp_path), "--checkpoint", checkpoint]) == 2
+    assert json.loads((tmp_path / "demo.json").read_text())["frames"] == 8
+    assert (tmp_path / "demo.png").is_file()
+    assert "what was done is kept" in capsys.readouterr().err
+
+
+def test_a_mask_covers_the_same_place_of_a_wide_video(checkpoint, clip, tmp_path):
+    """The clip is 4:3 and the model square: both are stretched, so the left half stays left."""
+    mask = np.zeros((48, 64, 3), np.uint8)
+    mask[:, :32] = 255
+    write_image(tmp_path / "mask.png", mask)
+    out = tmp_path / "out"
+    arguments = ["stream", clip, "--prompt", "x", "-o", str(out), "--checkpoint", checkpoint]
+    assert main([*arguments, "--mask", str(tmp_path / "mask.png")]) == 0
+    with VideoSource(clip, 32, 32) as before, VideoSource(str(out), 32, 32) as after:
+        pairs = [
+            (b.astype(int), a.astype(int)) for (b, _), (a, _) in zip(before, after, strict=True)
+        ]
+    changed = np.mean([np.abs(b - a).mean((0, 2)) for b, a in pairs], axis=0)  # by column
+    assert changed[18:].max() < changed[:14].min() / 2
 
 
 def refusals(checkpoint, clip, tmp_path):
@@ -116,13 +149,14 @@ def refusals(checkpoint, clip, tmp_path):
         "field": ([*plain, "--set", "model.layrs=3"], "layers"),
         "architecture": ([*plain, "--set", "model.dim=64"], "dim: 64 != 32"),
         "checkpoint": (changed(checkpoint=str(tmp_path / "none")), "no such checkpoint"),
+        "itself": (changed(output=clip), "is the input itself"),
         "report": ([*plain, "--json", str(text / "a.json")], "text.mp4"),
         "time": ([*plain, "--at", "soon", "snow"], "write a time such as 3s"),
     }
 
 
 REFUSED = ("missing", "text", "empty prompt", "long prompt", "no folder", "kind", "reference",
-           "field", "architecture", "checkpoint", "report", "time")  # fmt: skip
+           "field", "architecture", "checkpoint", "itself", "report", "time")  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -10,7 +10,7 @@ import pytest
 from lsd_jax import diffusion, ring, sharding
 from lsd_jax.codec import PixelCodec
 from lsd_jax.model import Denoiser, Modulation, abstract_params, build, cast
-from lsd_jax.train.forcing import forcing_loss, pinned_history, windowed_history
+from lsd_jax.train.forcing import forcing_loss, history, pinned_history
 from lsd_jax.train.step import init_state
 
 FRAMES = 6
@@ -29,7 +29,7 @@ def clips(batch, count, frames):
 
 def test_training_sees_the_history_that_a_stream_holds(small_model, small_config, small_batch):
     """`denoise` of every frame, from the training form and from a ring filled frame by frame."""
-    batch, window = clips(small_batch, 2, FRAMES), small_config.model.window
+    batch, model = clips(small_batch, 2, FRAMES), small_config.model
     codec, zero = PixelCodec(), jnp.zeros(1)
     clean_history = small_model.modulation(jnp.ones(1), zero)
     first_pass = small_model.modulation(zero, zero)
@@ -44,11 +44,10 @@ def test_training_sees_the_history_that_a_stream_holds(small_model, small_config
 
     kv = pinned_history(small_model, batch)
     k, v = remember(rows(source), rows(shown), rows(controls), kv)
-    kv = windowed_history(kv, k, v, FRAMES, window)
+    kv = history(kv, k, v, FRAMES, model.sinks, model.window)
     at_once = denoise(rows(source), rows(noise), rows(controls), kv)
     at_once = at_once.reshape(2, FRAMES, *at_once.shape[1:])
 
-    model = dataclasses.replace(small_config.model, sinks=0)
     held = ring.pin(
         ring.empty(model, 2, jnp.float32), *small_model.pin(batch.condition), jnp.ones(2, bool)
     )
@@ -56,13 +55,13 @@ def test_training_sees_the_history_that_a_stream_holds(small_model, small_config
         now = denoise(source[:, n], noise[:, n], controls[:, n], held)
         np.testing.assert_allclose(at_once[:, n], now, rtol=1e-4, atol=2e-5)
         k, v = remember(source[:, n], shown[:, n], controls[:, n], held)
-        held = ring.commit(held, k, v, 0)
+        held = ring.commit(held, k, v, model.sinks)
     cold = ring.clear(held, jnp.ones(2, bool))
     alone = denoise(source[:, -1], noise[:, -1], controls[:, -1], cold)
     assert np.abs(alone - now).max() > 1e-3
 
 
-def test_windowed_history_by_hand():
+def test_history_by_hand():
     """Each key says which clip, frame and token wrote it."""
     frames, window, tokens = 5, 2, 2
     names = np.arange(2 * frames * tokens, dtype=np.float32).reshape(1, 2 * frames, tokens, 1, 1)
@@ -70,7 +69,7 @@ def test_windowed_history_by_hand():
     pinned = ring.KVBuffer(
         empty, empty, jnp.zeros((2 * frames, 0), bool), jnp.zeros((2 * frames, 0), jnp.int32)
     )
-    kv = windowed_history(pinned, jnp.asarray(names), jnp.asarray(-names), frames, window)
+    kv = history(pinned, jnp.asarray(names), jnp.asarray(-names), frames, 0, window)
     np.testing.assert_array_equal(kv.k, -np.asarray(kv.v))
     for row in range(2 * frames):
         for slot in range(window):
