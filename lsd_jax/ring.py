@@ -94,14 +94,16 @@ def commit(
     return replace(kv, k=k_buffer, v=v_buffer, age=age)
 
 
+def forget(kv: KVBuffer, sessions: Bool[Array, " b"]) -> KVBuffer:
+    """Forgets the frames of the chosen sessions; what is pinned stays."""
+    return replace(kv, age=jnp.where(sessions[:, None], EMPTY, kv.age))
+
+
 def clear(kv: KVBuffer, sessions: Bool[Array, " b"]) -> KVBuffer:
     """Forgets the frames and pinned tokens of the chosen sessions, for a new stream in their
     place."""
-    return replace(
-        kv,
-        pinned=jnp.where(sessions[:, None], False, kv.pinned),
-        age=jnp.where(sessions[:, None], EMPTY, kv.age),
-    )
+    pinned = jnp.where(sessions[:, None], False, kv.pinned)
+    return replace(forget(kv, sessions), pinned=pinned)
 
 
 def _write(buffer: Array, new: Array, start: Int[Array, " b"]) -> Array:

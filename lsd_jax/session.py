@@ -105,7 +105,8 @@ class Session:
             encode(prompt, self.config.model.prompt_bytes)
 
     def condition(self, prompt: str, reference: UInt8[np.ndarray, "h w 3"] | None) -> None:
-        """Changes prompt and reference; the next frame is the first to show it."""
+        """Changes prompt and reference; the next frame is the first to show it, and to start
+        from no history, since what was shown so far answered another prompt."""
         model = self.config.model
         blank = np.zeros((model.height, model.width, 3), np.uint8)
         wanted = Conditioning(
@@ -116,6 +117,7 @@ class Session:
         self._state = self._compiled.condition(
             self._compiled.model, self._state, wanted, self._everything
         )
+        self._state = self._compiled.forget(self._state, self._everything)
 
     def step(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """The next frame, transformed: one launch."""

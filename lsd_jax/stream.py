@@ -135,6 +135,15 @@ def condition(
     return state.replace(kv=ring.pin(state.kv, k, v, valid, sessions))
 
 
+def forget(state: StreamState, sessions: Bool[Array, " b"]) -> StreamState:
+    """Makes the chosen sessions forget the frames that they have shown, but not their prompt.
+
+    Frames remembered under another prompt pull the next ones towards it until the window has
+    passed, unless the model was trained on such windows.
+    """
+    return state.replace(kv=ring.forget(state.kv, sessions))
+
+
 def each_session(compute: Callable, in_axes: tuple, out_axes: tuple[int, ...]) -> Callable:
     """`compute` for one session after the other, in one executable.
 
@@ -170,10 +179,12 @@ def restart(state: StreamState, sessions: Bool[Array, " b"], seeds: jax.Array) -
 
 @dataclass(frozen=True)
 class CompiledStream:
-    """The executables of a running stream. Both take the model first and donate the state."""
+    """The executables of a running stream. All donate the state; the first two take the model
+    before it."""
 
     step: jax.stages.Compiled
     condition: jax.stages.Compiled
+    forget: jax.stages.Compiled
     model: StreamModel
 
 
@@ -195,7 +206,8 @@ def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> Compil
 
     step = compiled(frame_step, frame, controls)
     change = compiled(condition, abstract_condition(config, batch), flags)
-    return CompiledStream(step, change, model)
+    blank = jax.jit(forget, donate_argnums=0).lower(state, flags).compile()
+    return CompiledStream(step, change, blank, model)
 
 
 def abstract_condition(config: Config, batch: int) -> Conditioning:

@@ -237,3 +237,15 @@ def test_three_passes_in_bfloat16(live, small_model):
     half = SimpleNamespace(config=config, model=model, compiled={1: compiled})
     outs, state = play(half, pictures(3, 1))
     assert outs.std() > 1 and state.kv.k.dtype == jnp.bfloat16
+
+
+def test_a_session_that_forgets_goes_on_as_a_cold_one(live):
+    frames = pictures(6, 1, seed=5)
+    _, state = play(live, frames[:5])
+    kept = [np.asarray(x) for x in (state.kv.k, state.kv.v, state.kv.pinned)]
+    key = np.asarray(state.key)
+    state = live.compiled[1].forget(state, np.ones(1, bool))
+    jax.tree.map(np.testing.assert_array_equal, [state.kv.k, state.kv.v, state.kv.pinned], kept)
+    after, _ = play(live, frames[5:], state)
+    cold = begin(live).replace(key=jnp.asarray(key))
+    np.testing.assert_array_equal(after, play(live, frames[5:], cold)[0])
