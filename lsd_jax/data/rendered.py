@@ -122,8 +122,6 @@ def footage_texts(held_out: bool = False) -> dict[tuple[str, ...], list[str]]:
 def draw_footage_edits(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
     """Edit numbers `[groups, 2]` as `edits.compose` takes them, and a prompt for each clip."""
     groups = next(g for g in range(min(GROUPS, count), 0, -1) if count % g == 0) if count else 0
-    if groups < min(GROUPS, count) // 4:  # a count without a good divisor: each clip by itself
-        groups = count
     texts = footage_texts()
     singles = [m for m in texts if len(m) == 1]
     pairs = [m for m in texts if len(m) == 2]

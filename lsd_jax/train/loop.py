@@ -131,7 +131,7 @@ def _log(directory: Path):
         return
     with open(directory / "metrics.jsonl", "a", buffering=1) as file:
 
-        def log(**values: float) -> None:
+        def log(**values: float | int) -> None:
             finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
             file.write(json.dumps(finite) + "\n")
 
