@@ -15,6 +15,8 @@ from lsd_jax.model import Denoiser
 from lsd_jax.types import KVBuffer
 
 CLEAN_HISTORY = 0.5  # share of history frames without any noise, as a stream commits them
+OFF_COLOUR, UNEDITED = 0.5, 0.2  # shares of history frames
+COLOUR_ERROR = 0.2  # standard deviation of a channel's gain and offset, in [-1, 1] units
 CHANGED = 8 / 255  # in [-1, 1] units, four steps of a byte
 SMALLEST_SHARE = 0.03  # of a frame: below it, a changed region weighs by its size
 
@@ -46,7 +48,8 @@ def forcing_loss(
         noised = jax.random.uniform(keys[1], level.shape) > CLEAN_HISTORY
         level = jnp.where(noised, level, 0)
         noise = jax.random.normal(keys[2], clean.shape, dtype)
-        past = diffusion.add_noise(clean, noise, 1 - level)
+        past = mislead(clean, source, jax.random.fold_in(key, 1))
+        past = diffusion.add_noise(past, noise, 1 - level)
         modulation = model.modulation(jnp.ones_like(level), level)
         k, v = model.remember(source, past, controls, kv, modulation)
         kv = history(kv, k, v, frames, model.config.sinks, model.config.window)
@@ -73,6 +76,22 @@ def edit_weight(
     share = jnp.mean(changed, axis=(1, 2), keepdims=True)
     weight = 1 + emphasis * changed / jnp.maximum(share, SMALLEST_SHARE)
     return weight / jnp.mean(weight, axis=(1, 2), keepdims=True)
+
+
+def mislead(
+    clean: Float[Array, "b h w c"], source: Float[Array, "b h w c"], key: Array
+) -> Float[Array, "b h w c"]:
+    """A history that does not always tell what the edit is: half of the frames off in colour, as
+    a stream's own mistakes are, and some not edited at all. Without it a model reads the edit from
+    the truth in its window, not from the prompt, and a stream feeds on its first mistake.
+    """
+    rows = (clean.shape[0], 1, 1)
+    keys = jax.random.split(key, 4)
+    gain = 1 + COLOUR_ERROR * jax.random.normal(keys[0], (*rows, clean.shape[-1]), clean.dtype)
+    offset = COLOUR_ERROR * jax.random.normal(keys[1], gain.shape, clean.dtype)
+    dice = jax.random.uniform(keys[2], (*rows, 1))
+    off_colour = jnp.where(dice < OFF_COLOUR, clean * gain + offset, clean)
+    return jnp.where(dice > 1 - UNEDITED, source, off_colour)
 
 
 def pinned_history(model: Denoiser, batch: Batch) -> KVBuffer:

@@ -10,6 +10,7 @@ import pytest
 from lsd_jax import diffusion, ring, sharding
 from lsd_jax.codec import PixelCodec
 from lsd_jax.model import Denoiser, Modulation, abstract_params, build, cast
+from lsd_jax.train import forcing
 from lsd_jax.train.forcing import forcing_loss, history, pinned_history
 from lsd_jax.train.step import init_state
 
@@ -101,6 +102,7 @@ def test_the_loss_is_the_velocity_error(small_model, small_config, small_batch, 
     for function in (pin, remember, denoise):
         monkeypatch.setattr(Denoiser, function.__name__, function)
     monkeypatch.setattr(Modulation, "__call__", lambda self, t, level: (t, level))
+    monkeypatch.setattr(forcing, "mislead", lambda clean, source, key: clean)
     loss, metrics = forcing_loss(small_model, small_batch, jax.random.key(0), small_config.train)
 
     noisy, t, history_level = calls["denoise"]
@@ -122,6 +124,19 @@ def test_the_loss_is_the_velocity_error(small_model, small_config, small_batch, 
         ]
         deviation = np.asarray(noise.std((1, 2, 3)))[np.asarray(where) < 0.9]
         np.testing.assert_allclose(deviation, 1, atol=0.1)
+
+
+def test_history_misleads_in_the_shares_it_says():
+    rng = np.random.default_rng(0)
+    clean, source = (rng.uniform(-1, 1, (400, 4, 4, 3)).astype(np.float32) for _ in range(2))
+    past = np.asarray(forcing.mislead(jnp.asarray(clean), jnp.asarray(source), jax.random.key(0)))
+    same, unedited = ((past == x).all((1, 2, 3)) for x in (clean, source))
+    assert abs(unedited.mean() - forcing.UNEDITED) < 0.08
+    assert abs(same.mean() - (1 - forcing.UNEDITED - forcing.OFF_COLOUR)) < 0.08
+    for n in np.flatnonzero(~same & ~unedited)[:20]:  # a straight line for each channel
+        for channel in range(3):
+            x, y = clean[n, ..., channel].ravel(), past[n, ..., channel].ravel()
+            np.testing.assert_allclose(np.polyval(np.polyfit(x, y, 1), x), y, atol=1e-5)
 
 
 def test_thirty_steps_teach_one_batch(small_config, small_params, small_batch, quick_step, mesh):
