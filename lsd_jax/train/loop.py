@@ -52,6 +52,12 @@ def train(
         ValueError: a checkpoint of another architecture, or `PATIENCE` steps without a finite
             gradient.
     """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.train.batch % parts:
+        raise ValueError(
+            f"train.batch={config.train.batch} does not split over data x fsdp = {parts} devices; "
+            f"use a multiple of {parts}, or --mesh with fewer"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     place = NamedSharding(mesh, sharding.BATCH)
