@@ -47,7 +47,7 @@ class ModelConfig:
     text_layers: int = 2
     external_text_dim: int = 0  # width of embeddings from outside; 0: the built-in text encoder
     detail_patch: int = 2
-    detail_dim: int = 32
+    detail_dim: int = 64
     controls: tuple[str, ...] = ("mask",)
 
     def __post_init__(self):
@@ -157,6 +157,25 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class HistoryConfig:
+    """What the history stage lets a model remember."""
+
+    corrupted: float = 0.5  # share of the clips whose history is corrupted by hand
+    rolled_out: float = 0.0  # share of the clips whose history is the model's own stream
+    drift_penalty: float = 0.0  # weight of the error that grows along a stream
+    level_input: bool = False  # tell the model how wrong each remembered frame is
+
+    def __post_init__(self):
+        for name in ("corrupted", "rolled_out"):
+            _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} not in [0, 1]")
+        _require(
+            self.corrupted + self.rolled_out <= 1,
+            f"corrupted={self.corrupted} and rolled_out={self.rolled_out} are more than all clips",
+        )
+        _require(self.drift_penalty >= 0, f"drift_penalty={self.drift_penalty} is negative")
+
+
+@dataclass(frozen=True)
 class Config:
     """One runnable setting: a file in `configs/` sets `config = Config(...)`."""
 
@@ -164,6 +183,15 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    history: HistoryConfig = field(default_factory=HistoryConfig)
+
+
+SECTIONS = {
+    "model": ModelConfig,
+    "stream": StreamConfig,
+    "train": TrainConfig,
+    "history": HistoryConfig,
+}
 
 
 def load(path: str | Path) -> Config:
@@ -185,8 +213,7 @@ def load(path: str | Path) -> Config:
     except Exception as error:  # whatever a user's file may raise
         known = ""
         if isinstance(error, TypeError):
-            sections = (ModelConfig, StreamConfig, TrainConfig)
-            names = [f.name for section in sections for f in dataclasses.fields(section)]
+            names = [f.name for section in SECTIONS.values() for f in dataclasses.fields(section)]
             known = f"; known fields: {', '.join(names)}"
         raise ValueError(f"{path} is no config: {error}{known}") from error
     if not isinstance(config, Config):
@@ -228,6 +255,10 @@ def _assign(node, path: list[str], text: str, whole: str):
 def _parse(kind, text: str, whole: str):
     if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
         return tuple(part for part in text.split(",") if part)
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError(f"--set {whole}={text}: expected true or false")
+        return text == "true"
     try:
         return kind(text)
     except ValueError:
@@ -236,10 +267,11 @@ def _parse(kind, text: str, whole: str):
 
 def from_dict(values: dict) -> Config:
     """The inverse of `dataclasses.asdict`, for configs stored beside a checkpoint."""
-    sections = {"model": ModelConfig, "stream": StreamConfig, "train": TrainConfig}
+    values = {"history": {}, **values}  # stored before there was such a section
     built = {}
-    for section, cls in sections.items():
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values[section].items()}
+    for section, cls in SECTIONS.items():
+        stored = values[section]
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         known = {f.name for f in dataclasses.fields(cls)}
         unknown = set(fields) - known
         if unknown:

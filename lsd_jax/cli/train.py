@@ -6,10 +6,12 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+STAGES = ("forcing", "history")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a .py file or a shipped name, such as tiny")
-    parser.add_argument("--stage", default="forcing", choices=("forcing",))
+    parser.add_argument("--stage", default="forcing", choices=STAGES)
     parser.add_argument("--out", type=Path, help="run directory (default: runs/NAME-STAGE)")
     parser.add_argument("--init", type=Path, help="weights to start from, such as checkpoints/tiny")
     parser.add_argument("--videos", type=Path, help="a folder of your own videos to mix in")
@@ -29,23 +31,24 @@ def run(args: argparse.Namespace) -> None:
         jax.distributed.initialize()
 
     from lsd_jax import config as configs
-    from lsd_jax.data.pipeline import batches
     from lsd_jax.reports import provenance, write_json
     from lsd_jax.sharding import make_mesh
-    from lsd_jax.train.forcing import forcing_loss
+    from lsd_jax.train import stages
     from lsd_jax.train.loop import train
 
     config = configs.override(configs.load(args.config), args.set)
     mesh = make_mesh(**parse_mesh(args.mesh))
     out = args.out or Path("runs") / f"{config.name}-{args.stage}"
+    stage = stages.prepare(args.stage, config, args.videos, mesh)
     steps = train(
         config,
-        {"forcing": forcing_loss}[args.stage],
-        batches(config, args.videos),
+        stage.loss,
+        stage.batches,
         out,
         mesh,
         init_from=args.init,
         deadline_s=args.minutes * 60 if args.minutes else None,
+        show=stage.show,
     )
     write_json(
         args.json,

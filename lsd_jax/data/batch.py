@@ -13,9 +13,13 @@ from lsd_jax.types import Conditioning
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """Clips of `f` frames; `target` is the truth inside the mask and the source outside of it."""
+    """Clips of `f` frames; `target` is the truth inside the mask and the source outside of it.
+
+    `shown`, where a stage has it, is what a stream of the model in training made of them.
+    """
 
     source: UInt8[Array, "b f height width 3"]
     target: UInt8[Array, "b f height width 3"]
     controls: UInt8[Array, "b f height width n"]
     condition: Conditioning
+    shown: UInt8[Array, "b f height width 3"] | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt8
 
 from lsd_jax.config import ModelConfig, TrainConfig
 from lsd_jax.data import edits, prompts, textures, worlds
@@ -25,27 +26,45 @@ LATEST_START = 1 << 20
 GROUPS = 16  # footage clips are edited in at most so many groups, one prompt meaning each
 
 
-def rendered_batch(model: ModelConfig, train: TrainConfig, step: int, clips: int) -> Batch:
-    """`clips` clips with their truth; the same (seed, step) always gives the same batch.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Plan:
+    """Worlds, what is asked of each, and the frame number at which each begins."""
 
-    The first `scene_fraction` of them carry scene edits, the others footage edits.
-    """
+    drawn: World
+    scene_edits: dict[str, Array]
+    footage: Int[Array, "groups 2"]
+    starts: Int[Array, " b"]
+    masks: UInt8[Array, "b height width"]
+    prompt: UInt8[Array, "b bytes"]
+
+
+def rendered_batch(model: ModelConfig, train: TrainConfig, step: int, clips: int) -> Batch:
+    """`clips` clips with their truth; the same (seed, step) always gives the same batch."""
     rng = np.random.default_rng([train.seed, step])
+    return render(draw_plan(model, train, rng, clips), model, train)
+
+
+def draw_plan(model: ModelConfig, train: TrainConfig, rng: np.random.Generator, clips: int) -> Plan:
+    """A random plan: the first `scene_fraction` of the clips scene edits, the others footage
+    edits."""
     scenes = round(train.scene_fraction * clips)
-    seeds = rng.integers(HELD_OUT_WORLDS, size=clips, dtype=np.int32)
-    drawn = sample_worlds(seeds)
+    drawn = sample_worlds(rng.integers(HELD_OUT_WORLDS, size=clips, dtype=np.int32))
     scene_edits, scene_texts = draw_scene_edits(rng, drawn, scenes)
     footage, footage_texts = draw_footage_edits(rng, clips - scenes)
     texts = scene_texts + footage_texts
     prompt = np.stack([prompts.encode(text, model.prompt_bytes) for text in texts])
     prompt[rng.random(clips) < train.prompt_drop] = 0
+    starts = rng.integers(LATEST_START, size=clips, dtype=np.int32)
+    masks = draw_masks(rng, model, clips, train.mask_fraction)
+    return Plan(drawn, *jax.tree.map(jnp.asarray, (scene_edits, footage, starts, masks, prompt)))
+
+
+def render(plan: Plan, model: ModelConfig, train: TrainConfig, after: int = 0) -> Batch:
+    """The `train.frames` frames of each clip from `after` frames behind its start on."""
     return _render(
-        drawn,
-        scene_edits,
-        footage,
-        rng.integers(LATEST_START, size=clips, dtype=np.int32),
-        draw_masks(rng, model, clips, train.mask_fraction),
-        prompt,
+        plan,
+        np.int32(after),
         textures.bank(),
         frames=train.frames,
         size=(model.height, model.width),
@@ -153,17 +172,20 @@ def draw_masks(
 
 
 @partial(jax.jit, static_argnames=("frames", "size", "controls"))
-def _render(
-    drawn, scene_edits, footage, starts, masks, prompt, bank, *, frames, size, controls
-) -> Batch:
-    clips, groups = starts.shape[0], footage.shape[0]
+def _render(plan: Plan, after, bank, *, frames, size, controls) -> Batch:
+    drawn, scene_edits, footage, masks = plan.drawn, plan.scene_edits, plan.footage, plan.masks
+    clips, groups = plan.starts.shape[0], footage.shape[0]
     scenes = scene_edits["kind"].shape[0] if scene_edits else 0
+    starts = plan.starts + after
     source = render_clips(drawn, starts, frames, size, bank)  # [B, F, H, W, 3] in [0, 1]
-    reference = jnp.roll(source[:, 0], 1, axis=0)  # another world's picture
+    reference = jnp.zeros_like(source[:, 0])
     targets = []
     if scenes:
-        edit = SceneEdit(**scene_edits, reference=reference[:scenes])
         worlds_before = jax.tree.map(lambda x: x[:scenes], drawn)
+        # Another world's picture, and the same one however long the stream has run.
+        first = render_clips(worlds_before, plan.starts[:scenes], 1, size, bank)[:, 0]
+        reference = reference.at[:scenes].set(jnp.roll(first, 1, axis=0))
+        edit = SceneEdit(**scene_edits, reference=reference[:scenes])
         worlds_after = jax.vmap(worlds.edit_world)(worlds_before, edit)
         targets.append(render_clips(worlds_after, starts[:scenes], frames, size, bank))
     if groups:
@@ -183,7 +205,7 @@ def _render(
         source=to_bytes(source),
         target=to_bytes(target),
         controls=jnp.repeat(control_planes(controls, masks)[:, None], frames, axis=1),
-        condition=Conditioning(prompt, to_bytes(reference), has_reference),
+        condition=Conditioning(plan.prompt, to_bytes(reference), has_reference),
     )
 
 

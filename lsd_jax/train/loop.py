@@ -36,6 +36,7 @@ def train(
     mesh: Mesh,
     init_from: Path | None = None,
     deadline_s: float | None = None,
+    show: Callable[[int, dict, Batch], Batch] | None = None,
 ) -> int:
     """Trains until `config.train.steps`, a signal or the deadline; returns the steps done.
 
@@ -47,6 +48,7 @@ def train(
         batches: the batch of a step, by its number.
         init_from: weights to start from where there is no checkpoint to go on from.
         deadline_s: seconds after which to stop at the next step, with everything saved.
+        show: adds to the batch of a step what the running mean of the weights makes of it.
 
     Raises:
         ValueError: a checkpoint of another architecture, or `PATIENCE` steps without a finite
@@ -73,6 +75,8 @@ def train(
             while step < end:
                 batch = jax.device_put(upcoming.result(), place)
                 upcoming = ahead.submit(batches, step + 1)
+                if show:
+                    batch = show(step, state.ema, batch)
                 state, metrics = run(state, batch)
                 step += 1
                 if step % config.train.log_every == 0 or step == end:

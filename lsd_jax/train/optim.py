@@ -9,13 +9,32 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from lsd_jax.config import TrainConfig
 
-# Which axes of a stacked weight are its matrix; every other axis is a batch of matrices.
+# Which axes of a weight are its matrix; every other axis is a batch of matrices. A convolution is
+# the matrix from all that it sees to its features. Position and age tables, scales and what the
+# modulation reads are left to AdamW, and so is the last layer, as is usual with Muon.
+ROWS, STACKED = MuonDimensionNumbers(0, 1), MuonDimensionNumbers(1, 2)
+CONVOLUTION = MuonDimensionNumbers((0, 1, 2), 3)
 MATRICES = {
+    ("embed",): ROWS,
     ("stack", "qkv"): MuonDimensionNumbers(1, (3, 4)),
     ("stack", "out"): MuonDimensionNumbers((1, 2), 3),
-    ("stack", "up"): MuonDimensionNumbers(1, 2),
-    ("stack", "down"): MuonDimensionNumbers(1, 2),
+    ("stack", "up"): STACKED,
+    ("stack", "down"): STACKED,
+    ("readout", "coarse"): ROWS,
+    ("readout", "film"): ROWS,
+    ("readout", "gather"): ROWS,
+    ("readout", "around"): CONVOLUTION,
+    ("readout", "enter"): CONVOLUTION,
+    ("readout", "mix"): CONVOLUTION,
+    ("conditioner", "text", "words"): STACKED,
+    ("conditioner", "text", "blocks"): STACKED,
+    ("conditioner", "reference", "embed"): ROWS,
+    ("conditioner", "reference", "mix"): ROWS,
     ("conditioner", "project"): MuonDimensionNumbers(1, (3, 4)),
+} | {
+    ("conditioner", encoder, "pool", weight): ROWS
+    for encoder in ("text", "reference")
+    for weight in ("k", "v", "out")
 }
 RMS = 0.2  # makes a Muon step as large as an AdamW step (Liu et al. 2025, "Muon is scalable")
 

@@ -15,7 +15,7 @@ from lsd_jax.config import Config
 from lsd_jax.data.batch import Batch
 from lsd_jax.data.pictures import write_image
 from lsd_jax.model import build
-from lsd_jax.train.forcing import pinned_history
+from lsd_jax.train.denoising import pinned_history
 
 COLUMNS = 8
 

@@ -94,7 +94,7 @@ def make_step(
 
         def objective(params):
             model = cast(build(config.model, params), config.train.compute_dtype)
-            return loss(model, batch, key, settings)
+            return loss(model, batch, key, config)
 
         grads, metrics = jax.grad(objective, has_aux=True)(state.params)
         norm = optax.tree.norm(grads)

@@ -23,19 +23,14 @@ def train(small_config):
 
 @pytest.fixture(scope="module")
 def drawn(small_config, train):
-    """The batches of four steps, and the arguments that `_render` was given for each."""
-    with pytest.MonkeyPatch.context() as patch:
-        given, render = [], rendered._render
-
-        def spy(*args, **options):
-            given.append(args)
-            return render(*args, **options)
-
-        patch.setattr(rendered, "_render", spy)
-        batches = [
-            rendered.rendered_batch(small_config.model, train, step, CLIPS) for step in range(4)
-        ]
-    return [jax.tree.map(np.asarray, batch) for batch in batches], given
+    """The batches of four steps, and the plans that they follow."""
+    model = small_config.model
+    plans = [
+        rendered.draw_plan(model, train, np.random.default_rng([train.seed, step]), CLIPS)
+        for step in range(4)
+    ]
+    batches = [rendered.rendered_batch(model, train, step, CLIPS) for step in range(4)]
+    return [jax.tree.map(np.asarray, batch) for batch in batches], plans
 
 
 def text_of(prompt):
@@ -72,10 +67,10 @@ def test_outside_the_mask_the_truth_is_the_input(drawn):
 
 def test_scene_truths_are_the_edited_worlds(drawn):
     """And the reference is another clip's picture, shown where the edit asks for it."""
-    batches, given = drawn
+    batches, plans = drawn
     kinds, changed = set(), []
-    for batch, args in zip(batches, given, strict=True):
-        world, scene_edits, _, starts, *_ = args
+    for batch, plan in zip(batches, plans, strict=True):
+        world, scene_edits, starts = plan.drawn, plan.scene_edits, plan.starts
         count = len(scene_edits["kind"])
         assert count == CLIPS // 2
         for i in range(count):
@@ -83,7 +78,8 @@ def test_scene_truths_are_the_edited_worlds(drawn):
             kinds.add(kind)
             before = jax.tree.map(lambda x, i=i: x[i], world)
             assert before.visible[scene_edits["object"][i]]
-            np.testing.assert_array_equal(batch.condition.reference[i], batch.source[i - 1, 0])
+            other = (i - 1) % count
+            np.testing.assert_array_equal(batch.condition.reference[i], batch.source[other, 0])
             assert batch.condition.has_reference[i] == kind.endswith("from_reference")
             edit = worlds.SceneEdit(
                 **{name: jnp.int32(values[i]) for name, values in scene_edits.items()},
@@ -101,10 +97,10 @@ def test_scene_truths_are_the_edited_worlds(drawn):
 
 
 def test_footage_truths_are_the_edits(drawn):
-    batches, given = drawn
+    batches, plans = drawn
     names_seen = set()
-    for batch, args in zip(batches, given, strict=True):
-        groups, starts = args[2], args[3]
+    for batch, plan in zip(batches, plans, strict=True):
+        groups, starts = plan.footage, plan.starts
         scenes, per_group = CLIPS // 2, CLIPS // 2 // len(groups)
         for i in range(scenes, CLIPS):
             numbers = groups[(i - scenes) // per_group]
@@ -202,3 +198,16 @@ def test_batches_of_one_kind(small_config, train, fraction):
     batch = rendered.rendered_batch(small_config.model, settings, 0, 2)
     assert batch.target.shape == (2, 1, 32, 32, 3)
     assert np.any(batch.target != batch.source)
+
+
+def test_a_plan_goes_on_where_its_last_clip_ended(small_config, train):
+    """The frames behind it are those of a longer clip; prompt and reference stay."""
+    model = small_config.model
+    plan = rendered.draw_plan(model, train, np.random.default_rng(3), CLIPS)
+    longer = rendered.render(plan, model, dataclasses.replace(train, frames=4))
+    later = rendered.render(plan, model, train, after=2)
+    for name in ("source", "target"):
+        np.testing.assert_array_equal(getattr(later, name), getattr(longer, name)[:, 2:])
+    for name in ("prompt", "reference", "has_reference"):
+        before, after = (getattr(x.condition, name) for x in (longer, later))
+        np.testing.assert_array_equal(before, after)

@@ -39,7 +39,8 @@ def test_labels_cover_exactly_the_matrices_meant(small_config):
             for axes in (numbers.reduction_axis, numbers.output_axis)
         )
         assert rows > 1 and columns > 1
-        assert small_config.model.layers * rows * columns <= np.prod(shape)
+        if path[0] == "stack":  # layer by layer
+            assert small_config.model.layers * rows * columns <= np.prod(shape)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def updates():
     rng = np.random.default_rng(0)
     params = {
         "stack": {"up": rng.standard_normal((2, 24, 40)), "down": rng.standard_normal((2, 40, 24))},
-        "embed": rng.standard_normal((24, 16)),
+        "position": rng.standard_normal((24, 16)),
     }
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     optimiser = optim.optimizer(SETTINGS)
@@ -77,12 +78,12 @@ def test_a_muon_step_is_as_large_as_an_adamw_step(updates, name):
         assert np.sqrt(np.mean(layer**2)) == pytest.approx(optim.RMS, rel=0.25)
         values = np.linalg.svd(layer, compute_uv=False)
         assert values.max() / values.min() < 2.5
-    adam = np.sqrt(np.mean(np.square(updates[1]["embed"]))) / SETTINGS.learning_rate
+    adam = np.sqrt(np.mean(np.square(updates[1]["position"]))) / SETTINGS.learning_rate
     assert adam == pytest.approx(1.0, rel=0.25)  # its largest, for a gradient that never turns
 
 
 def test_clipping_bounds_what_the_moments_see():
-    gradient = {"embed": jnp.full((3, 3), 100.0)}
+    gradient = {"position": jnp.full((3, 3), 100.0)}
     optimiser = optim.optimizer(dataclasses.replace(SETTINGS, clip_norm=1.0))
     with jax.numpy_dtype_promotion("standard"):
         _, state = optimiser.update(gradient, optimiser.init(gradient), gradient)

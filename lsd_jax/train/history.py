@@ -1,0 +1,94 @@
+"""History augmentation: training on a history as imperfect as a stream's own.
+
+The model learns to come back to what its prompt and its input ask for, whatever it remembers. Each
+source of imperfection is a field of `config.history`, so that each can be left out.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lsd_jax import ring
+from lsd_jax.codec import PixelCodec
+from lsd_jax.config import Config
+from lsd_jax.data.batch import Batch
+from lsd_jax.model import Denoiser
+from lsd_jax.train.corruptions import corrupt
+from lsd_jax.train.denoising import Clips, denoising_loss
+from lsd_jax.train.rollouts import own_clips
+
+
+def history_loss(
+    model: Denoiser, batch: Batch, key: Array, config: Config
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """`denoising_loss` with a history that is wrong as `config.history` says, and the penalty on
+    `drift`; its metric `drift` is there where that is asked for."""
+    history_key, drift_key = jax.random.split(key)
+    remembered = partial(imperfect, shown=batch.shown, config=config)
+    loss, metrics = denoising_loss(model, batch, history_key, config.train, remembered)
+    if not config.history.drift_penalty:
+        return loss, metrics
+    penalty = drift(model, batch, drift_key, config)
+    loss = loss + config.history.drift_penalty * penalty
+    return loss, metrics | {"loss": loss, "drift": penalty}
+
+
+def imperfect(
+    clean: Clips, source: Clips, key: Array, shown: Array | None, config: Config
+) -> tuple[Clips, Float[Array, "b f"]]:
+    """Shares of the clips corrupted by hand, and as a stream showed them; each frame's level where
+    the model is told.
+
+    The level of a frame is the root mean square of its error in [-1, 1] units, at most 1.
+
+    Args:
+        shown: what the model's streams made of the batch, `[B, F, H, W, 3]` bytes, from
+            `Rollouts`; only its last clips are theirs.
+    """
+    clips, own = clean.shape[0], 0 if shown is None else own_clips(config)
+    past = clean if shown is None else PixelCodec().encode(shown).astype(clean.dtype)
+    key, chosen_key = jax.random.split(key)
+    rank = jax.random.permutation(chosen_key, clips - own)
+    chosen = jnp.concatenate([rank < round(config.history.corrupted * clips), jnp.zeros(own, bool)])
+    wrong = corrupt(clean, source, config.model.grid, key)
+    past = jnp.where(chosen[:, None, None, None, None], wrong, past)
+    if not config.history.level_input:
+        return past, jnp.zeros(clean.shape[:2])
+    error = jnp.mean(jnp.square((past - clean).astype(jnp.float32)), axis=(2, 3, 4))
+    return past, jnp.minimum(jnp.sqrt(error), 1.0)
+
+
+def drift(model: Denoiser, batch: Batch, key: Array, config: Config) -> Float[Array, ""]:
+    """How much worse the frames of a cold stream become, in mean squares: the part of each
+    frame's error that exceeds the first one's.
+
+    Streams the clips frame by frame at one pass, through the ring that streams use, with
+    gradients through all that is remembered. The first frame's error is taken as given, so that
+    being bad at once does not pay.
+    """
+    codec, sinks = PixelCodec(), model.config.sinks
+    clips, frames = batch.source.shape[:2]
+    dtype = model.embed.dtype
+    source, clean = (codec.encode(x).astype(dtype) for x in (batch.source, batch.target))
+    controls = batch.controls.astype(dtype) / 255
+    noise = jax.random.normal(key, clean.shape, dtype)
+    level = jnp.full(1, config.stream.history_level)
+    first_pass = model.modulation(jnp.zeros(1), jnp.zeros(1))
+    commit = model.modulation(jnp.ones(1), level)
+    everyone = jnp.ones(clips, bool)
+    kv = ring.pin(ring.empty(model.config, clips, dtype), *model.pin(batch.condition), everyone)
+
+    def frame(kv, inputs):
+        source, clean, controls, noise = inputs
+        out = model.denoise(source, noise, controls, kv, first_pass)
+        error = jnp.mean(jnp.square((out - clean).astype(jnp.float32)), axis=(1, 2, 3))
+        return ring.commit(kv, *model.remember(source, out, controls, kv, commit), sinks), error
+
+    inputs = tuple(jnp.moveaxis(x, 1, 0) for x in (source, clean, controls, noise))
+    _, errors = jax.lax.scan(jax.checkpoint(frame), kv, inputs)  # [F, B]
+    growth = jnp.maximum(errors[1:] - jax.lax.stop_gradient(errors[0]), 0)
+    return jnp.sum(growth) / max(1, growth.size)

@@ -1,0 +1,134 @@
+"""The bank of streams: which clips it meets, that they go on, and that it streams as users do."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsd_jax import sharding, stream
+from lsd_jax.codec import PixelCodec
+from lsd_jax.model import build
+from lsd_jax.train import rollouts
+from lsd_jax.train.history import drift, history_loss, imperfect
+from lsd_jax.train.rollouts import GROUPS, Rollouts
+from lsd_jax.train.stages import prepare
+from lsd_jax.train.step import init_state
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    """Three of eight clips are the model's own."""
+    history = dataclasses.replace(small_config.history, corrupted=0.25, rolled_out=0.375)
+    train = dataclasses.replace(small_config.train, frames=2, prompt_drop=0.0)
+    return dataclasses.replace(small_config, history=history, train=train)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def stage(config, mesh):
+    return prepare("history", config, None, mesh)
+
+
+def test_every_age_is_met_and_a_life_is_one_world(config, mesh):
+    bank = Rollouts(config, mesh)
+    ages = {g: [] for g in range(GROUPS)}
+    for step in range(GROUPS * 128):
+        group, life, age = rollouts._place(step)
+        ages[group].append((life, age))
+    for group, seen in ages.items():
+        lives = 128 // 2**group
+        assert seen == [(life, age) for life in range(lives) for age in range(2**group)]
+    # Group 1 lives for two clips: its first two visits are one clip of twice the length.
+    first, second, next_life = (bank.clips(1 + GROUPS * visit) for visit in range(3))
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, frames=4))
+    whole = Rollouts(longer, mesh).clips(1)
+    both = np.concatenate([first.source, second.source], axis=1)
+    np.testing.assert_array_equal(both, whole.source)
+    np.testing.assert_array_equal(first.condition.prompt, second.condition.prompt)
+    assert np.any(np.asarray(next_life.source) != np.asarray(first.source))
+
+
+def test_the_bank_shows_what_the_streaming_step_shows(config, stage, small_params, mesh):
+    """Two visits of one group equal one stream of both clips; the other clips show the truth."""
+    model = stream.prepare(build(config.model, small_params), config)
+    seeds = jnp.arange(3, dtype=jnp.int32) + 3
+    state = stream.init_state(config, seeds)
+    step = jax.jit(stream.frame_step)
+    for visit in range(2):
+        number = 1 + GROUPS * visit
+        batch = stage.batches(number)
+        filled = stage.show(number, small_params, batch)
+        np.testing.assert_array_equal(filled.shown[:-3], batch.target[:-3])
+        mine = jax.tree.map(lambda x: x[-3:], batch)
+        state = stream.condition(model, state, mine.condition, jnp.ones(3, bool))
+        for f in range(config.train.frames):
+            state, out = step(model, state, mine.source[:, f], mine.controls[:, f])
+            difference = np.abs(np.asarray(filled.shown[-3:, f], int) - np.asarray(out, int))
+            assert difference.max() <= 1  # another program, the last bit of a byte
+
+
+def test_each_clip_has_the_history_of_its_kind(config, stage, small_params):
+    batch = stage.show(0, small_params, stage.batches(0))
+    encode = jax.jit(PixelCodec().encode)
+    clean, source = encode(batch.target), encode(batch.source)
+    past, _ = imperfect(clean, source, jax.random.key(0), batch.shown, config)
+    np.testing.assert_allclose(past[-3:], encode(batch.shown[-3:]), atol=1e-6)
+    wrong = np.asarray(jnp.any(jnp.abs(past[:-3] - clean[:-3]) > 1e-5, axis=(1, 2, 3, 4)))
+    assert 1 <= wrong.sum() <= 2  # 0.25 of eight, of which a corruption may leave one as it was
+    told = dataclasses.replace(config.history, level_input=True)
+    _, level = imperfect(
+        clean, source, jax.random.key(0), batch.shown, dataclasses.replace(config, history=told)
+    )
+    assert np.all(np.asarray(level)[-3:] > 0) and np.all(np.asarray(level)[:-3][~wrong] < 1e-5)
+
+
+def test_drift_is_the_growth_of_the_error(config, small_model, small_batch, monkeypatch):
+    """With a model whose error is known in each frame."""
+    frames = small_batch.source.shape[1]
+    sizes = jnp.asarray([0.2, 0.5, 0.1])[:frames]
+    clean = small_batch.target.astype(jnp.float32) / 127.5 - 1
+    count = iter(range(frames))
+
+    def scan(step, carry, inputs):
+        errors = []
+        for f in range(frames):
+            carry, error = step(carry, jax.tree.map(lambda x, f=f: x[f], inputs))
+            errors.append(error)
+        return carry, jnp.stack(errors)
+
+    monkeypatch.setattr(jax, "checkpoint", lambda f: f)
+    monkeypatch.setattr(jax.lax, "scan", scan)
+    denoise = lambda self, *_: clean[:, (f := next(count))] + sizes[f]  # noqa: E731
+    monkeypatch.setattr(type(small_model), "denoise", denoise)
+    remember = lambda self, *_: (jnp.zeros((2, 8, 16, 2, 16)),) * 2  # noqa: E731
+    monkeypatch.setattr(type(small_model), "remember", remember)
+    empty = (jnp.zeros((2, 8, 8, 2, 16)),) * 2
+    monkeypatch.setattr(type(small_model), "pin", lambda self, _: (*empty, jnp.ones((8, 8), bool)))
+    found = drift(small_model, small_batch, jax.random.key(0), config)
+    assert float(found) == pytest.approx((0.25 - 0.04 + 0) / 2, rel=1e-3)
+
+
+def test_a_step_of_everything(config, stage, small_params, quick_step, mesh):
+    history = dataclasses.replace(config.history, drift_penalty=1.0, level_input=True)
+    config = dataclasses.replace(config, history=history)
+    state = init_state(config, mesh, small_params)
+    run = quick_step(config, history_loss, mesh)
+    for step in range(2):
+        batch = jax.device_put(stage.batches(step), jax.NamedSharding(mesh, sharding.BATCH))
+        state, metrics = run(state, stage.show(step, state.ema, batch))
+    assert int(state.skipped) == 0 and float(metrics["drift"]) >= 0
+    assert float(metrics["loss"]) > 0
+
+
+def test_settings_that_leave_nothing_are_refused(config, mesh):
+    with pytest.raises(ValueError, match="more than all clips"):
+        dataclasses.replace(config.history, rolled_out=0.9)
+    everything = dataclasses.replace(config.history, corrupted=0.0, rolled_out=1.0)
+    with pytest.raises(ValueError, match="no other clip"):
+        prepare("history", dataclasses.replace(config, history=everything), None, mesh)
