@@ -15,8 +15,9 @@ import numpy as np
 
 from lsd_jax.data.sample import PATH
 from lsd_jax.data.video import VideoSource
+from lsd_jax.pretrained import load_model
 from lsd_jax.reports import provenance, write_json
-from lsd_jax.session import Clock, Session, count_compiles, figures, load_model
+from lsd_jax.session import Clock, Session, count_compiles, figures
 
 PROMPTS = ("make it night", "film noir", "oil painting", "use the reference as the background")
 CHANGE_EVERY = 97

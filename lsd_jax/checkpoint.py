@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
@@ -33,13 +32,11 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
+from lsd_jax import digests
 from lsd_jax.config import Config, ModelConfig, differences, from_dict
+from lsd_jax.digests import CheckpointError, read_json, verify
 
-_ARRAYS, _CONFIG, _EXTRA, _DIGESTS = "arrays", "config.json", "extra.json", "digests.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged, absent, of another shape, or could not be written: one line."""
+_ARRAYS, _CONFIG, _EXTRA = "arrays", "config.json", "extra.json"
 
 
 class Checkpoints:
@@ -100,7 +97,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that are whole, oldest first; whether they are undamaged, `restore` tells."""
-        return [s for s in self._directories() if (self.directory / str(s) / _DIGESTS).is_file()]
+        return [
+            s for s in self._directories() if (self.directory / str(s) / digests.FILE).is_file()
+        ]
 
     def restore(self, abstract_tree, step: int | None = None) -> tuple[Any, int, dict]:
         """The newest good step (or `step`) as `(tree, step, extra)`, shaped like `abstract_tree`.
@@ -115,7 +114,7 @@ class Checkpoints:
         else:
             verify(self.directory / str(step))
         path = self.directory / str(step)
-        extra = _json(path, _EXTRA) if (path / _EXTRA).exists() else {}
+        extra = read_json(path, _EXTRA) if (path / _EXTRA).exists() else {}
         return _read(path, abstract_tree), step, extra
 
     def config(self) -> Config:
@@ -173,17 +172,6 @@ def load_config(path: Path | str) -> Config:
     return _config(Path(path))
 
 
-def verify(path: Path | str) -> None:
-    """Raise CheckpointError, naming the file, unless each is there, as written, and no other is."""
-    path = Path(path)
-    files = _digests(path)
-    for name in files:
-        _check(path / name, files[name])
-    present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()}
-    for name in sorted(present - set(files) - {_DIGESTS}):
-        raise CheckpointError(f"{path / name}: unexpected file, not in {_DIGESTS}; remove it")
-
-
 def _checkpointer():
     import orbax.checkpoint as ocp
 
@@ -237,8 +225,7 @@ def _commit(orbax, path: Path) -> None:
     note = partial / _ARRAYS / "commit_success.txt"  # where Orbax notes the saving machine's path
     if note.exists():
         note.write_text("committed\n")
-    names = sorted(p.relative_to(partial).as_posix() for p in partial.rglob("*") if p.is_file())
-    (partial / _DIGESTS).write_text(_sealed({name: _digest(partial / name) for name in names}))
+    digests.seal(partial)
     if path.exists():
         path.rename(_beside(path, "replaced"))
     partial.rename(path)
@@ -254,51 +241,8 @@ def _tidy(path: Path) -> None:
             shutil.rmtree(_beside(path, kind))
 
 
-def _digest(path: Path) -> dict:
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"size": file.tell(), "sha256": sha256}
-
-
-def _sealed(files: dict[str, dict]) -> str:
-    """The text of `digests.json`: one byte sequence per content, so that any flip shows."""
-    seal = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"files": files, "self": seal}, indent=1, sort_keys=True) + "\n"
-
-
-def _digests(path: Path) -> dict[str, dict]:
-    file = path / _DIGESTS
-    if not file.is_file():
-        what = "missing, so this is no whole checkpoint" if path.is_dir() else "no such checkpoint"
-        raise CheckpointError(f"{file}: {what}")
-    try:
-        raw = file.read_bytes()
-        files = json.loads(raw)["files"]
-        if _sealed(files).encode() == raw:
-            return files
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise CheckpointError(f"{file}: damaged, it does not match its own digest")
-
-
-def _check(file: Path, expected: dict) -> None:
-    try:
-        found = _digest(file)
-    except OSError as error:
-        raise CheckpointError(f"{file}: missing or unreadable: {error.strerror}") from None
-    if found["size"] != expected["size"]:
-        raise CheckpointError(f"{file}: {found['size']} bytes of {expected['size']} written")
-    if found != expected:
-        raise CheckpointError(f"{file}: damaged, it does not match its SHA-256")
-
-
-def _json(path: Path, name: str) -> dict:
-    _check(path / name, _digests(path)[name])
-    return json.loads((path / name).read_text(encoding="utf-8"))
-
-
 def _config(path: Path) -> Config:
-    values = _json(path, _CONFIG)
+    values = read_json(path, _CONFIG)
     try:
         return from_dict(values)
     except (ValueError, KeyError, TypeError) as error:

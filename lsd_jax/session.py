@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -14,13 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from lsd_jax import config as configs
 from lsd_jax import stream
-from lsd_jax.checkpoint import CheckpointError, load_config, load_weights
 from lsd_jax.config import Config
 from lsd_jax.data.prompts import encode
 from lsd_jax.interruption import stop_on_signal
-from lsd_jax.model import Denoiser, abstract_params, build
+from lsd_jax.model import Denoiser
 from lsd_jax.reports import provenance
 from lsd_jax.types import Conditioning
 
@@ -34,33 +31,6 @@ class Sink(Protocol):
     def write(self, image: UInt8[np.ndarray, "h w 3"], time_s: float | None = None) -> None: ...
 
     def keep_partial(self) -> None: ...
-
-
-def load_model(checkpoint: str | Path | None, overrides: list[str]) -> tuple[Denoiser, Config]:
-    """The denoiser of a verified checkpoint, and its config with `overrides` applied.
-
-    Without a path the shipped `checkpoints/tiny` is taken, from the working directory or beside
-    the package. Raises CheckpointError where it is absent, damaged, or of other shapes than the
-    overrides ask for.
-    """
-    path = Path(checkpoint) if checkpoint else _shipped("tiny")
-    found = load_config(path)
-    config = configs.override(found, overrides)
-    wanted, held = abstract_params(config.model), abstract_params(found.model)
-    if jax.tree.map(lambda p: p.shape, wanted) != jax.tree.map(lambda p: p.shape, held):
-        fields = ", ".join(configs.differences(config.model, found.model))
-        raise CheckpointError(f"{path}: another architecture (asked != found): {fields}")
-    params, _ = load_weights(path, wanted)
-    return build(config.model, params), config
-
-
-def _shipped(name: str) -> Path:
-    roots = (Path.cwd(), Path(__file__).parent.parent)
-    places = [root / "checkpoints" / name for root in roots]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise CheckpointError(f"no shipped checkpoint at {places[0]}; give --checkpoint DIR")
 
 
 @dataclass

@@ -13,7 +13,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lsd_jax import checkpoint
+from lsd_jax import checkpoint, digests
 from lsd_jax.checkpoint import CheckpointError, Checkpoints, load_weights, save_weights, verify
 from lsd_jax.config import Config, ModelConfig, TrainConfig
 
@@ -286,9 +286,8 @@ def test_a_config_of_another_version_is_refused(copy, tmp_path):
     values = json.loads((copy / "config.json").read_text())
     values["model"]["novel"] = 1
     (copy / "config.json").write_text(json.dumps(values))
-    names = [p.relative_to(copy).as_posix() for p in files(copy) if p.name != "digests.json"]
-    sealed = checkpoint._sealed({name: checkpoint._digest(copy / name) for name in names})
-    (copy / "digests.json").write_text(sealed)
+    (copy / "digests.json").unlink()
+    digests.seal(copy)
     with pytest.raises(CheckpointError, match="config.json: not of this version.*novel"):
         load_weights(copy)
 
@@ -347,7 +346,7 @@ def test_a_full_disk_leaves_the_steps_before(three, monkeypatch, where):
             close = ocp.StandardCheckpointer.close
             patch.setattr(ocp.StandardCheckpointer, "close", lambda c: (close(c), refuse()))
         else:
-            patch.setattr(checkpoint, "_digest", refuse)
+            patch.setattr(digests, "_digest", refuse)
         message = "MB free on the disk" if where == "before" else "no space left on the disk"
         with pytest.raises(CheckpointError, match=f"40: not saved.*intact.*{message}$"):
             three.save(40, weights(40), CONFIG)

@@ -30,8 +30,9 @@ def run(args: argparse.Namespace) -> None:
 
     from lsd_jax.data.sample import PATH
     from lsd_jax.data.video import VideoSink, VideoSource
+    from lsd_jax.pretrained import load_model
     from lsd_jax.reports import write_json
-    from lsd_jax.session import Session, load_model, play
+    from lsd_jax.session import Session, play
 
     args.out.mkdir(parents=True, exist_ok=True)
     model, config = load_model(args.checkpoint, args.set)

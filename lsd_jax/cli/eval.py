@@ -32,10 +32,11 @@ def run(args: argparse.Namespace) -> None:
 
     from lsd_jax import reports
     from lsd_jax.evaluate import report
+    from lsd_jax.pretrained import load_model
 
-    config, params = load(args.checkpoint, args.set)
+    model, config = load_model(args.checkpoint, args.set)
     origin = reports.provenance()  # as it was when this started
-    found, outcomes = evaluate(config, params, args)
+    found, outcomes = evaluate(model, config, args)
     found |= {
         "kind": "measured",
         "checkpoint": str(args.checkpoint),
@@ -58,37 +59,11 @@ def run(args: argparse.Namespace) -> None:
             console.print(f"wrote {path}", highlight=False)
 
 
-def load(checkpoint: Path, assignments: list[str]):
-    """Config, with `stream` settings overridden, and float32 parameters: weights as they were
-    saved, or the running mean from a step of a training run.
-
-    Raises CheckpointError for a damaged checkpoint and for settings that ask for other weights.
-    """
-    import jax
-
-    from lsd_jax import config as configs
-    from lsd_jax.checkpoint import CheckpointError, load_config, load_weights
-    from lsd_jax.model import abstract_params
-
-    config = configs.override(load_config(checkpoint), assignments)
-    params, _ = load_weights(checkpoint, config=config.model)
-    if "ema" in params:
-        params = params["ema"]
-    found, expected = (
-        {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
-        for tree in (params, abstract_params(config.model))
-    )
-    if wrong := sorted(k for k in found | expected if found.get(k) != expected.get(k)):
-        raise CheckpointError(f"{checkpoint}: weights of another version differ in {wrong[0]}")
-    return config, jax.tree.map(lambda x: x.astype("float32"), params)
-
-
-def evaluate(config, params: dict, args: argparse.Namespace):
+def evaluate(model, config, args: argparse.Namespace):
     """All figures of a model, and the outcome of each stream, under a progress bar."""
     from rich.progress import Progress
 
     from lsd_jax.evaluate import drift, fidelity, held_out, report
-    from lsd_jax.model import build
 
     total = args.worlds * len(held_out.ASKS) * args.frames + drift.STREAMS * args.drift_frames
     with Progress(transient=True) as bar:  # a percentage and the time left
@@ -97,7 +72,7 @@ def evaluate(config, params: dict, args: argparse.Namespace):
         def done(frames: int) -> None:
             bar.update(task, advance=frames, description="streaming")
 
-        streams = fidelity.model_stream(build(config.model, params), config, args.batch, args.seed)
+        streams = fidelity.model_stream(model, config, args.batch, args.seed)
         clips = held_out.clips(config.model, args.worlds, args.frames, args.seed)
         outcomes = list(fidelity.measure(streams, clips, args.batch, done))
         found = report.summary(outcomes)

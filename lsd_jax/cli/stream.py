@@ -46,8 +46,9 @@ def run(args: argparse.Namespace) -> None:
 
     from lsd_jax.data.pictures import load_picture, read_image, resize
     from lsd_jax.data.video import VideoSink, VideoSource
+    from lsd_jax.pretrained import load_model
     from lsd_jax.reports import write_json
-    from lsd_jax.session import Session, load_model, play
+    from lsd_jax.session import Session, play
 
     model, config = load_model(args.checkpoint, args.set)
     height, width = config.model.height, config.model.width

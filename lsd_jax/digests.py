@@ -1,0 +1,74 @@
+"""A digest for every file of a checkpoint, and one of the digests themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+FILE = "digests.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, absent, of another shape, or could not be written: one line."""
+
+
+def verify(path: Path | str) -> None:
+    """Raise CheckpointError, naming the file, unless each is there, as written, and no other is."""
+    path = Path(path)
+    files = _digests(path)
+    for name in files:
+        _check(path / name, files[name])
+    present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()}
+    for name in sorted(present - set(files) - {FILE}):
+        raise CheckpointError(f"{path / name}: unexpected file, not in {FILE}; remove it")
+
+
+def seal(directory: Path) -> None:
+    """Write the digests of all files in `directory`, which makes it a whole checkpoint."""
+    names = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+    (directory / FILE).write_text(_sealed({name: _digest(directory / name) for name in names}))
+
+
+def _digest(path: Path) -> dict:
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"size": file.tell(), "sha256": sha256}
+
+
+def _sealed(files: dict[str, dict]) -> str:
+    """The text of `digests.json`: one byte sequence per content, so that any flip shows."""
+    seal = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"files": files, "self": seal}, indent=1, sort_keys=True) + "\n"
+
+
+def _digests(path: Path) -> dict[str, dict]:
+    file = path / FILE
+    if not file.is_file():
+        what = "missing, so this is no whole checkpoint" if path.is_dir() else "no such checkpoint"
+        raise CheckpointError(f"{file}: {what}")
+    try:
+        raw = file.read_bytes()
+        files = json.loads(raw)["files"]
+        if _sealed(files).encode() == raw:
+            return files
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise CheckpointError(f"{file}: damaged, it does not match its own digest")
+
+
+def _check(file: Path, expected: dict) -> None:
+    try:
+        found = _digest(file)
+    except OSError as error:
+        raise CheckpointError(f"{file}: missing or unreadable: {error.strerror}") from None
+    if found["size"] != expected["size"]:
+        raise CheckpointError(f"{file}: {found['size']} bytes of {expected['size']} written")
+    if found != expected:
+        raise CheckpointError(f"{file}: damaged, it does not match its SHA-256")
+
+
+def read_json(path: Path, name: str) -> dict:
+    """A JSON file of a checkpoint, checked; CheckpointError where it is damaged."""
+    _check(path / name, _digests(path)[name])
+    return json.loads((path / name).read_text(encoding="utf-8"))

@@ -1,0 +1,51 @@
+"""A trained denoiser from a checkpoint on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from lsd_jax import config as configs
+from lsd_jax.checkpoint import load_config, load_weights
+from lsd_jax.config import Config
+from lsd_jax.digests import CheckpointError
+from lsd_jax.model import Denoiser, abstract_params, build
+
+
+def load_model(checkpoint: str | Path | None, overrides: list[str]) -> tuple[Denoiser, Config]:
+    """The denoiser of a verified checkpoint in float32, and its config with `overrides` applied.
+
+    Takes saved weights and steps of a training run, of which it takes the running mean. Without a
+    path the shipped `checkpoints/tiny` is taken, from the working directory or beside the package.
+    Raises CheckpointError where it is absent or damaged, and where its shapes are not those that
+    config and overrides ask for.
+    """
+    path = Path(checkpoint) if checkpoint else _shipped("tiny")
+    found = load_config(path)
+    config = configs.override(found, overrides)
+    wanted = _shapes(abstract_params(config.model))
+    if wanted != _shapes(abstract_params(found.model)):
+        fields = ", ".join(configs.differences(config.model, found.model))
+        raise CheckpointError(f"{path}: another architecture (asked != found): {fields}")
+    params, _ = load_weights(path)
+    params = params.get("ema", params)
+    held = _shapes(params)
+    if wrong := sorted(k for k in held | wanted if held.get(k) != wanted.get(k)):
+        raise CheckpointError(f"{path}: weights of another version differ in {wrong[0]}")
+    return build(config.model, jax.tree.map(lambda x: x.astype(jnp.float32), params)), config
+
+
+def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x.shape for path, x in leaves}
+
+
+def _shipped(name: str) -> Path:
+    roots = (Path.cwd(), Path(__file__).parent.parent)
+    places = [root / "checkpoints" / name for root in roots]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise CheckpointError(f"no shipped checkpoint at {places[0]}; give --checkpoint DIR")
