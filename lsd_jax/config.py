@@ -176,6 +176,19 @@ class HistoryConfig:
 
 
 @dataclass(frozen=True)
+class ShortcutConfig:
+    """How the shortcut stage distils few passes; its history is that of the history stage."""
+
+    share: float = 0.25  # of the frames, answered by two steps of the teacher
+    guidance: float = 1.0  # classifier-free, of the teacher; 1: none
+    teacher: str = ""  # a checkpoint; empty: the running mean of the model in training
+
+    def __post_init__(self):
+        _require(0 <= self.share <= 1, f"share={self.share} not in [0, 1]")
+        _require(self.guidance >= 0, f"guidance={self.guidance} is negative")
+
+
+@dataclass(frozen=True)
 class Config:
     """One runnable setting: a file in `configs/` sets `config = Config(...)`."""
 
@@ -184,6 +197,7 @@ class Config:
     stream: StreamConfig = field(default_factory=StreamConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
+    shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
 
 
 SECTIONS = {
@@ -191,6 +205,7 @@ SECTIONS = {
     "stream": StreamConfig,
     "train": TrainConfig,
     "history": HistoryConfig,
+    "shortcut": ShortcutConfig,
 }
 
 
@@ -267,7 +282,7 @@ def _parse(kind, text: str, whole: str):
 
 def from_dict(values: dict) -> Config:
     """The inverse of `dataclasses.asdict`, for configs stored beside a checkpoint."""
-    values = {"history": {}, **values}  # stored before there was such a section
+    values = {"history": {}, "shortcut": {}, **values}  # stored before there were such sections
     built = {}
     for section, cls in SECTIONS.items():
         stored = values[section]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+STEP_SIZES = (1.0, 0.5, 0.25)  # of one, two and four passes
 MIN_NOISE = 0.2  # caps the loss weight 1 / (1 - t)^2 close to the clean frame
 
 
@@ -42,6 +43,17 @@ def pass_levels(passes: int) -> tuple[float, ...]:
     return tuple(i / passes for i in range(passes))
 
 
+def advance(
+    x: Float[Array, "b h w c"],
+    clean: Float[Array, "b h w c"],
+    t: Float[Array, " #b"],
+    step: Float[Array, " #b"],
+) -> Float[Array, "b h w c"]:
+    """An Euler step from `t` to `t + step`, straight towards the clean frame seen from `x`."""
+    share = (step / (1 - t))[:, None, None, None].astype(x.dtype)
+    return x + (clean - x) * share
+
+
 def sample(
     predict: Callable[[int, Array], Array], noise: Float[Array, "b h w c"], passes: int
 ) -> Float[Array, "b h w c"]:
@@ -49,9 +61,8 @@ def sample(
 
     `predict(i, x_t)` is the clean frame that pass `i` sees in `x_t`; the last one is the result.
     """
-    levels = (*pass_levels(passes), 1.0)
-    x = noise
-    for i in range(passes):
+    x, step = noise, jnp.full(1, 1 / passes)
+    for i, t in enumerate(pass_levels(passes)):
         clean = predict(i, x)
-        x = x + (clean - x) * ((levels[i + 1] - levels[i]) / (1 - levels[i]))
+        x = advance(x, clean, jnp.full(1, t), step)
     return clean

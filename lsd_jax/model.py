@@ -47,11 +47,11 @@ class Stack(nnx.Module):
 
 
 class Modulation(nnx.Module):
-    """Noise level and history level to shift, scale and gate of every layer (adaLN)."""
+    """Noise level, history level and step size to shift, scale and gate of every layer (adaLN)."""
 
     def __init__(self, config: ModelConfig, key: Array):
         keys = jax.random.split(key, 2)
-        features = 2 * LEVEL_FEATURES
+        features = 3 * LEVEL_FEATURES
         self.enter = nnx.Param(
             normal(keys[0], (features, CONDITION_DIM), features), axes=(None, None)
         )
@@ -63,9 +63,12 @@ class Modulation(nnx.Module):
         self.base = nnx.Param(gates_open, axes=("layer", None, "embed"))
 
     def __call__(
-        self, t: Float[Array, " b"], history_level: Float[Array, " b"]
+        self,
+        t: Float[Array, " b"],
+        history_level: Float[Array, " b"],
+        step: Float[Array, " b"],
     ) -> Float[Array, "l b 6 d"]:
-        levels = [fourier(level, LEVEL_FEATURES) for level in (t, history_level)]
+        levels = [fourier(level, LEVEL_FEATURES) for level in (t, history_level, step)]
         features = jnp.concatenate(levels, axis=-1).astype(self.enter.dtype)
         hidden = jax.nn.silu(features @ self.enter[...])
         return jnp.einsum("bc,lcmd->lbmd", hidden, self.leave[...]) + self.base[...][:, None]

@@ -34,9 +34,9 @@ class StreamModel:
 def prepare(denoiser: Denoiser, config: Config) -> StreamModel:
     """Casts the weights to the compute dtype and tabulates modulation, once at load."""
     levels = diffusion.pass_levels(config.stream.passes)
-    clean = jnp.zeros(1)
-    passes = [denoiser.modulation(jnp.full(1, t), clean) for t in levels]
-    commit = denoiser.modulation(jnp.ones(1), jnp.full(1, config.stream.history_level))
+    zero, step = jnp.zeros(1), jnp.full(1, 1 / config.stream.passes)
+    passes = [denoiser.modulation(jnp.full(1, t), zero, step) for t in levels]
+    commit = denoiser.modulation(jnp.ones(1), jnp.full(1, config.stream.history_level), zero)
     model = StreamModel(denoiser, jnp.stack(passes), commit)
     return jax.tree.map(lambda x: x.astype(config.stream.compute_dtype), model)
 

@@ -106,3 +106,10 @@ def test_no_file_names_a_machine_or_a_registry():
         text = path.read_text(encoding="utf-8")
         found += [f"{name}: {match[0]}" for match in named.finditer(text)]
     assert found == []
+
+
+def test_the_readme_names_every_file():
+    tree = (ROOT / "README.md").read_text().split("## The tree")[1]
+    ours = [f for f in FILES if f.parts[len(ROOT.parts)] not in ("tests", "configs")]
+    missing = [f.name for f in ours if f.stem not in tree and f.stem != "__init__"]
+    assert not missing

@@ -43,12 +43,12 @@ def run(small_model):
 
     @jax.jit
     def denoise(source, latent, controls, kv, t):
-        modulation = small_model.modulation(t, jnp.zeros_like(t))
+        modulation = small_model.modulation(t, jnp.zeros_like(t), jnp.ones_like(t))
         return small_model.denoise(source, latent, controls, kv, modulation)
 
     @jax.jit
     def remember(source, latent, controls, kv, level):
-        modulation = small_model.modulation(jnp.ones_like(level), level)
+        modulation = small_model.modulation(jnp.ones_like(level), level, jnp.zeros_like(level))
         return small_model.remember(source, latent, controls, kv, modulation)
 
     return denoise, remember

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-STAGES = ("forcing", "history")
+STAGES = ("forcing", "history", "shortcut")  # train.stages.NAMES, without importing JAX
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

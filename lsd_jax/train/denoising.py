@@ -7,6 +7,7 @@ of a batch of clips at once; stages differ in the history that they let a model 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -23,51 +24,104 @@ CHANGED = 8 / 255  # in [-1, 1] units, four steps of a byte
 SMALLEST_SHARE = 0.03  # of a frame: below it, a changed region weighs by its size
 
 Clips = Float[Array, "b f h w c"]
+Rows = Float[Array, "r h w c"]
 Remembered = Callable[[Clips, Clips, Array], tuple[Clips, Float[Array, "b f"]]]
 """Truth, input and a random key to what is remembered of each frame, and the level told of it."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """All frames of a batch of clips, a row each (clip by clip), whatever the model."""
+
+    source: Rows
+    clean: Rows
+    controls: Float[Array, "r h w n"]
+    past: Rows  # what is remembered of the frame
+    level: Float[Array, " r"]  # how wrong the model is told that this is
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked in each row, and the answer: the clean frame, or a teacher's."""
+
+    t: Float[Array, " r"]
+    step: Float[Array, " r"]
+    noisy: Rows
+    answer: Rows
+
+
+Ask = Callable[[Seen, Array, TrainConfig], Question]
+
+
+def flow(seen: Seen, key: Array, settings: TrainConfig) -> Question:
+    """Flow matching: the clean frame from a random point on the way to it.
+
+    Step sizes are drawn at random: they mean nothing before the shortcut stage, and must not
+    surprise a model that is streamed without it.
+    """
+    level_key, noise_key, step_key = jax.random.split(key, 3)
+    t = diffusion.sample_levels(level_key, seen.level.shape, settings.pure_noise)
+    noise = jax.random.normal(noise_key, seen.clean.shape, seen.clean.dtype)
+    step = jax.random.choice(step_key, jnp.asarray((0.0, *diffusion.STEP_SIZES)), t.shape)
+    return Question(t, step, diffusion.add_noise(seen.clean, noise, t), seen.clean)
+
+
 def denoising_loss(
-    model: Denoiser, batch: Batch, key: Array, settings: TrainConfig, remembered: Remembered
+    model: Denoiser,
+    batch: Batch,
+    key: Array,
+    settings: TrainConfig,
+    remembered: Remembered,
+    ask: Ask = flow,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Velocity-weighted error of the predicted clean frames of a batch of clips.
 
     Returns:
-        The loss, and metrics: `mse` at pure noise in [-1, 1] units (what one pass shows) and
-        `loss`.
+        The loss, and metrics: `mse` against the truth at pure noise in [-1, 1] units (what one
+        pass shows) and `loss`.
     """
-    codec = PixelCodec()
-    history_key, level_key, noise_key = jax.random.split(key, 3)
-    clips, frames = batch.source.shape[:2]
-    dtype = model.embed.dtype
-
-    source_clips, clean_clips = (
-        codec.encode(x).astype(dtype) for x in (batch.source, batch.target)
-    )
-    source, clean = _frames(source_clips), _frames(clean_clips)
-    controls = _frames(batch.controls.astype(dtype) / 255)
-    kv = pinned_history(model, batch)
-    if frames > 1:
-        past, level = remembered(clean_clips, source_clips, history_key)
-        level = level.reshape(-1)
-        modulation = model.modulation(jnp.ones_like(level), level)
-        k, v = model.remember(source, _frames(past), controls, kv, modulation)
-        kv = history(kv, k, v, frames, model.config.sinks, model.config.window)
-
-    t = diffusion.sample_levels(level_key, (clips * frames,), settings.pure_noise)
-    noisy = diffusion.add_noise(clean, jax.random.normal(noise_key, clean.shape, dtype), t)
-    predicted = model.denoise(source, noisy, controls, kv, model.modulation(t, jnp.zeros_like(t)))
-    error = jnp.mean(jnp.square((predicted - clean).astype(jnp.float32)), axis=-1)  # [B*F, H, W]
-    weight = edit_weight(source, clean, settings.edit_weight)
-    loss = jnp.mean(diffusion.loss_weight(t) * jnp.mean(weight * error, axis=(1, 2)))
-    first_pass = (t == 0).astype(jnp.float32)
-    mse = jnp.sum(jnp.mean(error, axis=(1, 2)) * first_pass) / jnp.maximum(jnp.sum(first_pass), 1)
+    history_key, ask_key = jax.random.split(key)
+    seen = look(batch, remembered, history_key, model.embed.dtype)
+    question = ask(seen, ask_key, settings)
+    predicted = answer(model, seen, remember(model, batch, seen), question)
+    weight = edit_weight(seen.source, seen.clean, settings.edit_weight)
+    error = jnp.mean(weight * _squares(predicted - question.answer), axis=(1, 2))
+    loss = jnp.mean(diffusion.loss_weight(question.t) * error)
+    first_pass = (question.t == 0).astype(jnp.float32)
+    miss = jnp.mean(_squares(predicted - seen.clean), axis=(1, 2))
+    mse = jnp.sum(miss * first_pass) / jnp.maximum(jnp.sum(first_pass), 1)
     return loss, {"loss": loss, "mse": mse}
 
 
-def _frames(clips: Array) -> Array:
-    """`[B, F, ...]` as `[B * F, ...]`."""
-    return clips.reshape(-1, *clips.shape[2:])
+def look(batch: Batch, remembered: Remembered, key: Array, dtype) -> Seen:
+    """A batch as rows in [-1, 1], with a history of its own for each."""
+    codec = PixelCodec()
+    source, clean = (codec.encode(x).astype(dtype) for x in (batch.source, batch.target))
+    controls = batch.controls.astype(dtype) / 255
+    past, level = remembered(clean, source, key)
+    clips = (source, clean, controls, past, level)
+    return Seen(*(x.reshape(-1, *x.shape[2:]) for x in clips))
+
+
+def remember(model: Denoiser, batch: Batch, seen: Seen) -> KVBuffer:
+    """The buffer that a stream of `model` would hold before each row."""
+    kv, frames = pinned_history(model, batch), batch.source.shape[1]
+    if frames == 1:
+        return kv
+    zero = jnp.zeros_like(seen.level)
+    modulation = model.modulation(zero + 1, seen.level, zero)
+    k, v = model.remember(seen.source, seen.past, seen.controls, kv, modulation)
+    return history(kv, k, v, frames, model.config.sinks, model.config.window)
+
+
+def answer(model: Denoiser, seen: Seen, kv: KVBuffer, question: Question) -> Rows:
+    """The clean frames that `model` predicts."""
+    modulation = model.modulation(question.t, jnp.zeros_like(question.t), question.step)
+    return model.denoise(seen.source, question.noisy, seen.controls, kv, modulation)
+
+
+def _squares(difference: Rows) -> Float[Array, "r h w"]:
+    return jnp.mean(jnp.square(difference.astype(jnp.float32)), axis=-1)
 
 
 def edit_weight(

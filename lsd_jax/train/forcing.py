@@ -16,7 +16,7 @@ CLEAN_HISTORY = 0.5  # share of history frames without any noise, as a stream co
 
 
 def forcing_loss(
-    model: Denoiser, batch: Batch, key: Array, config: Config
+    model: Denoiser, teacher: Denoiser, batch: Batch, key: Array, config: Config
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """`denoising_loss` with a noised history."""
     return denoising_loss(model, batch, key, config.train, noised)

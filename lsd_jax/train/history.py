@@ -23,7 +23,7 @@ from lsd_jax.train.rollouts import own_clips
 
 
 def history_loss(
-    model: Denoiser, batch: Batch, key: Array, config: Config
+    model: Denoiser, teacher: Denoiser, batch: Batch, key: Array, config: Config
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """`denoising_loss` with a history that is wrong as `config.history` says, and the penalty on
     `drift`; its metric `drift` is there where that is asked for."""
@@ -76,9 +76,9 @@ def drift(model: Denoiser, batch: Batch, key: Array, config: Config) -> Float[Ar
     source, clean = (codec.encode(x).astype(dtype) for x in (batch.source, batch.target))
     controls = batch.controls.astype(dtype) / 255
     noise = jax.random.normal(key, clean.shape, dtype)
-    level = jnp.full(1, config.stream.history_level)
-    first_pass = model.modulation(jnp.zeros(1), jnp.zeros(1))
-    commit = model.modulation(jnp.ones(1), level)
+    zero, one, level = jnp.zeros(1), jnp.ones(1), jnp.full(1, config.stream.history_level)
+    first_pass = model.modulation(zero, zero, one)
+    commit = model.modulation(one, level, zero)
     everyone = jnp.ones(clips, bool)
     kv = ring.pin(ring.empty(model.config, clips, dtype), *model.pin(batch.condition), everyone)
 

@@ -43,8 +43,8 @@ def _one_pass(params: dict, batch: Batch, config: Config):
     source = codec.encode(first.source[:, 0])
     controls = first.controls[:, 0].astype(jnp.float32) / 255
     noise = jax.random.normal(jax.random.key(0), source.shape)
-    zero = jnp.zeros(1)
+    zero, one = jnp.zeros(1), jnp.ones(1)
     out = model.denoise(
-        source, noise, controls, pinned_history(model, first), model.modulation(zero, zero)
+        source, noise, controls, pinned_history(model, first), model.modulation(zero, zero, one)
     )
     return first.source[:, 0], codec.decode(out), first.target[:, 0]

@@ -11,9 +11,12 @@ from jax.sharding import Mesh
 from lsd_jax.config import Config
 from lsd_jax.data.batch import Batch
 from lsd_jax.data.pipeline import batches
+from lsd_jax.model import cast
+from lsd_jax.pretrained import load_model
 from lsd_jax.train.forcing import forcing_loss
 from lsd_jax.train.history import history_loss
 from lsd_jax.train.rollouts import Rollouts
+from lsd_jax.train.shortcut import shortcut_loss
 from lsd_jax.train.step import Loss
 
 
@@ -26,18 +29,43 @@ class Stage:
     show: Callable[[int, dict, Batch], Batch] | None = None
 
 
-def prepare(name: str, config: Config, videos: Path | None, mesh: Mesh) -> Stage:
-    """The stage `forcing` or `history` of a config, with the folder of videos mixed in.
+NAMES = ("forcing", "history", "shortcut")
 
-    Raises ValueError for settings that leave nothing to train on.
+
+def prepare(name: str, config: Config, videos: Path | None, mesh: Mesh) -> Stage:
+    """The stage of that name for a config, with the folder of videos mixed in.
+
+    Raises ValueError for settings that leave nothing to train on, and for a teacher that cannot
+    teach this model.
     """
     if name == "forcing":
         return Stage(forcing_loss, batches(config, videos))
+    loss = history_loss if name == "history" else shortcut(config)
     rollouts = Rollouts(config, mesh)
     if not rollouts.streams:
-        return Stage(history_loss, batches(config, videos))
+        return Stage(loss, batches(config, videos))
     clips = config.train.batch - rollouts.streams
     if not clips:
         raise ValueError("history.rolled_out leaves no other clip in the batch; lower it")
     others = replace(config, train=replace(config.train, batch=clips))
-    return Stage(history_loss, rollouts.mixed(batches(others, videos)), rollouts.show)
+    return Stage(loss, rollouts.mixed(batches(others, videos)), rollouts.show)
+
+
+def shortcut(config: Config) -> Loss:
+    """`shortcut_loss`, taught by the running mean or by the checkpoint that the config names."""
+    if not config.shortcut.teacher:
+        return shortcut_loss
+    teacher, theirs = load_model(config.shortcut.teacher, [])
+    for field in ("height", "width", "prompt_bytes", "external_text_dim", "controls"):
+        ours, other = getattr(config.model, field), getattr(theirs.model, field)
+        if ours != other:
+            raise ValueError(
+                f"{config.shortcut.teacher} cannot teach this model: its {field} is {other}, "
+                f"not {ours}"
+            )
+    teacher = cast(teacher, config.train.compute_dtype)
+
+    def taught(model, _, batch, key, config):
+        return shortcut_loss(model, teacher, batch, key, config)
+
+    return taught

@@ -20,7 +20,8 @@ from lsd_jax.data.batch import Batch
 from lsd_jax.model import Denoiser, abstract_model, build, cast
 from lsd_jax.train.optim import optimizer
 
-Loss = Callable[..., tuple[Array, dict[str, Array]]]
+Loss = Callable[[Denoiser, Denoiser, Batch, Array, Config], tuple[Array, dict[str, Array]]]
+"""Of a model, the running mean of it, a batch, a key and the config: the loss and its metrics."""
 
 
 @jax.tree_util.register_dataclass
@@ -93,8 +94,9 @@ def make_step(
         key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
 
         def objective(params):
-            model = cast(build(config.model, params), config.train.compute_dtype)
-            return loss(model, batch, key, config)
+            models = (build(config.model, p) for p in (params, state.ema))
+            model, teacher = (cast(m, config.train.compute_dtype) for m in models)
+            return loss(model, teacher, batch, key, config)
 
         grads, metrics = jax.grad(objective, has_aux=True)(state.params)
         norm = optax.tree.norm(grads)

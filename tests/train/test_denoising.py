@@ -32,8 +32,8 @@ def test_training_sees_the_history_that_a_stream_holds(small_model, small_config
     """`denoise` of every frame, from the training form and from a ring filled frame by frame."""
     batch, model = clips(small_batch, 2, FRAMES), small_config.model
     codec, zero = PixelCodec(), jnp.zeros(1)
-    clean_history = small_model.modulation(jnp.ones(1), zero)
-    first_pass = small_model.modulation(zero, zero)
+    clean_history = small_model.modulation(jnp.ones(1), zero, zero)
+    first_pass = small_model.modulation(zero, zero, jnp.ones(1))
     source, shown = (codec.encode(x) for x in (batch.source, batch.target))
     controls = batch.controls.astype(jnp.float32) / 255
     noise = jax.random.normal(jax.random.key(1), source.shape)
@@ -101,7 +101,7 @@ def test_the_loss_is_the_velocity_error(small_model, small_config, small_batch, 
 
     for function in (pin, remember, denoise):
         monkeypatch.setattr(Denoiser, function.__name__, function)
-    monkeypatch.setattr(Modulation, "__call__", lambda self, t, level: (t, level))
+    monkeypatch.setattr(Modulation, "__call__", lambda self, *levels: levels)
     told = jnp.arange(rows, dtype=jnp.float32).reshape(small_batch.source.shape[:2]) / rows
 
     def remembered(truth, source, key):
@@ -113,7 +113,8 @@ def test_the_loss_is_the_velocity_error(small_model, small_config, small_batch, 
         small_model, small_batch, jax.random.key(0), small_config.train, remembered
     )
 
-    noisy, t, history_level = calls["denoise"]
+    noisy, t, history_level, step = calls["denoise"]
+    assert set(np.unique(step)) <= {0.0, *diffusion.STEP_SIZES}
     assert len(np.unique(t[t > 0])) > rows // 4 and 0.2 < np.mean(t == 0) < 0.8
     assert not np.any(history_level)
     weight = np.asarray(diffusion.loss_weight(t))
@@ -125,7 +126,7 @@ def test_the_loss_is_the_velocity_error(small_model, small_config, small_batch, 
     deviation = np.asarray(noise.std((1, 2, 3)) / (1 - t))[np.asarray(t) < 0.9]
     np.testing.assert_allclose(deviation, 1, atol=0.1)
 
-    past, shown_t, level = calls["remember"]
+    past, shown_t, level, _ = calls["remember"]
     np.testing.assert_array_equal(past, clean + 1)
     np.testing.assert_array_equal(shown_t, 1)
     np.testing.assert_array_equal(level, told.ravel())
@@ -167,7 +168,7 @@ def test_thirty_steps_teach_one_batch(small_config, small_params, small_batch, q
 def test_bfloat16_loss_has_float32_gradients(small_config, small_batch):
     def objective(params):
         model = cast(build(small_config.model, params), jnp.bfloat16)
-        return forcing_loss(model, small_batch, jax.random.key(0), small_config)[0]
+        return forcing_loss(model, model, small_batch, jax.random.key(0), small_config)[0]
 
     grads = jax.eval_shape(jax.grad(objective), abstract_params(small_config.model))
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}

@@ -1,0 +1,149 @@
+"""One large step lands where two of the teacher's land, and what is asked of which frame."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsd_jax import diffusion, sharding
+from lsd_jax.checkpoint import save_weights
+from lsd_jax.train import shortcut, stages
+from lsd_jax.train.denoising import Seen
+from lsd_jax.train.step import init_state
+from lsd_jax.types import KVBuffer
+
+ROWS = 24
+
+
+@pytest.fixture(scope="module")
+def seen(small_config):
+    """Frames that differ, and nothing remembered."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    clean = jax.random.uniform(keys[0], (ROWS, 8, 8, 3), minval=-0.3, maxval=0.3)
+    return Seen(-clean, clean, jnp.zeros((ROWS, 8, 8, 1)), clean, jnp.zeros(ROWS))
+
+
+@pytest.fixture
+def asked(small_model, small_config, small_batch, monkeypatch):
+    """`two_in_one` with a teacher that curves: what it sees depends on where and when it looks.
+
+    Its prompt decides too: the buffer of the empty prompt holds zeros.
+    """
+    questions = []
+
+    def remember(model, batch, seen):
+        told = jnp.any(batch.condition.prompt > 0)
+        k = jnp.full((1, ROWS, 1, 1, 1), told.astype(jnp.float32))
+        return KVBuffer(k, k, jnp.ones((ROWS, 1), bool), jnp.zeros((ROWS, 0), jnp.int32))
+
+    def answer(model, part, kv, question):
+        questions.append(question)
+        wave = 0.1 * jnp.sin(9 * question.t)[:, None, None, None] + 0.1 * question.noisy
+        return part.clean + wave + 0.05 * kv.k[0]
+
+    monkeypatch.setattr(shortcut, "remember", remember)
+    monkeypatch.setattr(shortcut, "answer", answer)
+
+    def ask(seen, **settings):
+        config = dataclasses.replace(
+            small_config, shortcut=dataclasses.replace(small_config.shortcut, **settings)
+        )
+        key = jax.random.key(1)
+        found = shortcut.two_in_one(seen, key, config.train, small_model, small_batch, config)
+        return found, questions
+
+    return ask
+
+
+def test_one_step_lands_where_two_of_the_teacher_land(seen, asked):
+    found, (first, second) = asked(seen, share=0.5)
+    large = np.asarray(found.step) > 0
+    assert large.sum() == ROWS / 2
+    t, step = found.t[large], found.step[large]
+    assert set(np.unique(step)) == set(diffusion.STEP_SIZES)
+    np.testing.assert_array_equal(np.mod(t, step), 0)
+    assert np.all(t + step <= 1)
+
+    # In the order of the teacher's rows, which are the same ones shuffled.
+    order = [int(np.argmin(np.abs(found.noisy - x).sum((1, 2, 3)))) for x in first.noisy]
+    t, step, noisy, goal = (
+        x[np.array(order)] for x in (found.t, found.step, found.noisy, found.answer)
+    )
+    clean = seen.clean[np.array(order)]
+    x = noisy
+    for question in (first, second):
+        np.testing.assert_allclose(question.noisy, x, atol=1e-5)
+        wave = 0.1 * np.sin(9 * np.asarray(question.t))[:, None, None, None] + 0.1 * x
+        x = diffusion.advance(x, clean + wave + 0.05, question.t, step / 2)
+        quarter = np.asarray(step) == 0.25
+        np.testing.assert_array_equal(question.step, np.where(quarter, 0, step / 2))
+    np.testing.assert_allclose(second.t, t + step / 2)
+    inside = np.abs(goal).max(axis=(1, 2, 3)) < 1  # the goal is a picture: it is clipped
+    assert inside.sum() > 2
+    landed = diffusion.advance(noisy, goal, t, step)
+    np.testing.assert_allclose(landed[inside], x[inside], atol=1e-5)
+
+
+def test_the_other_frames_learn_the_flow(seen, asked):
+    found, questions = asked(seen, share=0.25)
+    flow = np.asarray(found.step) == 0
+    assert flow.sum() == ROWS * 3 // 4 and len(questions) == 2
+    np.testing.assert_array_equal(found.answer[flow], seen.clean[flow])
+    alone, questions = asked(seen, share=0.0)
+    assert len(questions) == 2 and not np.any(alone.step)
+    np.testing.assert_array_equal(alone.answer, seen.clean)
+
+
+def test_guidance_goes_beyond_the_prompt(seen, asked):
+    """Told and untold differ by 0.05 at every look; guidance 3 adds that twice more."""
+    (plain, _), (guided, _) = asked(seen, share=1.0), asked(seen, share=1.0, guidance=3.0)
+    np.testing.assert_array_equal(plain.noisy, guided.noisy)
+    inside = (np.abs(plain.answer) < 0.8).all((1, 2, 3))
+    assert inside.sum() > 2
+    moved = np.asarray(guided.answer - plain.answer)[inside]
+    assert 0.09 < moved.min() and moved.max() < 0.13
+
+
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_a_model_is_distilled(
+    with_teacher, small_config, small_params, small_batch, quick_step, tmp_path
+):
+    """From its own running mean, and from a checkpoint of another shape."""
+    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    train = dataclasses.replace(small_config.train, learning_rate=5e-3, steps=8)
+    config = dataclasses.replace(small_config, train=train)
+    student = config
+    if with_teacher:
+        save_weights(tmp_path / "teacher", small_params, config)
+        smaller = dataclasses.replace(config.model, layers=1, mlp=32)
+        chosen = dataclasses.replace(config.shortcut, teacher=str(tmp_path / "teacher"))
+        student = dataclasses.replace(config, model=smaller, shortcut=chosen)
+    stage = stages.prepare("shortcut", student, None, mesh)
+    state = init_state(student, mesh, None if with_teacher else small_params)
+    run = quick_step(student, stage.loss, mesh)
+    batch = jax.device_put(small_batch, jax.NamedSharding(mesh, sharding.BATCH))
+    losses = []
+    for _ in range(8):
+        state, metrics = run(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all() and losses[-1] < losses[0] and int(state.skipped) == 0
+
+
+def test_a_teacher_of_other_pictures_is_refused(small_config, small_params, tmp_path):
+    save_weights(tmp_path / "teacher", small_params, small_config)
+    wide = dataclasses.replace(small_config.model, width=64)
+    chosen = dataclasses.replace(small_config.shortcut, teacher=str(tmp_path / "teacher"))
+    config = dataclasses.replace(small_config, model=wide, shortcut=chosen)
+    with pytest.raises(ValueError, match="cannot teach this model: its width is 32, not 64"):
+        stages.shortcut(config)
+    with pytest.raises(ValueError, match="nowhere"):
+        lost = dataclasses.replace(chosen, teacher="nowhere")
+        stages.shortcut(dataclasses.replace(config, shortcut=lost))
+
+
+def test_the_command_line_knows_every_stage():
+    from lsd_jax.cli.train import STAGES
+
+    assert STAGES == stages.NAMES
