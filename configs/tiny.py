@@ -6,17 +6,19 @@
 `recipes/tiny.sh` trains the shipped checkpoint; docs/recipes.md says what to expect.
 """
 
-from lsd_jax.config import Config, TrainConfig
+from lsd_jax.config import Config, HistoryConfig, TrainConfig
 
 config = Config(
     name="tiny",
     train=TrainConfig(
-        batch=6,
+        batch=8,
         frames=4,
-        steps=800,
-        learning_rate=1.5e-3,
-        ema=0.998,
-        pure_noise=0.7,
-        prompt_drop=0.02,
+        steps=600,
+        learning_rate=1e-3,
+        warmup=20,
+        ema=0.99,
+        pure_noise=0.85,  # at one pass a stream starts from pure noise always
+        prompt_drop=0.0,
     ),
+    history=HistoryConfig(corrupted=0.5, rolled_out=0.25),
 )

@@ -11,7 +11,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--worlds", type=int, default=4, help="streams per edit (default: 4)")
     parser.add_argument("--frames", type=int, default=32, help="frames of each (default: 32)")
     parser.add_argument(
-        "--drift-frames", type=int, default=0, metavar="N", help="also 8 streams of N frames"
+        "--drift-frames",
+        type=int,
+        default=200,
+        metavar="N",
+        help="frames of the long streams, one per footage edit (default: 200; 0: none)",
     )
     parser.add_argument("--batch", type=int, default=8, help="streams at once (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="which held-out worlds (default: 0)")
@@ -63,21 +67,24 @@ def evaluate(model, config, args: argparse.Namespace):
     """All figures of a model, and the outcome of each stream, under a progress bar."""
     from rich.progress import Progress
 
-    from lsd_jax.evaluate import drift, fidelity, held_out, report
+    from lsd_jax.evaluate import drift, fidelity, held_out, reactions, report
+    from lsd_jax.evaluate.streams import ModelStreams
 
     total = args.worlds * len(held_out.ASKS) * args.frames + drift.STREAMS * args.drift_frames
     with Progress(transient=True) as bar:  # a percentage and the time left
-        task = bar.add_task("compiling", total=total)
+        task = bar.add_task("compiling", total=total + reactions.FRAMES)
 
         def done(frames: int) -> None:
             bar.update(task, advance=frames, description="streaming")
 
-        streams = fidelity.model_stream(model, config, args.batch, args.seed)
+        streams = ModelStreams(model, config, args.batch, args.seed)
         clips = held_out.clips(config.model, args.worlds, args.frames, args.seed)
         outcomes = list(fidelity.measure(streams, clips, args.batch, done))
-        found = report.summary(outcomes)
+        found = report.summary(outcomes) | reactions.measure(streams, config.model, args.seed, done)
         if args.drift_frames:
-            found["drift"]["long"] = drift.long_run(
+            long = drift.long_run(
                 streams, config.model, args.drift_frames, args.batch, args.seed, done
             )
+            found["flicker"] = long.pop("flicker")
+            found["drift"] |= long
     return found, outcomes

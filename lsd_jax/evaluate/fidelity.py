@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from lsd_jax import stream
-from lsd_jax.config import Config
-from lsd_jax.data import prompts
 from lsd_jax.evaluate import metrics
 from lsd_jax.evaluate.held_out import ASKS, CANDIDATES, Ask, Clip, candidates
-from lsd_jax.model import Denoiser
-from lsd_jax.types import Conditioning
-
-Frames = UInt8[np.ndarray, "b f h w 3"]
-Advance = Callable[[Frames], Frames]
-Stream = Callable[[Sequence[str], Sequence[np.ndarray | None]], Advance]
-"""Opens cold streams, one per prompt and reference (or None); the result takes their next frames,
-any number of them, and returns what they become. All that is evaluated has this form."""
+from lsd_jax.evaluate.streams import Stream
 
 
 @dataclass(frozen=True)
@@ -42,53 +29,6 @@ class Outcome:
     def right(self) -> bool:
         """Whether what was asked for is nearest."""
         return self.nearest == self.ask.name
-
-
-def model_stream(denoiser: Denoiser, config: Config, batch: int, seed: int) -> Stream:
-    """The streams of a model, `batch` at once, through the frame step that users run.
-
-    Compiled here, once. Fewer streams than `batch` are filled up with copies of the last.
-    """
-    if config.model.external_text_dim:
-        raise ValueError("this model takes prompts as embeddings; only text can be evaluated")
-    model = stream.prepare(denoiser, config)
-    compiled = stream.compile_stream(model, config, batch)
-    fresh = jax.jit(partial(stream.init_state, config))
-    shape = (config.model.height, config.model.width)
-    everywhere = jnp.full((batch, *shape), 255, jnp.uint8)
-    controls = stream.control_planes(config.model.controls, everywhere)
-    opened = 0
-
-    def fill(x: np.ndarray) -> jax.Array:
-        return jnp.asarray(np.concatenate([x, np.repeat(x[-1:], batch - len(x), axis=0)]))
-
-    def start(texts: Sequence[str], references: Sequence[np.ndarray | None]) -> Advance:
-        nonlocal opened
-        count = len(texts)
-        if count > batch:
-            raise ValueError(f"{count} streams at once, compiled for {batch}")
-        seeds = np.random.default_rng([seed, opened]).integers(1 << 31, size=batch)
-        opened += 1
-        none = np.zeros((*shape, 3), np.uint8)
-        condition = Conditioning(
-            prompt=fill(np.stack([prompts.encode(t, config.model.prompt_bytes) for t in texts])),
-            reference=fill(np.stack([none if r is None else r for r in references])),
-            has_reference=fill(np.array([r is not None for r in references])),
-        )
-        state = fresh(seeds.astype(np.int32))
-        state = compiled.condition(model, state, condition, np.ones(batch, bool))
-
-        def advance(frames: Frames) -> Frames:
-            nonlocal state
-            shown = []
-            for i in range(frames.shape[1]):
-                state, out = compiled.step(model, state, fill(frames[:, i]), controls)
-                shown.append(np.asarray(out)[:count])
-            return np.stack(shown, axis=1)
-
-        return advance
-
-    return start
 
 
 def measure(

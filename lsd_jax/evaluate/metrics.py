@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from lsd_jax.data import filters
+
 CAP_DB = 60.0
 """PSNR counts no higher: a mean squared error of 1e-6, a quarter of a byte's step."""
 
@@ -47,6 +49,82 @@ def texture_energy(frames: UInt8[Array, "f h w 3"]) -> Float[Array, ""]:
 def texture_ratio(ours: Iterable[float], truth: Iterable[float]) -> float:
     """Energies summed over streams, output over truth: 1 is right, below is blur, above noise."""
     return (sum(ours) + 1e-9) / (sum(truth) + 1e-9)
+
+
+STILL = 2  # bytes by which a pixel may change from frame to frame and count as unchanged
+BANDS = (1.0, 2.0, 4.0, 8.0)  # sigmas, in pixels of a frame 128 high
+SILENCE = 1e-6  # energy of a band, of pictures in [0, 1], that counts as none
+
+
+@jax.jit
+def statistics(
+    out: UInt8[Array, "f h w 3"],
+    truth: UInt8[Array, "f h w 3"],
+    before: UInt8[Array, "2 h w 3"],
+) -> dict[str, Float[Array, " f"]]:
+    """What can drift, of each frame.
+
+    Args:
+        before: output and truth of the frame before the first.
+
+    Returns:
+        `mse` of pictures in [0, 1]; `ssim`; `features`, the `feature_distance`; `brightness` and
+        `contrast` (mean and standard deviation of the luma) and `texture` of the output over the
+        truth's; `flicker`, the mean change of the output since the frame before, in bytes, where
+        the truth stands still.
+    """
+    ours, theirs = (x.astype(jnp.float32) / 255 for x in (out, truth))
+    a, b = filters.luma(ours), filters.luma(theirs)
+
+    def moves(frames, first):
+        frames = jnp.concatenate([first[None], frames]).astype(jnp.float32)
+        return jnp.abs(frames[1:] - frames[:-1])
+
+    still = (jnp.max(moves(truth, before[1]), axis=-1) <= STILL).astype(jnp.float32)
+    change = jnp.mean(moves(out, before[0]), axis=-1)
+    texture = [jax.vmap(lambda x: texture_energy(x[None]))(x) for x in (out, truth)]
+    return {
+        "mse": jnp.mean(jnp.square(ours - theirs), axis=(1, 2, 3)),
+        "ssim": ssim(a, b),
+        "features": feature_distance(a, b),
+        "brightness": jnp.mean(a, axis=(1, 2, 3)) / (jnp.mean(b, axis=(1, 2, 3)) + 1e-3),
+        "contrast": jnp.std(a, axis=(1, 2, 3)) / (jnp.std(b, axis=(1, 2, 3)) + 1e-3),
+        "texture": (texture[0] + SILENCE) / (texture[1] + SILENCE),
+        "flicker": jnp.sum(change * still, axis=(1, 2)) / jnp.maximum(jnp.sum(still, (1, 2)), 1),
+    }
+
+
+def ssim(a: Float[Array, "f h w 1"], b: Float[Array, "f h w 1"]) -> Float[Array, " f"]:
+    """Structural similarity in [-1, 1] of pictures in [0, 1] (Wang et al. 2004, equation 13, with
+    its constants; a Gaussian window of sigma 1.5 pixels)."""
+    sigma = 1.5 * filters.REFERENCE_HEIGHT / a.shape[1]
+
+    def mean(x):
+        return filters.blur(x, sigma)
+
+    mean_a, mean_b = mean(a), mean(b)
+    var_a, var_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
+    covariance = mean(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    score = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    score /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    return jnp.mean(score, axis=(1, 2, 3))
+
+
+def feature_distance(a: Float[Array, "f h w 1"], b: Float[Array, "f h w 1"]) -> Float[Array, " f"]:
+    """Root mean square difference in dB of the energies of four octave bands: how alike two
+    pictures are in grain and structure wherever these lie. 0 is alike; blur and noise raise it.
+    """
+
+    def energies(x):
+        found = []
+        for sigma in BANDS:
+            blurred = filters.blur(x, sigma)
+            found.append(jnp.mean(jnp.square(x - blurred), axis=(1, 2, 3)))
+            x = blurred
+        return 10 * jnp.log10(jnp.stack(found) + SILENCE)
+
+    return jnp.sqrt(jnp.mean(jnp.square(energies(a) - energies(b)), axis=0))
 
 
 def nearest(errors: Float[np.ndarray, " c"], asked: int) -> int:

@@ -20,7 +20,7 @@ def save_plots(report: dict, outcomes: Sequence[Outcome], directory: Path) -> li
     first: dict[Ask, Outcome] = {}
     for outcome in outcomes:
         first.setdefault(outcome.ask, outcome)
-    drawn = {"edits.png": _edits(report), "drift.png": _drift(report["drift"])}
+    drawn = {"edits.png": _edits(report), "drift.png": _drift(report)}
     for name, held_out in (("contact.png", False), ("contact_held_out.png", True)):
         drawn[name] = _contact([o for ask, o in first.items() if ask.held_out == held_out])
     for name, figure in drawn.items():
@@ -62,24 +62,40 @@ def _edits(report: dict):
     return figure
 
 
-def _drift(drift: dict):
-    """PSNR by frame of the short streams, and by bin of the long run if there was one."""
-    long = drift.get("long")
-    figure = _figure(10.0, 4.0)
-    axes = np.atleast_1d(figure.subplots(1, 2 if long else 1))
+def _drift(report: dict):
+    """PSNR by frame of the short streams; the reactions; and the curves of a long run."""
+    drift, panels = report["drift"], []
     by_frame = drift["psnr_db_by_frame"]
-    axes[0].plot(range(1, len(by_frame) + 1), by_frame, marker=".")
-    axes[0].set_title("all edits, from a cold start", fontsize=10)
-    if long:
-        ends, db = long["bin_ends"], long["psnr_db_by_bin"]
-        axes[1].plot(ends, db, marker=".")
-        slope = long["slope_db_per_1000_frames"]
-        title = f"{long['streams']} long streams, {slope:+.2f} dB per 1000 frames"
-        axes[1].set_title(title, fontsize=10)
-    for one in axes:
-        one.set_xlabel("frame")
-        one.set_ylabel("PSNR / dB")
-        one.grid(alpha=0.3)
+    panels.append(("all edits, from a cold start", "PSNR / dB", {"mean": by_frame}, None))
+    if "reactions" in report:
+        curves = {
+            name.removesuffix("_psnr_db").replace("prompt", "another prompt"): curve
+            for name, curve in report["reactions"].items()
+            if name.endswith("_psnr_db")
+        }
+        panels.append(("after a disturbance", "PSNR / dB", curves, None))
+    if "frames" in drift:
+        curves, ends = drift["curves"], drift["bin_ends"]
+        both = {"mean": curves["psnr_db"], "worst stream": curves["worst_psnr_db"]}
+        panels.append((f"{drift['streams']} long streams", "PSNR / dB", both, ends))
+        ratios = {name: curves[name] for name in ("brightness", "contrast", "texture")}
+        panels.append(("output over truth", "ratio", ratios, ends))
+        panels.append(("likeness", "SSIM", {"mean": curves["ssim"]}, ends))
+        panels.append(("grain and structure", "distance / dB", {"mean": curves["features"]}, ends))
+    rows = -(-len(panels) // 2)
+    figure = _figure(10.0, 3.2 * rows)
+    grid = figure.subplots(rows, 2, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, unit, curves, ends) in zip(grid.flat, panels, strict=False):
+        for name, values in curves.items():
+            axes.plot(ends or range(1, len(values) + 1), values, marker=".", label=name)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("frame")
+        axes.set_ylabel(unit)
+        axes.grid(alpha=0.3)
+        if len(curves) > 1:
+            axes.legend(fontsize=8, frameon=False)
     return figure
 
 

@@ -142,10 +142,18 @@ def lines(report: dict) -> list[str]:
         f"{accuracy['held_out_scene']:.2f}, pairs {accuracy['held_out_pairs']:.2f})",
         f"first frame {frames[0]:.2f} dB, frame {len(frames)} {frames[-1]:.2f} dB",
     ]
-    if long := report["drift"].get("long"):
+    drift = report["drift"]
+    if "frames" in drift:
         said.append(
-            f"drift over {long['frames']} frames: first tenth {long['first_tenth_db']:.2f} dB, "
-            f"last tenth {long['last_tenth_db']:.2f} dB, "
-            f"{long['slope_db_per_1000_frames']:+.2f} dB per 1000 frames"
+            f"drift over {drift['frames']} frames: early {drift['early_db']:.2f} dB, late "
+            f"{drift['late_db']:.2f} dB, worst stream {-drift['worst_stream_drop_db']:+.2f} dB; "
+            f"brightness x{drift['brightness_ratio']:.3f}, contrast x{drift['contrast_ratio']:.3f}"
+        )
+    if "reactions" in report:
+        said.append(
+            f"frames until within {report['reactions']['within_db']} dB: after another prompt "
+            f"{report['prompt_response_frames']}, after "
+            f"{report['reactions']['garbage_frames']} frames of garbage "
+            f"{report['recovery_frames']}"
         )
     return said

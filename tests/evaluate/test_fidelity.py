@@ -7,7 +7,7 @@ from lsd_jax.config import ModelConfig
 from lsd_jax.data import edits
 from lsd_jax.data.prompts import PARAPHRASES
 from lsd_jax.data.rendered import HELD_OUT_WORLDS
-from lsd_jax.evaluate import drift, held_out
+from lsd_jax.evaluate import held_out
 from lsd_jax.evaluate.fidelity import measure
 from lsd_jax.evaluate.held_out import ASKS, CANDIDATES, PAIRS
 from lsd_jax.evaluate.report import lines, summary, tables
@@ -122,23 +122,3 @@ def test_every_scene_edit_shows_and_prompts_differ(clips):
     for kind in held_out.SCENES:
         at = CANDIDATES.index(kind)
         assert any((clip.truths[at] != clip.source).any() for clip in clips), kind
-
-
-def test_long_run_of_streams_that_return_their_input():
-    told = []
-    found = drift.long_run(
-        lambda texts, references: lambda frames: frames, MODEL, 20, 4, 0, told.append
-    )
-    assert sum(told) == drift.STREAMS * 20
-    assert found["frames"] == 20 and found["streams"] == 8 == len(set(found["edits"]))
-    assert found["bin_ends"] == list(range(1, 21))
-    assert 3 < found["first_tenth_db"] < 30
-
-
-def test_summary_of_a_straight_decline():
-    line = 30 - 0.01 * np.arange(1000)
-    found = drift.summarise(np.stack([line - 1, line + 1]))
-    assert found["slope_db_per_1000_frames"] == pytest.approx(-10)
-    assert len(found["psnr_db_by_bin"]) == drift.BINS and found["bin_ends"][-1] == 1000
-    assert found["first_tenth_db"] == pytest.approx(line[:100].mean())
-    assert found["last_tenth_db"] == pytest.approx(line[-100:].mean())

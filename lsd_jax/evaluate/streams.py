@@ -1,0 +1,121 @@
+"""The streams that are evaluated: a model's, through the frame step that users run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from lsd_jax import ring, stream
+from lsd_jax.codec import PixelCodec
+from lsd_jax.config import Config
+from lsd_jax.data import prompts
+from lsd_jax.model import Denoiser
+from lsd_jax.types import Conditioning, Frame, StreamState
+
+Frames = UInt8[np.ndarray, "b f h w 3"]
+Advance = Callable[[Frames], Frames]
+Stream = Callable[[Sequence[str], Sequence[np.ndarray | None]], Advance]
+"""Opens cold streams, one per prompt and reference (or None); the result takes their next frames,
+any number of them, and returns what they become. Much of what is evaluated needs no more."""
+
+
+class ModelStreams:
+    """Opens streams of a model, `batch` at once; compiled here, once. Is a `Stream`.
+
+    Fewer streams than `batch` are filled up with copies of the last.
+    """
+
+    def __init__(self, denoiser: Denoiser, config: Config, batch: int, seed: int):
+        if config.model.external_text_dim:
+            raise ValueError("this model takes prompts as embeddings; only text can be evaluated")
+        self.config, self.batch, self._seed, self._opened = config, batch, seed, 0
+        self.compiled = stream.compile_stream(stream.prepare(denoiser, config), config, batch)
+        self.fresh = jax.jit(partial(stream.init_state, config))
+        self.misremember = jax.jit(_misremember, donate_argnums=1)
+        everywhere = jnp.full((batch, config.model.height, config.model.width), 255, jnp.uint8)
+        self.controls = stream.control_planes(config.model.controls, everywhere)
+
+    def __call__(
+        self, texts: Sequence[str], references: Sequence[np.ndarray | None]
+    ) -> RunningStreams:
+        """Cold streams. The same seed opens the same ones in the same order."""
+        if len(texts) > self.batch:
+            raise ValueError(f"{len(texts)} streams at once, compiled for {self.batch}")
+        rng = np.random.default_rng([self._seed, self._opened])
+        self._opened += 1
+        state = self.fresh(rng.integers(1 << 31, size=self.batch).astype(np.int32))
+        return RunningStreams(self, state, texts, references)
+
+    def fill(self, x: np.ndarray) -> jax.Array:
+        """Rows of the streams that there are, as rows of the whole batch."""
+        return jnp.asarray(np.concatenate([x, np.repeat(x[-1:], self.batch - len(x), axis=0)]))
+
+
+class RunningStreams:
+    """Some streams side by side; called with their next frames it returns what they become."""
+
+    def __init__(
+        self,
+        streams: ModelStreams,
+        state: StreamState,
+        texts: Sequence[str],
+        references: Sequence[np.ndarray | None],
+    ):
+        self._streams, self._state, self._count = streams, state, len(texts)
+        self._all = np.ones(streams.batch, bool)
+        self._condition(texts, references)
+
+    def __call__(self, frames: Frames) -> Frames:
+        streams, shown = self._streams, []
+        compiled = streams.compiled
+        for i in range(frames.shape[1]):
+            self._state, out = compiled.step(
+                compiled.model, self._state, streams.fill(frames[:, i]), streams.controls
+            )
+            shown.append(np.asarray(out)[: self._count])
+        return np.stack(shown, axis=1)
+
+    def ask(self, texts: Sequence[str], references: Sequence[np.ndarray | None]) -> None:
+        """Changes prompts and references as a user's session does."""
+        self._condition(texts, references)
+        self._state = self._streams.compiled.forget(self._state, self._all)
+
+    def misremember(self, frames: Frames, shown: Frames) -> None:
+        """Makes the streams remember `shown` as what they made of `frames`."""
+        streams = self._streams
+        for i in range(frames.shape[1]):
+            self._state = streams.misremember(
+                streams.compiled.model,
+                self._state,
+                streams.fill(frames[:, i]),
+                streams.fill(shown[:, i]),
+                streams.controls,
+            )
+
+    def _condition(self, texts: Sequence[str], references: Sequence[np.ndarray | None]) -> None:
+        streams, model = self._streams, self._streams.config.model
+        none = np.zeros((model.height, model.width, 3), np.uint8)
+        wanted = Conditioning(
+            prompt=streams.fill(np.stack([prompts.encode(t, model.prompt_bytes) for t in texts])),
+            reference=streams.fill(np.stack([none if r is None else r for r in references])),
+            has_reference=streams.fill(np.array([r is not None for r in references])),
+        )
+        compiled = streams.compiled
+        self._state = compiled.condition(compiled.model, self._state, wanted, self._all)
+
+
+def _misremember(
+    model: stream.StreamModel, state: StreamState, frame: Frame, shown: Frame, controls: jax.Array
+) -> StreamState:
+    """The state after a frame that came out as `shown`."""
+    dtype, codec = model.commit.dtype, PixelCodec()
+    source, latent = (codec.encode(x).astype(dtype) for x in (frame, shown))
+    planes = controls.astype(dtype) / 255
+    k, v = model.denoiser.remember(source, latent, planes, state.kv, model.commit)
+    kv = ring.commit(state.kv, k, v, model.denoiser.config.sinks)
+    return state.replace(kv=kv, frame=state.frame + 1)

@@ -1,0 +1,87 @@
+"""Long streams and their statistics, against streams whose drift is known."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsd_jax.config import ModelConfig
+from lsd_jax.evaluate import drift, metrics
+
+MODEL = ModelConfig(height=32, width=32, patch=8)
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(60, 180, (1, 64, 64, 3), dtype=np.uint8)
+
+
+def test_streams_that_return_their_input():
+    told = []
+    found = drift.long_run(
+        lambda texts, references: lambda frames: frames, MODEL, 20, 4, 0, told.append
+    )
+    assert sum(told) == drift.STREAMS * 20
+    assert found["frames"] == 20 and found["streams"] == 16 == len(found["by_edit"])
+    assert found["bin_ends"] == list(range(1, 21))
+    assert 3 < found["early_db"] < 30
+    assert found["by_edit"]["night"]["late_db"] < 15 and found["flicker"] > 0
+
+
+def series(psnr, **others):
+    return {name: np.ones_like(psnr) for name in drift.AVERAGED} | {"psnr_db": psnr} | others
+
+
+def test_summary_of_a_straight_decline():
+    line = 30 - 0.01 * np.arange(1000)
+    fade = np.stack([1 - 0.0005 * np.arange(1000)] * 2)
+    found = drift.summarise(series(np.stack([line, 1.5 * line]), brightness=fade))
+    assert found["slope_db_per_1000_frames"] == pytest.approx(-12.5)
+    assert len(found["curves"]["psnr_db"]) == drift.BINS and found["bin_ends"][-1] == 1000
+    early, late = line[10:100].mean(), line[-100:].mean()
+    assert found["early_db"] == pytest.approx(1.25 * early)
+    assert found["late_db"] == pytest.approx(1.25 * late)
+    assert found["worst_stream_drop_db"] == pytest.approx(1.5 * (early - late))
+    assert found["brightness_ratio"] == pytest.approx(
+        fade[0, -100:].mean() / fade[0, 10:100].mean()
+    )
+    assert found["contrast_ratio"] == 1
+    assert found["curves"]["worst_psnr_db"][0] == pytest.approx(1.5 * line[:20].mean())
+
+
+def statistics(out, truth, before=None):
+    before = np.concatenate([out, truth]) if before is None else before
+    return {k: float(v[0]) for k, v in metrics.statistics(out, truth, before).items()}
+
+
+def test_the_truth_itself():
+    found = statistics(PICTURE, PICTURE)
+    assert found["mse"] == found["flicker"] == 0 == pytest.approx(found["features"], abs=1e-5)
+    assert found["ssim"] == pytest.approx(1) and found["texture"] == 1
+    assert found["brightness"] == pytest.approx(1, abs=0.01)
+
+
+def test_brightness_and_contrast_are_told_apart():
+    brighter = statistics(PICTURE + 40, PICTURE)
+    assert brighter["brightness"] == pytest.approx(160 / 120, rel=0.02)
+    assert brighter["contrast"] == pytest.approx(1, rel=0.02)
+    assert brighter["features"] == pytest.approx(0, abs=0.01)
+    flatter = statistics((120 + (PICTURE.astype(int) - 120) // 2).astype(np.uint8), PICTURE)
+    assert flatter["brightness"] == pytest.approx(1, rel=0.02)
+    assert flatter["contrast"] == pytest.approx(0.5, rel=0.05)
+    assert flatter["features"] == pytest.approx(6.02, abs=0.4)  # half the amplitude in each band
+
+
+def test_ssim_by_hand():
+    """Of flat pictures, where only the means count: (2 a b + c1) / (a^2 + b^2 + c1)."""
+    a, b = (jnp.full((1, 32, 32, 1), v) for v in (0.2, 0.6))
+    expected = (2 * 0.12 + 1e-4) / (0.04 + 0.36 + 1e-4)
+    assert float(metrics.ssim(a, b)[0]) == pytest.approx(expected, rel=1e-4)
+    noise = jnp.asarray(RNG.normal(0, 0.2, a.shape), jnp.float32)
+    assert float(metrics.ssim(a + noise, a - noise)[0]) < -0.5  # structure turned about
+
+
+def test_flicker_counts_only_where_the_truth_stands_still():
+    truth = np.concatenate([PICTURE, PICTURE])
+    truth[1, :, :32] += 50  # the left half changes
+    out = truth.copy()
+    out[1, :, :32] += 9
+    out[1, :, 32:] += 6
+    found = metrics.statistics(out[1:], truth[1:], np.stack([out[0], truth[0]]))
+    assert float(found["flicker"][0]) == pytest.approx(6)
