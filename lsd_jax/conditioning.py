@@ -50,7 +50,7 @@ class TextEncoder(nnx.Module):
         )
         self.words = nnx.Param(normal(keys[2], (5, dim, dim), 5 * dim), axes=(None, None, None))
         shape = (layers, 12 * dim, dim)  # q, k, v, out: dim each; up and down: 4 dim each
-        self.blocks = nnx.Param(normal(keys[3], shape, dim), axes=("layer", None, None))
+        self.blocks = nnx.Param(normal(keys[3], shape, dim), axes=("text_layer", None, None))
         self.pool = Pool(config.prompt_tokens, dim, config.dim, keys[4])
 
     def __call__(self, prompt: Array) -> Float[Array, "b p d"]:

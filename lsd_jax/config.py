@@ -37,6 +37,7 @@ class ModelConfig:
     dim: int = 256
     layers: int = 6
     heads: int = 2
+    head_width: int = 0  # features of a head; 0: dim / heads
     mlp: int = 1024
     window: int = 3
     sinks: int = 0
@@ -53,7 +54,10 @@ class ModelConfig:
     def __post_init__(self):
         for name in _POSITIVE:
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        _require(self.dim % self.heads == 0, f"dim={self.dim} does not split over {self.heads=}")
+        _require(
+            self.head_width > 0 or self.dim % self.heads == 0,
+            f"dim={self.dim} does not split over heads={self.heads}; set head_width",
+        )
         _require(self.head_dim % 4 == 0, f"head_dim={self.head_dim} must be a multiple of 4")
         for side in ("height", "width"):
             size = getattr(self, side)
@@ -74,7 +78,7 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         """Features of one attention head."""
-        return self.dim // self.heads
+        return self.head_width or self.dim // self.heads
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -135,6 +139,7 @@ class TrainConfig:
     scene_fraction: float = 0.5  # of the prompts, those that edit the scene
     edit_weight: float = 1.0  # of the region that an edit changes, in frames; 0: by its area
     video_fraction: float = 0.0  # of the batch, taken from the folder of videos
+    keep_zeros: bool = False  # of the weights, as a 2:4 pattern needs; else they learn again
     mask_fraction: float = 0.15  # of the clips, edited only inside a region
     checkpoint_every: int = 500
     sample_every: int = 500
@@ -181,11 +186,21 @@ class ShortcutConfig:
 
     share: float = 0.25  # of the frames, answered by two steps of the teacher
     guidance: float = 1.0  # classifier-free, of the teacher; 1: none
-    teacher: str = ""  # a checkpoint; empty: the running mean of the model in training
 
     def __post_init__(self):
         _require(0 <= self.share <= 1, f"share={self.share} not in [0, 1]")
         _require(self.guidance >= 0, f"guidance={self.guidance} is negative")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Who teaches the stages shortcut and distill."""
+
+    teacher: str = ""  # a checkpoint; empty: the running mean of the model in training
+    weight: float = 0.8  # of the teacher's answer, of the distill stage; the rest is the truth's
+
+    def __post_init__(self):
+        _require(0 <= self.weight <= 1, f"weight={self.weight} not in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -198,6 +213,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
     shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
 
 SECTIONS = {
@@ -206,6 +222,7 @@ SECTIONS = {
     "train": TrainConfig,
     "history": HistoryConfig,
     "shortcut": ShortcutConfig,
+    "distill": DistillConfig,
 }
 
 
@@ -282,7 +299,8 @@ def _parse(kind, text: str, whole: str):
 
 def from_dict(values: dict) -> Config:
     """The inverse of `dataclasses.asdict`, for configs stored beside a checkpoint."""
-    values = {"history": {}, "shortcut": {}, **values}  # stored before there were such sections
+    newer = {"history": {}, "shortcut": {}, "distill": {}}  # than some stored ones
+    values = newer | values
     built = {}
     for section, cls in SECTIONS.items():
         stored = values[section]

@@ -37,6 +37,12 @@ def load_model(checkpoint: str | Path | None, overrides: list[str]) -> tuple[Den
     return build(config.model, jax.tree.map(lambda x: x.astype(jnp.float32), params)), config
 
 
+def load_settings(path: str | Path) -> Config:
+    """The config of a Python file, of a shipped name, or of a checkpoint."""
+    stored = (Path(path) / "config.json").is_file()
+    return load_config(path) if stored else configs.load(path)
+
+
 def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): x.shape for path, x in leaves}

@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": "the bundled clip through the shipped model, with a report",
     "train": "any training stage, resumable",
     "eval": "fidelity and drift of a checkpoint, on worlds it has never seen",
+    "prune": "a checkpoint with fewer layers, heads and channels, or with 2:4 sparsity",
     "info": "parameters, tokens, FLOPs and bytes of a config",
 }
 
@@ -20,6 +21,7 @@ EXAMPLES = {
     "demo": "lsd demo --out out",
     "train": "lsd train configs/tiny.py --stage forcing --set train.batch=16",
     "eval": "lsd eval checkpoints/tiny --json report.json --plots plots",
+    "prune": "lsd prune checkpoints/tiny --keep mlp=768,layers=5 -o pruned",
     "info": "lsd info tiny --set model.layers=12",
 }
 

@@ -6,11 +6,13 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-STAGES = ("forcing", "history", "shortcut")  # train.stages.NAMES, without importing JAX
+STAGES = ("forcing", "history", "shortcut", "distill")  # train.stages.NAMES, without importing JAX
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a .py file or a shipped name, such as tiny")
+    parser.add_argument(
+        "config", help="a .py file, a shipped name such as tiny, or a checkpoint, for its config"
+    )
     parser.add_argument("--stage", default="forcing", choices=STAGES)
     parser.add_argument("--out", type=Path, help="run directory (default: runs/NAME-STAGE)")
     parser.add_argument("--init", type=Path, help="weights to start from, such as checkpoints/tiny")
@@ -31,12 +33,13 @@ def run(args: argparse.Namespace) -> None:
         jax.distributed.initialize()
 
     from lsd_jax import config as configs
+    from lsd_jax.pretrained import load_settings
     from lsd_jax.reports import provenance, write_json
     from lsd_jax.sharding import make_mesh
     from lsd_jax.train import stages
     from lsd_jax.train.loop import train
 
-    config = configs.override(configs.load(args.config), args.set)
+    config = configs.override(load_settings(args.config), args.set)
     mesh = make_mesh(**parse_mesh(args.mesh))
     out = args.out or Path("runs") / f"{config.name}-{args.stage}"
     stage = stages.prepare(args.stage, config, args.videos, mesh)

@@ -13,6 +13,7 @@ from lsd_jax.data.batch import Batch
 from lsd_jax.data.pipeline import batches
 from lsd_jax.model import cast
 from lsd_jax.pretrained import load_model
+from lsd_jax.train.distill import distill_loss
 from lsd_jax.train.forcing import forcing_loss
 from lsd_jax.train.history import history_loss
 from lsd_jax.train.rollouts import Rollouts
@@ -29,7 +30,8 @@ class Stage:
     show: Callable[[int, dict, Batch], Batch] | None = None
 
 
-NAMES = ("forcing", "history", "shortcut")
+NAMES = ("forcing", "history", "shortcut", "distill")
+SHARED = ("height", "width", "prompt_bytes", "external_text_dim", "controls")
 
 
 def prepare(name: str, config: Config, videos: Path | None, mesh: Mesh) -> Stage:
@@ -40,7 +42,13 @@ def prepare(name: str, config: Config, videos: Path | None, mesh: Mesh) -> Stage
     """
     if name == "forcing":
         return Stage(forcing_loss, batches(config, videos))
-    loss = history_loss if name == "history" else shortcut(config)
+    loss = history_loss
+    if name == "shortcut":
+        loss = taught(shortcut_loss, config)
+    elif name == "distill":
+        if not config.distill.teacher:
+            raise ValueError("who teaches? set distill.teacher=CHECKPOINT")
+        loss = taught(distill_loss, config)
     rollouts = Rollouts(config, mesh)
     if not rollouts.streams:
         return Stage(loss, batches(config, videos))
@@ -51,21 +59,17 @@ def prepare(name: str, config: Config, videos: Path | None, mesh: Mesh) -> Stage
     return Stage(loss, rollouts.mixed(batches(others, videos)), rollouts.show)
 
 
-def shortcut(config: Config) -> Loss:
-    """`shortcut_loss`, taught by the running mean or by the checkpoint that the config names."""
-    if not config.shortcut.teacher:
-        return shortcut_loss
-    teacher, theirs = load_model(config.shortcut.teacher, [])
-    for field in ("height", "width", "prompt_bytes", "external_text_dim", "controls"):
+def taught(loss: Loss, config: Config) -> Loss:
+    """`loss` with the checkpoint for a teacher that the config names, if it names one."""
+    if not config.distill.teacher:
+        return loss
+    teacher, theirs = load_model(config.distill.teacher, [])
+    for field in SHARED:
         ours, other = getattr(config.model, field), getattr(theirs.model, field)
         if ours != other:
             raise ValueError(
-                f"{config.shortcut.teacher} cannot teach this model: its {field} is {other}, "
+                f"{config.distill.teacher} cannot teach this model: its {field} is {other}, "
                 f"not {ours}"
             )
     teacher = cast(teacher, config.train.compute_dtype)
-
-    def taught(model, _, batch, key, config):
-        return shortcut_loss(model, teacher, batch, key, config)
-
-    return taught
+    return lambda model, _, batch, key, config: loss(model, teacher, batch, key, config)

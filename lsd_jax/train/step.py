@@ -18,6 +18,7 @@ from lsd_jax import sharding
 from lsd_jax.config import Config
 from lsd_jax.data.batch import Batch
 from lsd_jax.model import Denoiser, abstract_model, build, cast
+from lsd_jax.prune import two_four
 from lsd_jax.train.optim import optimizer
 
 Loss = Callable[[Denoiser, Denoiser, Batch, Array, Config], tuple[Array, dict[str, Array]]]
@@ -102,6 +103,8 @@ def make_step(
         norm = optax.tree.norm(grads)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
             changes, opt = update(grads, state.optimizer, state.params)
+        if settings.keep_zeros:
+            changes = two_four.keep_zeros(changes, state.params)
         params: Any = optax.apply_updates(state.params, changes)
         # Early on the mean would remember the random start, so it shortens its memory.
         decay = jnp.minimum(settings.ema, (state.step + 1) / (state.step + 10))

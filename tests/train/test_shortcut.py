@@ -11,6 +11,7 @@ from lsd_jax import diffusion, sharding
 from lsd_jax.checkpoint import save_weights
 from lsd_jax.train import shortcut, stages
 from lsd_jax.train.denoising import Seen
+from lsd_jax.train.shortcut import shortcut_loss
 from lsd_jax.train.step import init_state
 from lsd_jax.types import KVBuffer
 
@@ -106,9 +107,11 @@ def test_guidance_goes_beyond_the_prompt(seen, asked):
     assert 0.09 < moved.min() and moved.max() < 0.13
 
 
-@pytest.mark.parametrize("with_teacher", [False, True])
+@pytest.mark.parametrize(
+    ("name", "with_teacher"), [("shortcut", False), ("shortcut", True), ("distill", True)]
+)
 def test_a_model_is_distilled(
-    with_teacher, small_config, small_params, small_batch, quick_step, tmp_path
+    name, with_teacher, small_config, small_params, small_batch, quick_step, tmp_path
 ):
     """From its own running mean, and from a checkpoint of another shape."""
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
@@ -118,9 +121,9 @@ def test_a_model_is_distilled(
     if with_teacher:
         save_weights(tmp_path / "teacher", small_params, config)
         smaller = dataclasses.replace(config.model, layers=1, mlp=32)
-        chosen = dataclasses.replace(config.shortcut, teacher=str(tmp_path / "teacher"))
-        student = dataclasses.replace(config, model=smaller, shortcut=chosen)
-    stage = stages.prepare("shortcut", student, None, mesh)
+        chosen = dataclasses.replace(config.distill, teacher=str(tmp_path / "teacher"))
+        student = dataclasses.replace(config, model=smaller, distill=chosen)
+    stage = stages.prepare(name, student, None, mesh)
     state = init_state(student, mesh, None if with_teacher else small_params)
     run = quick_step(student, stage.loss, mesh)
     batch = jax.device_put(small_batch, jax.NamedSharding(mesh, sharding.BATCH))
@@ -134,13 +137,13 @@ def test_a_model_is_distilled(
 def test_a_teacher_of_other_pictures_is_refused(small_config, small_params, tmp_path):
     save_weights(tmp_path / "teacher", small_params, small_config)
     wide = dataclasses.replace(small_config.model, width=64)
-    chosen = dataclasses.replace(small_config.shortcut, teacher=str(tmp_path / "teacher"))
-    config = dataclasses.replace(small_config, model=wide, shortcut=chosen)
+    chosen = dataclasses.replace(small_config.distill, teacher=str(tmp_path / "teacher"))
+    config = dataclasses.replace(small_config, model=wide, distill=chosen)
     with pytest.raises(ValueError, match="cannot teach this model: its width is 32, not 64"):
-        stages.shortcut(config)
+        stages.taught(shortcut_loss, config)
     with pytest.raises(ValueError, match="nowhere"):
         lost = dataclasses.replace(chosen, teacher="nowhere")
-        stages.shortcut(dataclasses.replace(config, shortcut=lost))
+        stages.taught(shortcut_loss, dataclasses.replace(config, distill=lost))
 
 
 def test_the_command_line_knows_every_stage():

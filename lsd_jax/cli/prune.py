@@ -1,0 +1,117 @@
+"""`lsd prune`: a checkpoint with fewer layers, heads and MLP channels, or with 2:4 sparsity."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="weights, such as checkpoints/tiny")
+    parser.add_argument(
+        "--keep", default="", metavar="PART=N,...", help="layers, heads, mlp; as mlp=768,layers=5"
+    )
+    parser.add_argument("--two-four", action="store_true", help="zero two of each four weights")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="where the result goes")
+    parser.add_argument(
+        "--multiple", type=int, default=128, help="of which mlp must be a multiple (default: 128)"
+    )
+    parser.add_argument("--batches", type=int, default=16, help="to score on (default: 16)")
+
+
+def run(args: argparse.Namespace) -> None:
+    keep = parse_keep(args.keep)
+    if not keep and not args.two_four:
+        raise ValueError("nothing to prune; give --keep mlp=768 or --two-four")
+    if keep.get("mlp", 0) % args.multiple:
+        raise ValueError(
+            f"mlp={keep['mlp']} is no multiple of {args.multiple}, which matrix units want; "
+            "--multiple 1 allows it"
+        )
+    if args.batches < 1:
+        raise ValueError(f"--batches {args.batches}: give at least 1")
+    if args.out.resolve() == args.checkpoint.resolve():
+        raise ValueError(f"{args.out} is the checkpoint itself; give another place for the result")
+
+    import dataclasses
+
+    from flax import nnx
+    from rich.console import Console
+    from rich.table import Table
+
+    from lsd_jax.checkpoint import save_weights
+    from lsd_jax.cli.info import sizes
+    from lsd_jax.pretrained import load_model
+    from lsd_jax.prune import two_four
+    from lsd_jax.prune.structured import cut
+    from lsd_jax.reports import provenance, write_json
+
+    model, config = load_model(args.checkpoint, args.set)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    smaller = config
+    if keep:
+        scores = score(config, params, args.batches)
+        shape, params = cut(config.model, params, scores, keep)
+        smaller = dataclasses.replace(config, model=shape)
+    if args.two_four:
+        params = two_four.sparsify(params)
+        train = dataclasses.replace(smaller.train, keep_zeros=True)
+        smaller = dataclasses.replace(smaller, train=train)
+    save_weights(args.out, params, smaller)
+
+    before, after = sizes(config), sizes(smaller)
+    counted = ("parameters", "flops_per_frame")
+    table = Table(title="counted", title_justify="left")
+    for column in ("", "before", "after", "removed"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in counted:
+        a, b = before[name], after[name]
+        table.add_row(name.replace("_", " "), f"{a:,}", f"{b:,}", f"{1 - b / a:.1%}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"wrote {args.out}; it recovers by\n  lsd train {args.out} --stage distill "
+        f"--init {args.out} --set distill.teacher={args.checkpoint}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    report = {"kept": keep, "two_four": args.two_four, "checkpoint": str(args.checkpoint)}
+    report |= {"before": {n: before[n] for n in counted}, "after": {n: after[n] for n in counted}}
+    write_json(args.json, report | provenance())
+
+
+def score(config, params: dict, count: int):
+    """Importance of each part on `count` batches, half of them streams of the model itself."""
+    import dataclasses
+
+    import jax
+    from rich.progress import track
+
+    from lsd_jax import sharding
+    from lsd_jax.prune.score import importance
+    from lsd_jax.train.stages import prepare
+
+    history = dataclasses.replace(
+        config.history, corrupted=0.0, rolled_out=0.5, drift_penalty=0.0, level_input=False
+    )
+    config = dataclasses.replace(config, history=history)
+    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    stage = prepare("history", config, None, mesh)
+
+    def shown(step: int):
+        batch = stage.batches(step)
+        return stage.show(step, params, batch) if stage.show else batch
+
+    steps = track(range(count), "scoring", transient=True)
+    return importance(config, params, (shown(step) for step in steps))
+
+
+def parse_keep(text: str) -> dict[str, int]:
+    """`mlp=768,layers=5` as a dict. Raises ValueError for anything else."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, _, count = part.partition("=")
+        if name not in ("layers", "heads", "mlp") or not count.isdigit():
+            raise ValueError(f"--keep {text!r}: write layers=N,heads=N,mlp=N")
+        found[name] = int(count)
+    return found

@@ -1,0 +1,192 @@
+"""What is cut, what is kept, that the rest is what it was, and that zeros stay where they were."""
+
+import argparse
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lsd_jax import sharding
+from lsd_jax.checkpoint import save_weights
+from lsd_jax.cli import prune as command
+from lsd_jax.model import abstract_params, build
+from lsd_jax.pretrained import load_model
+from lsd_jax.prune import two_four
+from lsd_jax.prune.score import Scores, importance
+from lsd_jax.prune.structured import cut
+from lsd_jax.train.history import history_loss
+from lsd_jax.train.step import init_state
+
+
+@pytest.fixture(scope="module")
+def scores(small_config):
+    """Of two layers with two heads and 64 channels: the last of each matter most."""
+    model = small_config.model
+    return Scores(
+        layers=jnp.array([1.0, 2.0]),
+        heads=jnp.tile(jnp.arange(model.heads, dtype=jnp.float32), (2, 1)),
+        mlp=jnp.stack([jnp.arange(64.0), jnp.arange(64.0)[::-1]]),
+    )
+
+
+def forward(config, params):
+    """`denoise` and `remember` of random pictures before a random memory."""
+    from lsd_jax import ring
+
+    model = build(config, params)
+    rng = np.random.default_rng(0)
+    picture = lambda c: jnp.asarray(rng.normal(size=(1, 32, 32, c)), jnp.float32)  # noqa: E731
+    source, noisy, controls = picture(3), picture(3), picture(1)
+    kv = ring.empty(config, 1, jnp.float32)
+    level = model.modulation(jnp.zeros(1), jnp.zeros(1), jnp.ones(1))
+    k, v = model.remember(source, noisy, controls, kv, level)
+    kv = ring.commit(kv, k, v, config.sinks)
+    return np.asarray(jax.jit(model.denoise)(source, noisy, controls, kv, level))
+
+
+def test_a_part_that_adds_nothing_can_go(small_config, small_params, scores):
+    """Silence what the scores name least; then cutting it changes no output."""
+    stack = small_params["stack"]
+    out = stack["out"].at[:, 0].set(0)
+    down = stack["down"].at[0, :32].set(0).at[1, 32:].set(0)
+    params = small_params | {"stack": stack | {"out": out, "down": down}}
+    model, smaller = cut(small_config.model, params, scores, {"heads": 1, "mlp": 32})
+    assert (model.heads, model.mlp, model.head_dim) == (1, 32, small_config.model.head_dim)
+    shapes = jax.tree.map(lambda x: x.shape, smaller)
+    assert shapes == jax.tree.map(lambda x: x.shape, abstract_params(model))
+    before, after = forward(small_config.model, params), forward(model, smaller)
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    np.testing.assert_array_equal(smaller["stack"]["up"][1], stack["up"][1][:, :32])
+
+
+def test_layers_go_whole(small_config, small_params, scores):
+    model, smaller = cut(small_config.model, small_params, scores, {"layers": 1})
+    for name, x in smaller["stack"].items():
+        np.testing.assert_array_equal(x[0], small_params["stack"][name][1])
+    np.testing.assert_array_equal(
+        smaller["modulation"]["leave"][0], small_params["modulation"]["leave"][1]
+    )
+    text = smaller["conditioner"]["text"]["blocks"]
+    np.testing.assert_array_equal(text, small_params["conditioner"]["text"]["blocks"])
+    assert model.layers == 1 and np.isfinite(forward(model, smaller)).all()
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [({"tokens": 3}, "cannot prune 'tokens'"), ({"mlp": 65}, "mlp=65: give 1 to 64"),
+     ({"layers": 0}, "layers=0")],
+)  # fmt: skip
+def test_impossible_cuts_are_refused(small_config, small_params, scores, keep, message):
+    with pytest.raises(ValueError, match=message):
+        cut(small_config.model, small_params, scores, keep)
+
+
+def test_scores_foretell_the_change_of_the_loss(small_config, small_params, small_batch):
+    """Of a part scaled by 1 - h, the loss changes by h times the root of its score."""
+    history = dataclasses.replace(small_config.history, corrupted=0.0)
+    config = dataclasses.replace(small_config, history=history)
+    found = importance(config, small_params, [small_batch])
+    key, step = jax.random.key(1), 0.02
+
+    @jax.jit
+    def loss(stack):
+        model = build(config.model, small_params | {"stack": stack})
+        return history_loss(model, model, small_batch, key, config)[0]
+
+    stack = small_params["stack"]
+    head = int(np.argmax(found.heads[0]))
+    channel = int(np.argmax(found.mlp[1]))
+    changes = {
+        "heads": ("out", (0, head), found.heads[0, head]),
+        "mlp": ("down", (1, channel), found.mlp[1, channel]),
+    }
+    for name, at, score in changes.values():
+        more, less = (stack | {name: stack[name].at[at].mul(1 + s)} for s in (step, -step))
+        slope = (float(loss(more)) - float(loss(less))) / (2 * step)
+        assert slope**2 == pytest.approx(float(score), rel=0.1)
+    with pytest.raises(ValueError, match="no batch"):
+        importance(config, small_params, [])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(-9, 9), min_size=8, max_size=8))
+def test_two_of_four_stay_and_they_are_the_larger(values):
+    x = jnp.asarray(values, jnp.float32).reshape(1, 8, 1)
+    kept = np.asarray(two_four.pattern(x, (1,)))[0, :, 0].reshape(2, 4)
+    sizes = np.abs(np.asarray(values, float)).reshape(2, 4)
+    assert (kept.sum(1) == 2).all()
+    for group, keep in zip(sizes, kept, strict=True):
+        assert group[keep].min() >= group[~keep].max()
+
+
+def test_the_pattern_lies_along_what_is_summed(small_config, small_params):
+    sparse = two_four.sparsify(small_params)["stack"]
+    for name, axes in two_four.SUMMED.items():
+        x = np.moveaxis(np.asarray(sparse[name]), axes, range(-len(axes), 0))
+        groups = x.reshape(-1, 4)
+        assert ((groups != 0).sum(1) == 2).all()
+    with pytest.raises(ValueError, match="groups of four"):
+        two_four.pattern(jnp.ones((1, 6, 1)), (1,))
+
+
+def test_training_keeps_the_zeros(small_config, small_params, small_batch, quick_step):
+    train = dataclasses.replace(small_config.train, keep_zeros=True, learning_rate=5e-3)
+    config = dataclasses.replace(small_config, train=train)
+    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    sparse = two_four.sparsify(small_params)
+    state = init_state(config, mesh, sparse)
+    run = quick_step(config, history_loss, mesh)
+    batch = jax.device_put(small_batch, jax.NamedSharding(mesh, sharding.BATCH))
+    for _ in range(3):
+        state, _ = run(state, batch)
+    for tree in (state.params, state.ema):
+        for name in two_four.SUMMED:
+            zeros = np.asarray(sparse["stack"][name]) == 0
+            x = np.asarray(tree["stack"][name])
+            assert not x[zeros].any() and np.any(x[~zeros] != sparse["stack"][name][~zeros])
+
+
+def arguments(*given):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--json")
+    return parser.parse_args([str(x) for x in given])
+
+
+def test_the_command_writes_a_checkpoint_that_loads(
+    small_config, small_params, tmp_path, monkeypatch, capsys
+):
+    from lsd_jax import reports
+
+    monkeypatch.setattr(reports, "provenance", lambda: {})
+    save_weights(tmp_path / "whole", small_params, small_config)
+    command.run(
+        arguments(tmp_path / "whole", "--keep", "mlp=32,heads=1", "--two-four", "--multiple", 32,
+                  "--batches", 2, "-o", tmp_path / "cut", "--json", tmp_path / "report.json")
+    )  # fmt: skip
+    _, config = load_model(tmp_path / "cut", [])
+    assert (config.model.mlp, config.model.heads, config.train.keep_zeros) == (32, 1, True)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["after"]["parameters"] < report["before"]["parameters"]
+    assert "--stage distill" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ((), "nothing to prune"),
+        (("--keep", "mlp=700"), "no multiple of 128"),
+        (("--keep", "width=3"), "write layers=N"),
+        (("--two-four", "--batches", 0), "--batches 0"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, extra, message):
+    with pytest.raises(ValueError, match=message) as error:
+        command.run(arguments(tmp_path / "whole", *extra, "-o", tmp_path / "cut"))
+    assert "\n" not in str(error.value)
