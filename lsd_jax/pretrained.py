@@ -12,15 +12,16 @@ from lsd_jax.checkpoint import load_config, load_weights
 from lsd_jax.config import Config
 from lsd_jax.digests import CheckpointError
 from lsd_jax.model import Denoiser, abstract_params, build
+from lsd_jax.quantize import dequantize
 
 
 def load_model(checkpoint: str | Path | None, overrides: list[str]) -> tuple[Denoiser, Config]:
     """The denoiser of a verified checkpoint in float32, and its config with `overrides` applied.
 
-    Takes saved weights and steps of a training run, of which it takes the running mean. Without a
-    path the shipped `checkpoints/tiny` is taken, from the working directory or beside the package.
-    Raises CheckpointError where it is absent or damaged, and where its shapes are not those that
-    config and overrides ask for.
+    Takes saved weights, quantised or not, and steps of a training run, of which it takes the
+    running mean. Without a path the shipped `checkpoints/tiny` is taken, from the working
+    directory or beside the package. Raises CheckpointError where it is absent or damaged, and
+    where its shapes are not those that config and overrides ask for.
     """
     path = Path(checkpoint) if checkpoint else _shipped("tiny")
     found = load_config(path)
@@ -30,7 +31,7 @@ def load_model(checkpoint: str | Path | None, overrides: list[str]) -> tuple[Den
         fields = ", ".join(configs.differences(config.model, found.model))
         raise CheckpointError(f"{path}: another architecture (asked != found): {fields}")
     params, _ = load_weights(path)
-    params = params.get("ema", params)
+    params = dequantize(params.get("ema", params))
     held = _shapes(params)
     if wrong := sorted(k for k in held | wanted if held.get(k) != wanted.get(k)):
         raise CheckpointError(f"{path}: weights of another version differ in {wrong[0]}")

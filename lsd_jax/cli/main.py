@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "any training stage, resumable",
     "eval": "fidelity and drift of a checkpoint, on worlds it has never seen",
     "prune": "a checkpoint with fewer layers, heads and channels, or with 2:4 sparsity",
+    "quantize": "a checkpoint with eight-bit weights, and what that costs",
     "info": "parameters, tokens, FLOPs and bytes of a config",
 }
 
@@ -22,6 +23,7 @@ EXAMPLES = {
     "train": "lsd train configs/tiny.py --stage forcing --set train.batch=16",
     "eval": "lsd eval checkpoints/tiny --json report.json --plots plots",
     "prune": "lsd prune checkpoints/tiny --keep mlp=768,layers=5 -o pruned",
+    "quantize": "lsd quantize checkpoints/tiny --format int8 -o tiny-int8",
     "info": "lsd info tiny --set model.layers=12",
 }
 

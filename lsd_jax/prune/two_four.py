@@ -8,8 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-# The matrices of the blocks and, in each, the axes along which products are summed.
-SUMMED = {"qkv": (1,), "out": (1, 2), "up": (1,), "down": (1,)}
+from lsd_jax.matrices import MATRICES
+
+SUMMED = {path[1]: matrix.summed for path, matrix in MATRICES.items() if path[0] == "stack"}
+"""The matrices of the blocks and, in each, the axes along which products are summed."""
 
 
 def sparsify(params: dict) -> dict:

@@ -4,38 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from lsd_jax.config import TrainConfig
+from lsd_jax.matrices import MATRICES
 
-# Which axes of a weight are its matrix; every other axis is a batch of matrices. A convolution is
-# the matrix from all that it sees to its features. Position and age tables, scales and what the
-# modulation reads are left to AdamW, and so is the last layer, as is usual with Muon.
-ROWS, STACKED = MuonDimensionNumbers(0, 1), MuonDimensionNumbers(1, 2)
-CONVOLUTION = MuonDimensionNumbers((0, 1, 2), 3)
-MATRICES = {
-    ("embed",): ROWS,
-    ("stack", "qkv"): MuonDimensionNumbers(1, (3, 4)),
-    ("stack", "out"): MuonDimensionNumbers((1, 2), 3),
-    ("stack", "up"): STACKED,
-    ("stack", "down"): STACKED,
-    ("readout", "coarse"): ROWS,
-    ("readout", "film"): ROWS,
-    ("readout", "gather"): ROWS,
-    ("readout", "around"): CONVOLUTION,
-    ("readout", "enter"): CONVOLUTION,
-    ("readout", "mix"): CONVOLUTION,
-    ("conditioner", "text", "words"): STACKED,
-    ("conditioner", "text", "blocks"): STACKED,
-    ("conditioner", "reference", "embed"): ROWS,
-    ("conditioner", "reference", "mix"): ROWS,
-    ("conditioner", "project"): MuonDimensionNumbers(1, (3, 4)),
-} | {
-    ("conditioner", encoder, "pool", weight): ROWS
-    for encoder in ("text", "reference")
-    for weight in ("k", "v", "out")
-}
 RMS = 0.2  # makes a Muon step as large as an AdamW step (Liu et al. 2025, "Muon is scalable")
 
 
@@ -62,9 +37,10 @@ def optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def _matrices(params) -> Any:
-    def label(tree, path) -> Any:
-        if isinstance(tree, dict):
-            return {name: label(sub, (*path, name)) for name, sub in tree.items()}
-        return MATRICES.get(path)
+    """The axes of each weight that is a matrix, for Muon; None for AdamW."""
 
-    return label(params, ())
+    def label(path, _) -> Any:
+        matrix = MATRICES.get(tuple(key.key for key in path))
+        return matrix and MuonDimensionNumbers(*matrix)
+
+    return jax.tree_util.tree_map_with_path(label, params)

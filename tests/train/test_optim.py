@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from lsd_jax.config import TrainConfig
+from lsd_jax.matrices import MATRICES
 from lsd_jax.model import abstract_params
 from lsd_jax.train import optim
 
@@ -30,13 +31,13 @@ def test_labels_cover_exactly_the_matrices_meant(small_config):
         labels, is_leaf=lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
     )[0]
     marked = {tuple(key.key for key in path) for path, label in leaves if label is not None}
-    assert marked == set(optim.MATRICES)
+    assert marked == set(MATRICES)
     assert len(leaves) == len(jax.tree.leaves(params))
-    for path, numbers in optim.MATRICES.items():
+    for path, numbers in MATRICES.items():
         shape = at(params, path).shape
         rows, columns = (
             np.prod([shape[i] for i in np.atleast_1d(axes)])
-            for axes in (numbers.reduction_axis, numbers.output_axis)
+            for axes in (numbers.summed, numbers.result)
         )
         assert rows > 1 and columns > 1
         if path[0] == "stack":  # layer by layer

@@ -1,0 +1,51 @@
+"""Weights in eight bits: a matrix as integers or small floats, and a scale for each result.
+
+A quantised leaf is a dict of `qvalue` (int8 or float8_e4m3fn, the shape of the weight) and `scale`
+(float32, one where the matrix sums): `weight = qvalue * scale`. A quarter of the bytes on disk; a
+model is loaded in float32 again, and kernels may read the eight bits themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lsd_jax.matrices import MATRICES
+
+FORMATS = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
+_LEAF = {"qvalue", "scale"}
+
+
+def quantize(params: dict, form: str) -> dict:
+    """Every weight of `MATRICES` as a quantised leaf, by qwix, scaled by its largest value along
+    the axes that are summed; the other leaves as they are.
+
+    Raises ValueError for an unknown form.
+    """
+    import qwix
+
+    if form not in FORMATS:
+        raise ValueError(f"unknown format {form!r}; known: {', '.join(FORMATS)}")
+
+    def shrink(path, x: jax.Array) -> Any:
+        matrix = MATRICES.get(tuple(key.key for key in path))
+        if matrix is None:
+            return x
+        apart = [axis for axis in range(x.ndim) if axis not in matrix.summed]
+        found = qwix.quantize(x, FORMATS[form], channelwise_axes=apart)
+        return {"qvalue": found.qvalue, "scale": found.scale}
+
+    return jax.tree_util.tree_map_with_path(shrink, params)
+
+
+def dequantize(params: dict) -> dict:
+    """The same parameters with quantised leaves in float32; others stay as they are."""
+
+    def restore(leaf) -> Any:
+        if isinstance(leaf, dict):
+            return leaf["qvalue"].astype(jnp.float32) * leaf["scale"].astype(jnp.float32)
+        return leaf
+
+    return jax.tree.map(restore, params, is_leaf=lambda x: isinstance(x, dict) and set(x) == _LEAF)
