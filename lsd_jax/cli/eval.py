@@ -17,16 +17,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="frames of the long streams, one per footage edit (default: 200; 0: none)",
     )
+    parser.add_argument(
+        "--drift-streams",
+        type=int,
+        default=16,
+        metavar="N",
+        help="how many of those (default: 16)",
+    )
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="keep long streams there, and go on from there"
+    )
+    parser.add_argument(
+        "--passes",
+        default="",
+        metavar="K,...",
+        help="compare so many passes a frame",
+    )
     parser.add_argument("--batch", type=int, default=8, help="streams at once (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="which held-out worlds (default: 0)")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write PNGs there")
 
 
 def run(args: argparse.Namespace) -> None:
-    for name, least in dict(worlds=1, frames=1, drift_frames=0, batch=1, seed=0).items():
+    for name, least in dict(
+        worlds=1, frames=1, drift_frames=0, drift_streams=1, batch=1, seed=0
+    ).items():
         if getattr(args, name) < least:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} {getattr(args, name)}: give at least {least}")
+    if args.drift_streams > 16:
+        raise ValueError(
+            f"--drift-streams {args.drift_streams}: there are 16, one per footage edit"
+        )
+    compared = parse_passes(args.passes)
     if args.plots:
         args.plots.mkdir(parents=True, exist_ok=True)  # now, not after minutes of work
 
@@ -41,6 +64,12 @@ def run(args: argparse.Namespace) -> None:
     model, config = load_model(args.checkpoint, args.set)
     origin = reports.provenance()  # as it was when this started
     found, outcomes = evaluate(model, config, args)
+    if compared:
+        found["by_passes"] = {str(config.stream.passes): report.digest(found)}
+        for passes in compared - {config.stream.passes}:
+            other = dataclasses.replace(config.stream, passes=passes)
+            others, _ = evaluate(model, dataclasses.replace(config, stream=other), args)
+            found["by_passes"][str(passes)] = report.digest(others)
     found |= {
         "kind": "measured",
         "checkpoint": str(args.checkpoint),
@@ -70,7 +99,7 @@ def evaluate(model, config, args: argparse.Namespace):
     from lsd_jax.evaluate import drift, fidelity, held_out, reactions, report
     from lsd_jax.evaluate.streams import ModelStreams
 
-    total = args.worlds * len(held_out.ASKS) * args.frames + drift.STREAMS * args.drift_frames
+    total = args.worlds * len(held_out.ASKS) * args.frames + args.drift_streams * args.drift_frames
     with Progress(transient=True) as bar:  # a percentage and the time left
         task = bar.add_task("compiling", total=total + reactions.FRAMES)
 
@@ -83,8 +112,23 @@ def evaluate(model, config, args: argparse.Namespace):
         found = report.summary(outcomes) | reactions.measure(streams, config.model, args.seed, done)
         if args.drift_frames:
             long = drift.long_run(
-                streams, config.model, args.drift_frames, args.batch, args.seed, done
+                streams,
+                config.model,
+                args.drift_frames,
+                args.batch,
+                args.seed,
+                done,
+                args.drift_streams,
+                args.work,
             )
             found["flicker"] = long.pop("flicker")
             found["drift"] |= long
     return found, outcomes
+
+
+def parse_passes(text: str) -> set[int]:
+    """`1,2,4` as a set. Raises ValueError for anything else."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part in ("1", "2", "3", "4") for part in parts):
+        raise ValueError(f"--passes {text!r}: write numbers of passes from 1 to 4, as in 1,2,4")
+    return {int(part) for part in parts}

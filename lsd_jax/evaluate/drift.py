@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +17,11 @@ from lsd_jax.config import ModelConfig
 from lsd_jax.data import edits, prompts, rendered, textures
 from lsd_jax.evaluate import metrics
 from lsd_jax.evaluate.held_out import draw
-from lsd_jax.evaluate.streams import Stream
+from lsd_jax.evaluate.streams import Resumable, Stream
 
 STREAMS = len(edits.NAMES)
 BINS = 50
+SAVE_EVERY_S = 60
 CHUNK = 16  # frames of each stream rendered at once
 AVERAGED = ("psnr_db", "ssim", "features", "brightness", "contrast", "texture", "flicker")
 
@@ -31,12 +35,17 @@ def long_run(
     batch: int,
     seed: int,
     done: Callable[[int], None],
+    count: int = STREAMS,
+    work: Path | None = None,
 ) -> dict:
-    """Streams `STREAMS` worlds, each under a footage edit of its own, for `frames` frames each.
+    """Streams `count` worlds, each under a footage edit of its own, for `frames` frames each.
 
     Args:
         batch: streams at once.
         done: told the number of frames after each chunk.
+        count: how many, at most `STREAMS`.
+        work: a directory to keep unfinished streams in; a run that finds its own there goes on
+            from it, also to more frames than were asked for then.
 
     Returns:
         `summarise` of the statistics of every frame.
@@ -46,13 +55,15 @@ def long_run(
     slots = np.array([edits.slots((name,)) for name in edits.NAMES], np.int32)
     drawn, starts = draw(rng, STREAMS)
     size, bank = (model.height, model.width), textures.bank()
-    found: Series = {name: np.zeros((STREAMS, frames)) for name in AVERAGED}
-    for low in range(0, STREAMS, batch):
-        some = slice(low, low + batch)
+    found: Series = {name: np.zeros((count, frames)) for name in AVERAGED}
+    for low in range(0, count, batch):
+        some = slice(low, min(low + batch, count))
         world = jax.tree.map(lambda x, some=some: x[some], drawn)
         advance = streams(texts[some], [None] * len(texts[some]))
-        before = None
-        for offset in range(0, frames, CHUNK):
+        kept = Unfinished(work, f"{seed}-{some.start}-{some.stop}", advance, found, some)
+        offset, before = kept.restore(frames)
+        done(offset * len(texts[some]))
+        while offset < frames:
             source, truth = render(
                 world, slots[some], starts[some] + np.int32(offset), bank, frames=CHUNK, size=size
             )
@@ -66,8 +77,54 @@ def long_run(
                 for name, values in _statistics(out[i], truth[i], before[i]).items():
                     found[name][low + i, offset : offset + left] = values[:left]
             before = np.stack([out[:, -1], truth[:, -1]], axis=1)
+            offset += left
+            if offset % CHUNK == 0:  # else the run ends within a chunk, and cannot be lengthened
+                kept.save(offset, before)
             done(out.shape[0] * left)
     return summarise(found)
+
+
+class Unfinished:
+    """Streams of a long run on disk: their states and what was found so far, every minute."""
+
+    def __init__(self, work: Path | None, name: str, advance, found: Series, some: slice):
+        self._snapshots = advance if isinstance(advance, Resumable) else None
+        self._found, self._some = found, some
+        self._saved = time.monotonic()
+        if work is not None and self._snapshots is not None:
+            self._path = work / f"drift-{self._snapshots.fingerprint()}-{name}.npz"
+        else:
+            self._path = None
+
+    def restore(self, frames: int) -> tuple[int, np.ndarray | None]:
+        """How far the streams were, at most `frames`, and the frames shown last."""
+        if self._path is None or self._snapshots is None or not self._path.exists():
+            return 0, None
+        with np.load(self._path) as kept:
+            offset = int(kept["offset"])
+            if offset > frames:
+                return 0, None  # their state is past what is asked for
+            for name, values in self._found.items():
+                values[self._some, :offset] = kept[name]
+            self._snapshots.restore([kept[f"state_{i}"] for i in range(int(kept["leaves"]))])
+            return offset, kept["before"]
+
+    def save(self, offset: int, before: np.ndarray) -> None:
+        """Writes beside, then renames; a minute after the last time, or at the end."""
+        if self._path is None or self._snapshots is None:
+            return
+        series = {name: values[self._some, :offset] for name, values in self._found.items()}
+        ended = offset == next(iter(self._found.values())).shape[1]
+        if time.monotonic() - self._saved < SAVE_EVERY_S and not ended:
+            return
+        self._saved = time.monotonic()
+        leaves = self._snapshots.snapshot()
+        arrays: dict[str, Any] = {f"state_{i}": leaf for i, leaf in enumerate(leaves)}
+        arrays |= series | {"offset": offset, "before": before, "leaves": len(leaves)}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_suffix(".partial.npz")
+        np.savez(beside, **arrays)
+        beside.replace(self._path)
 
 
 def _statistics(out, truth, before) -> dict[str, np.ndarray]:
@@ -96,7 +153,9 @@ def summarise(series: Series) -> dict:
     start, end = psnr[:, early].mean(axis=1), psnr[:, late].mean(axis=1)
 
     def ratio(name: str) -> float:
-        return float(series[name][:, late].mean() / series[name][:, early].mean())
+        nothing = 1e-6  # a black or flat picture has none, early and late
+        ours = [series[name][:, part].mean() + nothing for part in (late, early)]
+        return float(ours[0] / ours[1])
 
     bins = np.array_split(np.arange(frames), min(BINS, frames))
     curves = {name: [float(values[:, b].mean()) for b in bins] for name, values in series.items()}

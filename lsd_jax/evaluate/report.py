@@ -65,6 +65,20 @@ def summary(outcomes: Sequence[Outcome]) -> dict:
     }
 
 
+def digest(report: dict) -> dict:
+    """The headline figures of a report, to set beside those of another number of passes."""
+    drift = report["drift"]
+    long = {k: drift[k] for k in ("frames", "early_db", "late_db", "worst_stream_drop_db")
+            if k in drift}  # fmt: skip
+    trained = list(report["by_edit"].values())
+    return {
+        "psnr_db": report["psnr_db"]["mean"],
+        "prompt_accuracy": {k: report["prompt_accuracy"][k] for k in ("footage", "scene")},
+        "texture": _mean(row["texture"] for row in trained),
+        "drift": long,
+    }
+
+
 def by_edit(outcomes: Iterable[Outcome]) -> dict[str, dict]:
     """Means over the streams of each edit, and what wrong answers were nearest to instead."""
     grouped: dict[str, list[Outcome]] = {}
@@ -148,6 +162,13 @@ def lines(report: dict) -> list[str]:
             f"drift over {drift['frames']} frames: early {drift['early_db']:.2f} dB, late "
             f"{drift['late_db']:.2f} dB, worst stream {-drift['worst_stream_drop_db']:+.2f} dB; "
             f"brightness x{drift['brightness_ratio']:.3f}, contrast x{drift['contrast_ratio']:.3f}"
+        )
+    for passes, found in sorted(report.get("by_passes", {}).items()):
+        accuracy = found["prompt_accuracy"]
+        late = f", late {found['drift']['late_db']:.2f} dB" if found["drift"] else ""
+        said.append(
+            f"{passes} passes a frame: {found['psnr_db']:.2f} dB{late}, accuracy footage "
+            f"{accuracy['footage']:.2f}, scene {accuracy['scene']:.2f}"
         )
     if "reactions" in report:
         said.append(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,19 @@ Advance = Callable[[Frames], Frames]
 Stream = Callable[[Sequence[str], Sequence[np.ndarray | None]], Advance]
 """Opens cold streams, one per prompt and reference (or None); the result takes their next frames,
 any number of them, and returns what they become. Much of what is evaluated needs no more."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """Streams that can be stopped and gone on with."""
+
+    def fingerprint(self) -> str:
+        """Of all that the streams depend on but their input."""
+        ...
+
+    def snapshot(self) -> list[np.ndarray]: ...
+
+    def restore(self, snapshot: list[np.ndarray]) -> None: ...
 
 
 class ModelStreams:
@@ -50,6 +65,15 @@ class ModelStreams:
         self._opened += 1
         state = self.fresh(rng.integers(1 << 31, size=self.batch).astype(np.int32))
         return RunningStreams(self, state, texts, references)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of weights, settings, batch and seed."""
+        settings = (self.config.model, self.config.stream, self.batch, self._seed)
+        found = hashlib.sha256(repr(settings).encode())
+        for leaf in jax.tree.leaves(self.compiled.model):
+            found.update(np.asarray(leaf).tobytes())
+        return found.hexdigest()[:16]
 
     def fill(self, x: np.ndarray) -> jax.Array:
         """Rows of the streams that there are, as rows of the whole batch."""
@@ -96,6 +120,16 @@ class RunningStreams:
                 streams.fill(shown[:, i]),
                 streams.controls,
             )
+
+    def fingerprint(self) -> str:
+        return self._streams.fingerprint
+
+    def snapshot(self) -> list[np.ndarray]:
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(self._state)]
+
+    def restore(self, snapshot: list[np.ndarray]) -> None:
+        structure = jax.tree.structure(self._state)
+        self._state = jax.tree.unflatten(structure, [jnp.asarray(x) for x in snapshot])
 
     def _condition(self, texts: Sequence[str], references: Sequence[np.ndarray | None]) -> None:
         streams, model = self._streams, self._streams.config.model

@@ -24,6 +24,52 @@ def test_streams_that_return_their_input():
     assert found["by_edit"]["night"]["late_db"] < 15 and found["flicker"] > 0
 
 
+class Counting:
+    """Streams that paint how many frames they have seen, and can be gone on with."""
+
+    def __init__(self):
+        self.seen, self.asked = 0, []
+
+    def __call__(self, frames):
+        self.asked.append(frames.shape[1])
+        shade = (np.arange(frames.shape[1]) + self.seen) % 200
+        self.seen += frames.shape[1]
+        return np.broadcast_to(shade[:, None, None, None], frames.shape).astype(np.uint8)
+
+    def fingerprint(self):
+        return "counting"
+
+    def snapshot(self):
+        return [np.array(self.seen)]
+
+    def restore(self, snapshot):
+        self.seen = int(snapshot[0])
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
+    opened = []
+
+    def streams(texts, references):
+        opened.append(Counting())
+        return opened[-1]
+
+    def run(frames, work=None):
+        return drift.long_run(streams, MODEL, frames, 2, 0, lambda n: None, count=2, work=work)
+
+    whole = run(64)
+    run(32, tmp_path)
+    longer = run(64, tmp_path)
+    assert opened[-1].asked == [16, 16] and longer == whole
+    again = run(64, tmp_path)
+    assert opened[-1].asked == [] and again == whole
+    shorter = run(16, tmp_path)
+    assert shorter["frames"] == 16 and opened[-1].asked == [16]
+    monkeypatch.setattr(Counting, "fingerprint", lambda self: "of other weights")
+    run(64, tmp_path)
+    assert opened[-1].asked == [16] * 4
+    assert not list(tmp_path.glob("*.partial*"))
+
+
 def series(psnr, **others):
     return {name: np.ones_like(psnr) for name in drift.AVERAGED} | {"psnr_db": psnr} | others
 

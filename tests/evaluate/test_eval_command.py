@@ -30,7 +30,7 @@ def arguments(checkpoint, *extra):
 def test_report_has_the_keys_that_are_promised(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reports, "provenance", lambda: {"versions": {}, "commit": None})
     out, plots = tmp_path / "report.json", tmp_path / "plots"
-    extra = ("--worlds", 1, "--frames", 2, "--batch", 16, "--drift-frames", 3)
+    extra = ("--worlds", 1, "--frames", 2, "--batch", 16, "--drift-frames", 3, "--passes", "1,2")
     command.run(arguments(checkpoint, *extra, "--json", out, "--plots", plots))
     found = json.loads(out.read_text())
 
@@ -45,6 +45,8 @@ def test_report_has_the_keys_that_are_promised(checkpoint, tmp_path, monkeypatch
     assert len(found["drift"]["psnr_db_by_frame"]) == 2
     promised = {"early_db", "late_db", "worst_stream_drop_db", "brightness_ratio"}
     assert promised | {"contrast_ratio"} <= set(found["drift"]) and found["drift"]["frames"] == 3
+    assert set(found["by_passes"]) == {"1", "2"}
+    assert found["by_passes"]["1"]["psnr_db"] == found["psnr_db"]["mean"]
     assert {"recovery_frames", "prompt_response_frames", "flicker"} <= set(found)
     assert {"config", "passes", "versions", "commit", "gain_db"} <= set(found)
     for name in ("edits.png", "drift.png", "contact.png", "contact_held_out.png"):
@@ -58,6 +60,8 @@ def test_report_has_the_keys_that_are_promised(checkpoint, tmp_path, monkeypatch
     [
         (("--worlds", 0), "--worlds 0: give at least 1"),
         (("--drift-frames", -1), "--drift-frames -1: give at least 0"),
+        (("--drift-streams", 17), "there are 16"),
+        (("--passes", "1,5"), "from 1 to 4"),
         (("--set", "model.layers=4"), "layers: 4 != 2"),
         (("--set", "stream.speed=2"), "unknown config field"),
     ],

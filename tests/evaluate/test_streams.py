@@ -59,3 +59,17 @@ def test_another_prompt_starts_from_no_history(small_model, small_config, frames
     np.testing.assert_array_equal(
         running._state.kv.k[:, :, :pinned], cold._state.kv.k[:, :, :pinned]
     )
+
+
+def test_streams_go_on_from_a_snapshot(small_model, small_config, frames):
+    streams = ModelStreams(small_model, small_config, 3, seed=0)
+    running = streams(["fog"] * 3, [None] * 3)
+    running(frames[:, :2])
+    kept = running.snapshot()
+    expected = running(frames[:, 2:])
+    other = streams(["night"] * 3, [None] * 3)
+    other.restore(kept)
+    np.testing.assert_array_equal(other(frames[:, 2:]), expected)
+    same = ModelStreams(small_model, small_config, 3, seed=0)
+    assert same.fingerprint == streams.fingerprint
+    assert ModelStreams(small_model, small_config, 3, seed=1).fingerprint != streams.fingerprint

@@ -19,7 +19,7 @@ from lsd_jax.train.step import abstract_state, init_state
 STEPS = 6
 
 
-def toy_loss(model, batch, key, settings):
+def toy_loss(model, teacher, batch, key, config):
     """Depends on every weight, the batch and the key; not finite where a batch is all black."""
     goal = jnp.mean(batch.source.astype(jnp.float32)) / 255 + 0.1 * jax.random.normal(key)
     parts = [jnp.mean(jnp.square(leaf - goal)) for leaf in jax.tree.leaves(model)]
@@ -46,13 +46,14 @@ def train(small_config, small_batch, quick_step, mesh, start, monkeypatch):
     """The loop, with steps that compile once for all tests."""
     monkeypatch.setattr(loop, "make_step", quick_step)
 
-    def run(directory, batches=None, deadline_s=None, **settings):
+    def run(directory, batches=None, deadline_s=None, show=None, **settings):
         config = dataclasses.replace(
             small_config, train=dataclasses.replace(small_config.train, **settings)
         )
         return loop.train(
-            config, toy_loss, batches or batch_of(small_batch), directory, mesh, start, deadline_s
-        )
+            config, toy_loss, batches or batch_of(small_batch), directory, mesh, start, deadline_s,
+            show,
+        )  # fmt: skip
 
     return run
 
@@ -187,3 +188,24 @@ def test_samples_are_drawn(train, small_config, tmp_path):
     train(tmp_path, steps=2, sample_every=2)
     with Image.open(tmp_path / "samples" / "0000002.png") as picture:
         assert picture.size == (8 * small_config.model.width, 3 * small_config.model.height)
+
+
+def test_a_stage_shows_its_batches_to_the_mean_of_that_step(
+    train, small_config, small_batch, small_params, tmp_path
+):
+    """Each batch passes through it, with its step and weights that move; what it returns is what
+    is trained on."""
+    seen = []
+
+    def show(step, weights, batch):
+        seen.append((step, np.asarray(weights["embed"])))
+        return dataclasses.replace(batch, source=batch_of(small_batch)(step + 1).source)
+
+    assert train(tmp_path / "shown", show=show) == STEPS
+    assert [step for step, _ in seen] == list(range(STEPS))
+    np.testing.assert_array_equal(seen[0][1], small_params["embed"])
+    assert all(np.any(a[1] != b[1]) for a, b in zip(seen[2:], seen[3:], strict=False))
+    ahead = train(tmp_path / "ahead", batches=lambda step: batch_of(small_batch)(step + 1))
+    assert ahead == STEPS
+    shown, plain = ([x["loss"] for x in lines(tmp_path / d)] for d in ("shown", "ahead"))
+    assert shown == plain
