@@ -35,9 +35,10 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.session import Session, play
 
     args.out.mkdir(parents=True, exist_ok=True)
-    model, config = load_model(args.checkpoint, args.set)
+    with Console(stderr=True).status("loading and compiling"):
+        model, config = load_model(args.checkpoint, args.set)
+        session = Session(model, config, args.seed)
     size = (config.model.height, config.model.width)
-    session = Session(model, config, args.seed)
     session.check(SCHEDULE)
     with VideoSource(PATH, *size) as source:
         wide = (size[0], 2 * size[1])

@@ -44,18 +44,23 @@ def run(args: argparse.Namespace) -> None:
     for _, prompt in schedule:
         encode(prompt, 1 << 20)  # refuses an empty one before anything is loaded
 
+    from rich.console import Console
+
     from lsd_jax.data.pictures import load_picture, read_image, resize
     from lsd_jax.data.video import VideoSink, VideoSource
     from lsd_jax.pretrained import load_model
     from lsd_jax.reports import write_json
     from lsd_jax.session import Session, play
 
-    model, config = load_model(args.checkpoint, args.set)
+    waiting = Console(stderr=True).status("loading and compiling")
+    with waiting:
+        model, config = load_model(args.checkpoint, args.set)
     height, width = config.model.height, config.model.width
     reference = load_picture(args.reference, height, width) if args.reference else None
     mask = resize(read_image(args.mask), height, width)[..., 0] if args.mask else None
     with VideoSource(args.input, height, width) as source:
-        session = Session(model, config, args.seed, mask)
+        with waiting:
+            session = Session(model, config, args.seed, mask)
         session.check(schedule)
         with VideoSink(
             args.output, size=source.size, fps=source.fps, audio_from=args.input
