@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -97,10 +98,11 @@ def row(report: dict) -> dict:
 
 def table(rows: dict[str, dict]) -> Table:
     """A line per variant."""
-    made = Table(title="measured", title_justify="left")
-    made.add_column("")
+    made = Table(title="measured", title_justify="left", box=SIMPLE, collapse_padding=True)
+    made.add_column("", no_wrap=True)
     for name in next(iter(rows.values())):
-        made.add_column(name.replace("_", " "), justify="right")
+        words = name.removesuffix("_db").removesuffix("_ratio").replace("_", "\n")
+        made.add_column(words, justify="right")
     for name, found in rows.items():
         cells = [f"{x:.2f}" if isinstance(x, float) else str(x) for x in found.values()]
         made.add_row(name, *cells)
