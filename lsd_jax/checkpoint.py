@@ -143,9 +143,11 @@ def save_weights(path: Path | str, tree, config: Config) -> None:
     """Write `tree`, dtypes as they are, as one self-contained directory, replacing `path`.
 
     Orbax is the one way here too: a dozen files, compressed, restored on any mesh. Raises
-    CheckpointError, with `path` as it was, where it cannot be written.
+    CheckpointError, with `path` as it was, where it cannot be written or holds something else.
     """
     path = Path(path).absolute()
+    if path.exists() and not (path / digests.FILE).is_file() and any(path.iterdir()):
+        raise CheckpointError(f"{path} exists and is no checkpoint; give another place")
     with _saving(path):
         _commit(_begin(path, tree, config, None), path)
 

@@ -76,10 +76,9 @@ def long_run(
             for i in range(len(out)):
                 for name, values in _statistics(out[i], truth[i], before[i]).items():
                     found[name][low + i, offset : offset + left] = values[:left]
-            before = np.stack([out[:, -1], truth[:, -1]], axis=1)
+            before = np.stack([out[:, left - 1], truth[:, left - 1]], axis=1)
             offset += left
-            if offset % CHUNK == 0:  # else the run ends within a chunk, and cannot be lengthened
-                kept.save(offset, before)
+            kept.save(offset, before)
             done(out.shape[0] * left)
     return summarise(found)
 
@@ -102,8 +101,10 @@ class Unfinished:
             return 0, None
         with np.load(self._path) as kept:
             offset = int(kept["offset"])
-            if offset > frames:
-                return 0, None  # their state is past what is asked for
+            if offset >= frames:
+                for name, values in self._found.items():
+                    values[self._some] = kept[name][:, :frames]
+                return frames, None
             for name, values in self._found.items():
                 values[self._some, :offset] = kept[name]
             self._snapshots.restore([kept[f"state_{i}"] for i in range(int(kept["leaves"]))])

@@ -128,8 +128,10 @@ class RunningStreams:
         return [np.asarray(leaf) for leaf in jax.tree.leaves(self._state)]
 
     def restore(self, snapshot: list[np.ndarray]) -> None:
-        structure = jax.tree.structure(self._state)
-        self._state = jax.tree.unflatten(structure, [jnp.asarray(x) for x in snapshot])
+        leaves, structure = jax.tree.flatten(self._state)
+        # NumPy files know no bfloat16; its bytes come back as what they are.
+        restored = [jnp.asarray(x.view(old.dtype)) for old, x in zip(leaves, snapshot, strict=True)]
+        self._state = jax.tree.unflatten(structure, restored)
 
     def _condition(self, texts: Sequence[str], references: Sequence[np.ndarray | None]) -> None:
         streams, model = self._streams, self._streams.config.model
