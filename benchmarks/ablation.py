@@ -3,7 +3,8 @@
     python -m benchmarks.ablation --init runs/tiny-cpu/pictures/weights --steps 300 --frames 1000
 
 Each variant is trained by `lsd train` and measured by `lsd eval`, one after the other; what is
-there already is not done again, so that an interrupted run goes on. Writes `ablation.json` and
+there already is not done again, so that an interrupted run goes on; other weights or settings
+want another `--out`. Writes `ablation.json` and
 `ablation.png` beside the variants' own reports.
 """
 
@@ -65,10 +66,11 @@ def variant(name: str, args: argparse.Namespace) -> dict:
     """Trains and measures one variant, as far as that has not been done; its report."""
     stage, settings = VARIANTS[name]
     folder = args.out / name.removeprefix("+ ").replace(" ", "-")
-    report = folder / f"eval-{args.frames}.json"
+    measured = (args.steps, args.frames, args.streams, args.worlds)
+    report = folder / f"eval-{'-'.join(map(str, measured))}.json"
     assignments = [*settings, *args.set]
     chosen = [part for setting in assignments for part in ("--set", setting)]
-    if not (folder / "weights" / "digests.json").exists():
+    if not (folder / "checkpoints" / str(args.steps)).is_dir():
         lsd("train", args.config, "--stage", stage, "--init", args.init, "--out", folder,
             "--set", f"train.steps={args.steps}", *chosen)  # fmt: skip
     if not report.exists():

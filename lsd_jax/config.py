@@ -138,7 +138,7 @@ class TrainConfig:
     prompt_drop: float = 0.05
     scene_fraction: float = 0.5  # of the prompts, those that edit the scene
     edit_weight: float = 1.0  # of the region that an edit changes, in frames; 0: by its area
-    video_fraction: float = 0.0  # of the batch, taken from the folder of videos
+    video_fraction: float = 0.0  # of the clips that are no own streams, from the folder of videos
     keep_zeros: bool = False  # of the weights, as a 2:4 pattern needs; else they learn again
     mask_fraction: float = 0.15  # of the clips, edited only inside a region
     checkpoint_every: int = 500

@@ -54,6 +54,11 @@ def advance(
     return x + (clean - x) * share
 
 
+def step_size(passes: int) -> float:
+    """The step size that a model is told at so many passes: the nearest that it was trained on."""
+    return min(STEP_SIZES, key=lambda size: abs(size - 1 / passes))
+
+
 def sample(
     predict: Callable[[int, Array], Array], noise: Float[Array, "b h w c"], passes: int
 ) -> Float[Array, "b h w c"]:

@@ -16,8 +16,8 @@ class Matrix(NamedTuple):
 ROWS, STACKED = Matrix((0,), (1,)), Matrix((1,), (2,))
 CONVOLUTION = Matrix((0, 1, 2), (3,))  # from all that it sees to its features
 
-# Left out, since they are small or no matrices: position and age tables, scales, the modulation's
-# weights, and the last layer.
+# The text encoder's blocks are six matrices end to end, taken as one. Left out, since they are
+# small or no matrices: position and age tables, scales, the modulation's weights, the last layer.
 MATRICES: dict[tuple[str, ...], Matrix] = {
     ("embed",): ROWS,
     ("stack", "qkv"): Matrix((1,), (3, 4)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -39,9 +40,11 @@ def load_model(checkpoint: str | Path | None, overrides: list[str]) -> tuple[Den
 
 
 def load_settings(path: str | Path) -> Config:
-    """The config of a Python file, of a shipped name, or of a checkpoint."""
-    stored = (Path(path) / "config.json").is_file()
-    return load_config(path) if stored else configs.load(path)
+    """The config of a Python file, of a shipped name, or of a checkpoint (but not its teacher)."""
+    if not (Path(path) / "config.json").is_file():
+        return configs.load(path)
+    config = load_config(path)
+    return replace(config, distill=replace(config.distill, teacher=""))
 
 
 def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:

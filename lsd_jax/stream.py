@@ -22,7 +22,7 @@ from lsd_jax.types import Conditioning, Frame, KVBuffer, StreamState
 class StreamModel:
     """A denoiser made ready to stream: cast, with the modulation of each pass worked out once.
 
-    Modulation depends on noise level and history level alone, both fixed for a compiled stream,
+    Modulation depends on noise level, history level and step size, all fixed for a compiled stream,
     so `passes [K, L, 1, 6, D]` and `commit [L, 1, 6, D]` are constants of the stream.
     """
 
@@ -34,7 +34,7 @@ class StreamModel:
 def prepare(denoiser: Denoiser, config: Config) -> StreamModel:
     """Casts the weights to the compute dtype and tabulates modulation, once at load."""
     levels = diffusion.pass_levels(config.stream.passes)
-    zero, step = jnp.zeros(1), jnp.full(1, 1 / config.stream.passes)
+    zero, step = jnp.zeros(1), jnp.full(1, diffusion.step_size(config.stream.passes))
     passes = [denoiser.modulation(jnp.full(1, t), zero, step) for t in levels]
     commit = denoiser.modulation(jnp.ones(1), jnp.full(1, config.stream.history_level), zero)
     model = StreamModel(denoiser, jnp.stack(passes), commit)

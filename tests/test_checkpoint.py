@@ -295,6 +295,19 @@ def test_a_config_of_another_version_is_refused(copy, tmp_path):
 # Saving.
 
 
+def test_what_is_no_checkpoint_is_never_replaced(tmp_path):
+    """A folder of something else stays; an empty one and an older checkpoint give way."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "work.txt").write_text("hours")
+    with pytest.raises(CheckpointError, match="runs exists and is no checkpoint"):
+        save_weights(tmp_path / "runs", weights(), CONFIG)
+    assert (tmp_path / "runs" / "work.txt").read_text() == "hours"
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):
+        save_weights(tmp_path / "empty", weights(), CONFIG)
+    verify(tmp_path / "empty")
+
+
 @pytest.mark.parametrize("keep, left", [(1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4])])
 def test_old_steps_are_pruned(tmp_path, keep, left):
     with Checkpoints(tmp_path, keep) as checkpoints:

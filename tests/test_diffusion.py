@@ -64,3 +64,8 @@ def test_a_perfect_prediction_is_the_result(passes):
     clean = jnp.asarray(normals(1, 2, 2, 3))
     noise = jnp.asarray(normals(1, 2, 2, 3, seed=1))
     np.testing.assert_array_equal(diffusion.sample(lambda i, x: clean, noise, passes), clean)
+
+
+def test_a_model_is_told_a_step_size_that_it_knows():
+    told = [diffusion.step_size(passes) for passes in (1, 2, 3, 4)]
+    assert told == [1, 0.5, 0.25, 0.25]

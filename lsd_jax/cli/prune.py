@@ -23,13 +23,14 @@ def run(args: argparse.Namespace) -> None:
     keep = parse_keep(args.keep)
     if not keep and not args.two_four:
         raise ValueError("nothing to prune; give --keep mlp=768 or --two-four")
+    for name, value in (("multiple", args.multiple), ("batches", args.batches)):
+        if value < 1:
+            raise ValueError(f"--{name} {value}: give at least 1")
     if keep.get("mlp", 0) % args.multiple:
         raise ValueError(
             f"mlp={keep['mlp']} is no multiple of {args.multiple}, which matrix units want; "
             "--multiple 1 allows it"
         )
-    if args.batches < 1:
-        raise ValueError(f"--batches {args.batches}: give at least 1")
     if args.out.resolve() == args.checkpoint.resolve():
         raise ValueError(f"{args.out} is the checkpoint itself; give another place for the result")
 
@@ -43,11 +44,14 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.cli.info import sizes
     from lsd_jax.pretrained import load_model
     from lsd_jax.prune import two_four
-    from lsd_jax.prune.structured import cut
+    from lsd_jax.prune.structured import check, cut
     from lsd_jax.reports import provenance, write_json
 
     model, config = load_model(args.checkpoint, args.set)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    check(config.model, keep)
+    if args.two_four and keep.get("mlp", config.model.mlp) % 4:
+        raise ValueError("--two-four needs an mlp that is a multiple of 4")
     smaller = config
     if keep:
         scores = score(config, params, args.batches)
@@ -94,7 +98,9 @@ def score(config, params: dict, count: int):
     history = dataclasses.replace(
         config.history, corrupted=0.0, rolled_out=0.5, drift_penalty=0.0, level_input=False
     )
-    config = dataclasses.replace(config, history=history)
+    few = min(8, config.train.batch)
+    train = dataclasses.replace(config.train, video_fraction=0.0, batch=few)
+    config = dataclasses.replace(config, history=history, train=train)
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     stage = prepare("history", config, None, mesh)
 

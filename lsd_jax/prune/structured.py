@@ -23,15 +23,10 @@ def cut(
     """The model with only the most important `keep["layers"]` layers and, in each of them, the
     most important `keep["heads"]` heads and `keep["mlp"]` channels; what is not named stays.
 
-    Which axis of which weight that touches, the names of their axes say. Raises ValueError for a
-    part that cannot be pruned, and for more than there is.
+    Which axis of which weight that touches, the names of their axes say. Raises ValueError as
+    `check` does.
     """
-    for name, count in keep.items():
-        if name not in PRUNED:
-            raise ValueError(f"cannot prune {name!r}; prune {', '.join(PRUNED)}")
-        held = getattr(config, name)
-        if not 1 <= count <= held:
-            raise ValueError(f"keep {name}={count}: give 1 to {held}, which is what there is")
+    check(config, keep)
     counts = {name: getattr(config, name) for name in PRUNED} | keep
     kept = {name: _best(getattr(scores, name), count) for name, count in counts.items()}
     axes = nnx.to_pure_dict(nnx.map_state(lambda _, p: Axes(p.axes), _state(config)))
@@ -48,6 +43,16 @@ def cut(
 
     smaller = replace(config, head_width=config.head_dim, **keep)
     return smaller, jax.tree.map(shrink, params, axes)
+
+
+def check(config: ModelConfig, keep: dict[str, int]) -> None:
+    """Raises ValueError for a part that cannot be pruned, and for more than there is."""
+    for name, count in keep.items():
+        if name not in PRUNED:
+            raise ValueError(f"cannot prune {name!r}; prune {', '.join(PRUNED)}")
+        held = getattr(config, name)
+        if not 1 <= count <= held:
+            raise ValueError(f"keep {name}={count}: give 1 to {held}, which is what there is")
 
 
 class Axes(tuple[Any, ...]):

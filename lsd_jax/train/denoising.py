@@ -77,8 +77,8 @@ def denoising_loss(
     """Velocity-weighted error of the predicted clean frames of a batch of clips.
 
     Returns:
-        The loss, and metrics: `mse` against the truth at pure noise in [-1, 1] units (what one
-        pass shows) and `loss`.
+        The loss, and metrics: `mse` against the truth of what is predicted from pure noise, in
+        [-1, 1] units, and `loss`.
     """
     history_key, ask_key = jax.random.split(key)
     seen = look(batch, remembered, history_key, model.embed.dtype)

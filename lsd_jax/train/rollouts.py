@@ -16,7 +16,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from lsd_jax import sharding, stream
@@ -40,10 +40,9 @@ class Rollouts:
         self.config = config
         self.streams = own_clips(config)
         self.states: dict[int, StreamState] = {}
-        shown = NamedSharding(mesh, sharding.BATCH)
-        self._run = jax.jit(
-            partial(stream_clips, config), donate_argnums=1, out_shardings=(None, shown)
-        )
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        places = (self._everywhere, NamedSharding(mesh, sharding.BATCH))
+        self._run = jax.jit(partial(stream_clips, config), donate_argnums=1, out_shardings=places)
 
     def mixed(self, batches: Callable[[int], Batch]) -> Callable[[int], Batch]:
         """`batches` with the clips behind them that the streams of each step meet."""
@@ -68,7 +67,7 @@ class Rollouts:
         state = self.states.pop(group, None)
         if state is None or age == 0:
             seeds = jnp.arange(self.streams, dtype=jnp.int32) + step * self.streams
-            state = stream.init_state(self.config, seeds)
+            state = jax.device_put(stream.init_state(self.config, seeds), self._everywhere)
         self.states[group], shown = self._run(weights, state, batch)
         return replace(batch, shown=shown)
 

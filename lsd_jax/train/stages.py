@@ -44,11 +44,13 @@ def prepare(name: str, config: Config, videos: Path | None, mesh: Mesh) -> Stage
         return Stage(forcing_loss, batches(config, videos))
     loss = history_loss
     if name == "shortcut":
-        loss = taught(shortcut_loss, config)
+        if config.shortcut.guidance != 1 and not config.train.prompt_drop:
+            raise ValueError("shortcut.guidance needs dropped prompts; set train.prompt_drop=0.1")
+        loss = by_teacher(shortcut_loss, config, mesh)
     elif name == "distill":
         if not config.distill.teacher:
             raise ValueError("who teaches? set distill.teacher=CHECKPOINT")
-        loss = taught(distill_loss, config)
+        loss = by_teacher(distill_loss, config, mesh)
     rollouts = Rollouts(config, mesh)
     if not rollouts.streams:
         return Stage(loss, batches(config, videos))
@@ -59,10 +61,16 @@ def prepare(name: str, config: Config, videos: Path | None, mesh: Mesh) -> Stage
     return Stage(loss, rollouts.mixed(batches(others, videos)), rollouts.show)
 
 
-def taught(loss: Loss, config: Config) -> Loss:
-    """`loss` with the checkpoint for a teacher that the config names, if it names one."""
+def by_teacher(loss: Loss, config: Config, mesh: Mesh) -> Loss:
+    """`loss` with the checkpoint for a teacher that the config names, if it names one.
+
+    Raises ValueError for a teacher of other pictures or prompts, and on more than one device,
+    where its weights would lie whole on each.
+    """
     if not config.distill.teacher:
         return loss
+    if mesh.size > 1:
+        raise ValueError("distill.teacher works on one device so far; give a --mesh of one")
     teacher, theirs = load_model(config.distill.teacher, [])
     for field in SHARED:
         ours, other = getattr(config.model, field), getattr(theirs.model, field)

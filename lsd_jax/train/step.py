@@ -22,7 +22,8 @@ from lsd_jax.prune import two_four
 from lsd_jax.train.optim import optimizer
 
 Loss = Callable[[Denoiser, Denoiser, Batch, Array, Config], tuple[Array, dict[str, Array]]]
-"""Of a model, the running mean of it, a batch, a key and the config: the loss and its metrics."""
+"""Of a model, its teacher, a batch, a key and the config: the loss and its metrics. The teacher is
+the running mean of the weights; a stage may put another model in its place."""
 
 
 @jax.tree_util.register_dataclass

@@ -57,13 +57,15 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
         return drift.long_run(streams, MODEL, frames, 2, 0, lambda n: None, count=2, work=work)
 
     whole = run(64)
-    run(32, tmp_path)
+    run(40, tmp_path)  # ends in the middle of a chunk
     longer = run(64, tmp_path)
-    assert opened[-1].asked == [16, 16] and longer == whole
+    assert opened[-1].asked == [16, 8] and longer == whole
     again = run(64, tmp_path)
     assert opened[-1].asked == [] and again == whole
-    shorter = run(16, tmp_path)
-    assert shorter["frames"] == 16 and opened[-1].asked == [16]
+    shorter = run(20, tmp_path)  # whose figures are there, and which takes nothing away
+    assert shorter == run(20) and opened[-2].asked == []
+    run(64, tmp_path)
+    assert opened[-1].asked == []
     monkeypatch.setattr(Counting, "fingerprint", lambda self: "of other weights")
     run(64, tmp_path)
     assert opened[-1].asked == [16] * 4

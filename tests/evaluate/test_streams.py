@@ -1,5 +1,7 @@
 """The streams of a model, side by side: alone or not, asked anew, made to misremember."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -61,11 +63,17 @@ def test_another_prompt_starts_from_no_history(small_model, small_config, frames
     )
 
 
-def test_streams_go_on_from_a_snapshot(small_model, small_config, frames):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_streams_go_on_from_a_snapshot(small_model, small_config, frames, dtype, tmp_path):
+    """On disk, too, where NumPy knows no bfloat16."""
+    stream = dataclasses.replace(small_config.stream, compute_dtype=dtype)
+    small_config = dataclasses.replace(small_config, stream=stream)
     streams = ModelStreams(small_model, small_config, 3, seed=0)
     running = streams(["fog"] * 3, [None] * 3)
     running(frames[:, :2])
-    kept = running.snapshot()
+    np.savez(tmp_path / "kept.npz", *running.snapshot())
+    with np.load(tmp_path / "kept.npz") as file:
+        kept = list(file.values())
     expected = running(frames[:, 2:])
     other = streams(["night"] * 3, [None] * 3)
     other.restore(kept)

@@ -184,6 +184,7 @@ def test_the_command_writes_a_checkpoint_that_loads(
         (("--keep", "mlp=700"), "no multiple of 128"),
         (("--keep", "width=3"), "write layers=N"),
         (("--two-four", "--batches", 0), "--batches 0"),
+        (("--keep", "mlp=768", "--multiple", 0), "--multiple 0"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path, extra, message):

@@ -88,10 +88,28 @@ def test_each_clip_has_the_history_of_its_kind(config, stage, small_params):
     assert np.all(np.asarray(level)[-3:] > 0) and np.all(np.asarray(level)[:-3][~wrong] < 1e-5)
 
 
+@pytest.mark.multidevice
+def test_eight_devices_show_what_one_shows(config, stage, small_params):
+    mesh = sharding.make_mesh()
+    spread = prepare("history", config, None, mesh)
+    for visit in range(2):
+        number = 1 + GROUPS * visit
+        batch = jax.device_put(spread.batches(number), jax.NamedSharding(mesh, sharding.BATCH))
+        shown = spread.show(number, small_params, batch).shown
+        alone = stage.show(number, small_params, stage.batches(number)).shown
+        assert shown.sharding.spec == sharding.BATCH
+        assert np.abs(np.asarray(shown, int) - np.asarray(alone, int)).max() <= 1
+
+
 def test_drift_is_the_growth_of_the_error(config, small_model, small_batch, monkeypatch):
     """With a model whose error is known in each frame."""
     frames = small_batch.source.shape[1]
     sizes = jnp.asarray([0.2, 0.5, 0.1])[:frames]
+    small_batch = dataclasses.replace(
+        small_batch,
+        target=small_batch.target // 2,  # so that no error is clipped
+        controls=jnp.full_like(small_batch.controls, 255),
+    )
     clean = small_batch.target.astype(jnp.float32) / 127.5 - 1
     count = iter(range(frames))
 

@@ -16,6 +16,7 @@ from lsd_jax.train.step import init_state
 from lsd_jax.types import KVBuffer
 
 ROWS = 24
+MESH = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,6 @@ def test_a_model_is_distilled(
     name, with_teacher, small_config, small_params, small_batch, quick_step, tmp_path
 ):
     """From its own running mean, and from a checkpoint of another shape."""
-    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     train = dataclasses.replace(small_config.train, learning_rate=5e-3, steps=8)
     config = dataclasses.replace(small_config, train=train)
     student = config
@@ -123,10 +123,10 @@ def test_a_model_is_distilled(
         smaller = dataclasses.replace(config.model, layers=1, mlp=32)
         chosen = dataclasses.replace(config.distill, teacher=str(tmp_path / "teacher"))
         student = dataclasses.replace(config, model=smaller, distill=chosen)
-    stage = stages.prepare(name, student, None, mesh)
-    state = init_state(student, mesh, None if with_teacher else small_params)
-    run = quick_step(student, stage.loss, mesh)
-    batch = jax.device_put(small_batch, jax.NamedSharding(mesh, sharding.BATCH))
+    stage = stages.prepare(name, student, None, MESH)
+    state = init_state(student, MESH, None if with_teacher else small_params)
+    run = quick_step(student, stage.loss, MESH)
+    batch = jax.device_put(small_batch, jax.NamedSharding(MESH, sharding.BATCH))
     losses = []
     for _ in range(8):
         state, metrics = run(state, batch)
@@ -140,10 +140,17 @@ def test_a_teacher_of_other_pictures_is_refused(small_config, small_params, tmp_
     chosen = dataclasses.replace(small_config.distill, teacher=str(tmp_path / "teacher"))
     config = dataclasses.replace(small_config, model=wide, distill=chosen)
     with pytest.raises(ValueError, match="cannot teach this model: its width is 32, not 64"):
-        stages.taught(shortcut_loss, config)
+        stages.by_teacher(shortcut_loss, config, MESH)
     with pytest.raises(ValueError, match="nowhere"):
         lost = dataclasses.replace(chosen, teacher="nowhere")
-        stages.taught(shortcut_loss, dataclasses.replace(config, distill=lost))
+        stages.by_teacher(shortcut_loss, dataclasses.replace(config, distill=lost), MESH)
+    with pytest.raises(ValueError, match="one device"):
+        stages.by_teacher(shortcut_loss, config, sharding.make_mesh())
+    eager = dataclasses.replace(small_config.shortcut, guidance=2.0)
+    train = dataclasses.replace(small_config.train, prompt_drop=0.0)
+    unready = dataclasses.replace(small_config, shortcut=eager, train=train)
+    with pytest.raises(ValueError, match="train.prompt_drop"):
+        stages.prepare("shortcut", unready, None, MESH)
 
 
 def test_the_command_line_knows_every_stage():
