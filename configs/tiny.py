@@ -1,4 +1,4 @@
-"""128x128 at one pass a frame: the default on a CPU, 8.0 M parameters.
+"""128x128 at one pass a frame: the default on a CPU, 8.1 M parameters.
 
     lsd stream clip.mp4 --prompt "make it night" -o night.mp4
     lsd train configs/tiny.py --stage forcing
