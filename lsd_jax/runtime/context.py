@@ -43,6 +43,7 @@ class SessionContext:
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._inference_ms: deque[float] = deque(maxlen=256)
+        self._untaken_ms: deque[float] = deque(maxlen=4096)
         self._published: dict[str, deque[float]] = {}
         self._last_good: dict[str, Any] = {}
 
@@ -104,6 +105,13 @@ class SessionContext:
     def record_inference_ms(self, milliseconds: float | int) -> None:
         """Notes how long one step took."""
         self._inference_ms.append(float(milliseconds))
+        self._untaken_ms.append(float(milliseconds))
+
+    def take_inference_ms(self) -> list[float]:
+        """The steps noted since the last call, of which at most 4,096 are kept."""
+        taken = list(self._untaken_ms)
+        self._untaken_ms.clear()
+        return taken
 
     def inference_ms_p50(self) -> float | None:
         """Median of the last 256 steps, if there were any."""
