@@ -242,8 +242,8 @@ class Slots:
 
     def set_mask(self, slot: int, mask: UInt8[np.ndarray, "height width"]) -> None:
         """Confines the edit of `slot`. Call it by `change`."""
-        planes = stream.control_planes(self.config.model.controls, jnp.asarray(mask)[None])
-        self._controls[slot] = np.asarray(planes)[0]
+        for plane, name in enumerate(self.config.model.controls):
+            self._controls[slot, ..., plane] = mask if name == "mask" else 0
 
     def replace_model(self, model: StreamModel) -> None:
         """Exchanges the weights, of the same shapes. Call it by `change`."""

@@ -113,9 +113,14 @@ class SessionContext:
         self._untaken_ms.clear()
         return taken
 
+    def inference_ms(self, percentile: int) -> float | None:
+        """A percentile of the last 256 steps, if there were any."""
+        recent = self._inference_ms
+        return float(np.percentile(recent, percentile)) if recent else None
+
     def inference_ms_p50(self) -> float | None:
         """Median of the last 256 steps, if there were any."""
-        return float(np.median(self._inference_ms)) if self._inference_ms else None
+        return self.inference_ms(50)
 
     def output_metrics(self) -> dict[str, dict[str, float]]:
         """For each output that has sent: its rate over the last 64 samples."""

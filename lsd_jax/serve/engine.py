@@ -199,7 +199,8 @@ class Engine:
             await asyncio.sleep(1)
             sessions = {
                 id: {
-                    "inference_ms_p50": host.ctx.inference_ms_p50(),
+                    "inference_ms_p50": host.ctx.inference_ms(50),
+                    "inference_ms_p99": host.ctx.inference_ms(99),
                     "outputs": host.ctx.output_metrics(),
                     "nonfinite": host.ctx.nonfinite,
                 }

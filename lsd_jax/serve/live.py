@@ -264,6 +264,7 @@ class LiveClient:
                     "dropped": session.dropped,
                     "input_size": session.input_size,
                     "queue": self._registry.waiting,
+                    "age_ms_p50": session.age_ms_p50,
                     **session.report,
                 }
             )

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from av import VideoFrame
@@ -65,6 +66,7 @@ class LiveSession:
         self.input_size: tuple[int, int] | None = None
         self.report: dict[str, Any] = {}
         self.frames_in = self.frames_out = 0
+        self._ages_ms: deque[float] = deque(maxlen=128)
         self.paused = False
         self._inputs: dict[str, Any] = {one["name"]: one for one in self.manifest["video_inputs"]}
         self._boxes: dict[str, Mailbox[Picture]] = {name: Mailbox() for name in self._inputs}
@@ -178,7 +180,14 @@ class LiveSession:
         self.frames_out += 1
         self._metrics.frames_out.inc()
         if sample.received_s is not None:
-            self._metrics.frame_age.observe(time.perf_counter() - sample.received_s)
+            age_s = time.perf_counter() - sample.received_s
+            self._ages_ms.append(age_s * 1e3)
+            self._metrics.frame_age.observe(age_s)
+
+    @property
+    def age_ms_p50(self) -> float | None:
+        """Median of the last 128 pictures' time in the server, from received to handed on."""
+        return median(self._ages_ms) if self._ages_ms else None
 
     async def _pump(self, name: str) -> None:
         """Sends the engine the newest picture whenever it wants one, and converts no other."""

@@ -236,18 +236,6 @@ def test_weights_that_are_not_finite_are_loaded_again(slots, prepared, monkeypat
     scenario(run())
 
 
-def test_a_closed_model_refuses(small_config, prepared):
-    made = Slots(prepared, small_config, 1)
-
-    async def run():
-        slot = Slot(made, 1)
-        made.close()
-        with pytest.raises((RuntimeError, CancelledError)):
-            await slot.step(pictures(1, 1)[0])
-
-    scenario(run())
-
-
 def test_a_mask_confines_one_session(slots):
     async def run():
         slot, image = Slot(slots, 1), pictures(1, 1)[0]
@@ -279,3 +267,15 @@ def test_planes_are_those_of_a_video_encoder():
     ours = np.asarray(yuv420(jnp.asarray(image[None])))[0]
     assert ours.shape == (96, 64)
     assert np.abs(ours.astype(int) - theirs.to_ndarray()).max() <= 2
+
+
+def test_a_closed_model_refuses(slots):
+    """The last test here: it closes the slots that the others share."""
+
+    async def run():
+        slot = Slot(slots, 1)
+        slots.close()
+        with pytest.raises((RuntimeError, CancelledError)):
+            await slot.step(pictures(1, 1)[0])
+
+    scenario(run())
