@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lsd_jax.cli.options import at_least
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="weights, such as checkpoints/tiny")
@@ -39,12 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    for name, least in dict(
-        worlds=1, frames=1, drift_frames=0, drift_streams=1, batch=1, seed=0
-    ).items():
-        if getattr(args, name) < least:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} {getattr(args, name)}: give at least {least}")
+    at_least(args, worlds=1, frames=1, drift_frames=0, drift_streams=1, batch=1, seed=0)
     if args.drift_streams > 16:
         raise ValueError(
             f"--drift-streams {args.drift_streams}: there are 16, one per footage edit"

@@ -18,7 +18,7 @@ from lsd_jax.config import Config
 from lsd_jax.data.batch import Batch
 from lsd_jax.model import Denoiser
 from lsd_jax.train.corruptions import corrupt
-from lsd_jax.train.denoising import Clips, denoising_loss
+from lsd_jax.train.denoising import Ask, Clips, denoising_loss, flow
 from lsd_jax.train.rollouts import own_clips
 
 
@@ -28,13 +28,21 @@ def history_loss(
     """`denoising_loss` with a history that is wrong as `config.history` says, and the penalty on
     `drift`; its metric `drift` is there where that is asked for."""
     history_key, drift_key = jax.random.split(key)
-    remembered = partial(imperfect, shown=batch.shown, config=config)
-    loss, metrics = denoising_loss(model, batch, history_key, config.train, remembered)
+    loss, metrics = imperfect_history_loss(model, batch, history_key, config)
     if not config.history.drift_penalty:
         return loss, metrics
     penalty = drift(model, batch, drift_key, config)
     loss = loss + config.history.drift_penalty * penalty
     return loss, metrics | {"loss": loss, "drift": penalty}
+
+
+def imperfect_history_loss(
+    model: Denoiser, batch: Batch, key: Array, config: Config, ask: Ask = flow
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """`denoising_loss` beside the history that `config.history` describes; stages differ in what
+    they `ask`."""
+    remembered = partial(imperfect, shown=batch.shown, config=config)
+    return denoising_loss(model, batch, key, config.train, remembered, ask)
 
 
 def imperfect(
@@ -52,10 +60,11 @@ def imperfect(
     clips, own = clean.shape[0], 0 if shown is None else own_clips(config)
     past = clean if shown is None else PixelCodec().encode(shown).astype(clean.dtype)
     key, chosen_key = jax.random.split(key)
-    rank = jax.random.permutation(chosen_key, clips - own)
-    chosen = jnp.concatenate([rank < round(config.history.corrupted * clips), jnp.zeros(own, bool)])
-    wrong = corrupt(clean, source, config.model.grid, key)
-    past = jnp.where(chosen[:, None, None, None, None], wrong, past)
+    if corrupted := round(config.history.corrupted * clips):
+        rank = jax.random.permutation(chosen_key, clips - own)
+        chosen = jnp.concatenate([rank < corrupted, jnp.zeros(own, bool)])
+        wrong = corrupt(clean, source, config.model.grid, key)
+        past = jnp.where(chosen[:, None, None, None, None], wrong, past)
     if not config.history.level_input:
         return past, jnp.zeros(clean.shape[:2])
     error = jnp.mean(jnp.square((past - clean).astype(jnp.float32)), axis=(2, 3, 4))

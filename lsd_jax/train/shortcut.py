@@ -25,11 +25,10 @@ from lsd_jax.train.denoising import (
     Rows,
     Seen,
     answer,
-    denoising_loss,
     flow,
     remember,
 )
-from lsd_jax.train.history import imperfect
+from lsd_jax.train.history import imperfect_history_loss
 from lsd_jax.types import KVBuffer
 
 
@@ -38,9 +37,8 @@ def shortcut_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """`denoising_loss` beside the history of the history stage, with `config.shortcut.share` of
     the rows answered by the teacher."""
-    remembered = partial(imperfect, shown=batch.shown, config=config)
     ask = partial(two_in_one, teacher=teacher, batch=batch, config=config)
-    return denoising_loss(model, batch, key, config.train, remembered, ask)
+    return imperfect_history_loss(model, batch, key, config, ask)
 
 
 def two_in_one(
