@@ -79,11 +79,11 @@ def drift(model: Denoiser, batch: Batch, key: Array, config: Config) -> Float[Ar
     gradients through all that is remembered. The first frame's error is taken as given, so that
     being bad at once does not pay.
     """
-    codec, sinks = PixelCodec(), model.config.sinks
-    clips, frames = batch.source.shape[:2]
+    codec, old = PixelCodec(), config.train.old_frames
+    clips = batch.source.shape[0]
     dtype = model.embed.dtype
-    source, clean = (codec.encode(x).astype(dtype) for x in (batch.source, batch.target))
-    controls = batch.controls.astype(dtype) / 255
+    source, clean = (codec.encode(x[:, old:]).astype(dtype) for x in (batch.source, batch.target))
+    controls = batch.controls[:, old:].astype(dtype) / 255
     noise = jax.random.normal(key, clean.shape, dtype)
     zero, one, level = jnp.zeros(1), jnp.ones(1), jnp.full(1, config.stream.history_level)
     first_pass = model.modulation(zero, zero, one)
@@ -99,7 +99,8 @@ def drift(model: Denoiser, batch: Batch, key: Array, config: Config) -> Float[Ar
         if mask is not None:
             out = jnp.where(controls[..., mask : mask + 1] >= 0.5, out, source)
         error = jnp.mean(jnp.square((out - clean).astype(jnp.float32)), axis=(1, 2, 3))
-        return ring.commit(kv, *model.remember(source, out, controls, kv, commit), sinks), error
+        memory = model.remember(source, out, controls, kv, commit)
+        return ring.commit(kv, *memory, model.config), error
 
     inputs = tuple(jnp.moveaxis(x, 1, 0) for x in (source, clean, controls, noise))
     _, errors = jax.lax.scan(jax.checkpoint(frame), kv, inputs)  # [F, B]
