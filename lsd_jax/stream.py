@@ -95,7 +95,7 @@ def checked_step(
         show = each_session(show, (ring.SESSION, 0, 0, 0), (0, 1, 1, 0))
     out, k, v, finite = show(state.kv, noise, frame, controls)
     with jax.named_scope("commit"):
-        kv = ring.commit(state.kv, k, v, model.denoiser.config.sinks)
+        kv = ring.commit(state.kv, k, v, model.denoiser.config)
     return StreamState(kv=kv, key=key, frame=state.frame + 1), out, finite
 
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from lsd_jax.data.prompts import encode
+from lsd_jax.conditioning import ask
 from lsd_jax.live.slots import Shown, Slots
-from lsd_jax.types import Conditioning, StreamState
+from lsd_jax.types import StreamState
 
 
 class Slot:
@@ -41,13 +41,14 @@ class Slot:
     async def condition(
         self, prompt: str, reference: UInt8[np.ndarray, "h w 3"] | None
     ) -> None:  # fmt: skip
-        """Another prompt and reference, which the next frame shows; the history is forgotten.
+        """Another prompt and reference, which the next frame shows. The history is forgotten,
+        unless the prompt is `prompts.CARRY_ON`.
 
         Raises ValueError for a prompt that the model does not take.
         """
-        wanted = self._conditioning(prompt, reference)
+        wanted, anew = ask([prompt], [reference], self._slots.config.model)
         pinned = await asyncio.to_thread(self._slots.pinned, wanted)
-        await self._change(lambda: self._slots.steer(self._index, pinned))
+        await self._change(lambda: self._slots.steer(self._index, pinned, anew))
         self.prompt, self.reference = prompt, reference
 
     async def set_mask(self, mask: UInt8[np.ndarray, "h w"]) -> None:
@@ -60,13 +61,15 @@ class Slot:
 
     async def reset(self) -> None:
         """A cold session again, under the same condition, mask and seed."""
-        pinned = await asyncio.to_thread(
-            self._slots.pinned, self._conditioning(self.prompt, self.reference)
-        )
+        if not self.prompt:
+            await self._change(lambda: self._begin(self.seed))
+            return
+        wanted, anew = ask([self.prompt], [self.reference], self._slots.config.model)
+        pinned = await asyncio.to_thread(self._slots.pinned, wanted)
 
         def begin() -> None:
             self._begin(self.seed)
-            self._slots.steer(self._index, pinned)
+            self._slots.steer(self._index, pinned, anew)
 
         await self._change(begin)
 
@@ -117,16 +120,6 @@ class Slot:
         if not self._closed:
             self._closed = True
             self._slots.release(self._index)
-
-    def _conditioning(self, prompt: str, reference: np.ndarray | None) -> Conditioning:
-        model = self._slots.config.model
-        blank = np.zeros((model.height, model.width, 3), np.uint8)
-        text = encode(prompt, model.prompt_bytes, allow_empty=True)
-        return Conditioning(  # NumPy: JAX's own indexing would compile
-            prompt=text[None],  # pyright: ignore[reportArgumentType]
-            reference=(blank if reference is None else reference)[None],  # pyright: ignore
-            has_reference=np.array([reference is not None]),  # pyright: ignore
-        )
 
 
 def _named(state: StreamState) -> dict[str, np.ndarray]:

@@ -22,7 +22,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, UInt8
 
 from lsd_jax import ring, stream
+from lsd_jax.conditioning import ask
 from lsd_jax.config import Config
+from lsd_jax.data.prompts import IDENTITY
 from lsd_jax.live.yuv import yuv420
 from lsd_jax.stream import StreamModel
 from lsd_jax.types import Conditioning, StreamState
@@ -54,14 +56,15 @@ def write(state: StreamState, one: StreamState, slot: Int[Array, ""]) -> StreamS
 
 
 def pin(
-    state: StreamState, pinned: tuple[Array, Array, Array], slot: Int[Array, ""]
+    state: StreamState,
+    pinned: tuple[Array, Array, Array],
+    slot: Int[Array, ""],
+    anew: Bool[Array, "1"],
 ) -> StreamState:
-    """Gives the session in `slot` what `Denoiser.pin` made, and forgets what it has shown."""
-    chosen = jnp.ones(1, bool)
+    """Gives the session in `slot` what `Denoiser.pin` made; `anew` forgets what it has shown."""
     one = read(state, slot)
-    return write(
-        state, stream.forget(one.replace(kv=ring.pin(one.kv, *pinned, chosen)), chosen), slot
-    )
+    steered = one.replace(kv=ring.pin(one.kv, *pinned, jnp.ones(1, bool)))
+    return write(state, stream.forget(steered, anew), slot)
 
 
 def step_listed(
@@ -170,7 +173,7 @@ class Slots:
         )
         slot = jax.ShapeDtypeStruct((), jnp.int32)
         order = jax.ShapeDtypeStruct((count,), jnp.int32)
-        wanted = stream.abstract_condition(config, 1)
+        wanted, anew = ask([IDENTITY[0][0]], [None], config.model)  # compiles what it needs itself
         frames, controls = shape(self._frames), shape(self._controls)
         self._step = (
             jax.jit(step, donate_argnums=1)
@@ -180,7 +183,7 @@ class Slots:
         make = jax.jit(lambda model, wanted: model.denoiser.pin(wanted))
         pinned = jax.eval_shape(make, self._model, wanted)
         self._make_pinned = make.lower(self._model, wanted).compile()
-        self._pin = jax.jit(pin, donate_argnums=0).lower(state, pinned, slot).compile()
+        self._pin = jax.jit(pin, donate_argnums=0).lower(state, pinned, slot, anew).compile()
         self._write = jax.jit(write, donate_argnums=0).lower(state, one, slot).compile()
         self._read = jax.jit(read).lower(state, slot).compile()
         cold = jax.jit(lambda seed: stream.init_state(config, seed))
@@ -224,9 +227,11 @@ class Slots:
         """Keys and values of a prompt and reference; costs other sessions no step."""
         return jax.block_until_ready(self._make_pinned(self._model, wanted))
 
-    def steer(self, slot: int, pinned: tuple[Array, Array, Array]) -> None:
-        """Gives `slot` another condition. Call it by `change`."""
-        self._state = self._pin(self._state, pinned, np.int32(slot))
+    def steer(
+        self, slot: int, pinned: tuple[Array, Array, Array], anew: Bool[np.ndarray, "1"]
+    ) -> None:
+        """Gives `slot` another condition, `anew` without its history. Call it by `change`."""
+        self._state = self._pin(self._state, pinned, np.int32(slot), anew)
 
     def begin(self, slot: int, seed: int) -> None:
         """Makes `slot` a cold session, with nothing of what was there. Call it by `change`."""

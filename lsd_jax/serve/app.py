@@ -13,6 +13,7 @@ from aiohttp import web
 from lsd_jax import __version__
 from lsd_jax.reports import commit
 from lsd_jax.serve import openapi
+from lsd_jax.serve.decart import DecartClient
 from lsd_jax.serve.guard import Guard
 from lsd_jax.serve.live import LiveClient
 from lsd_jax.serve.metrics import Metrics
@@ -55,6 +56,7 @@ class Server:
         routes.add_get("/", self.page("index.html"))
         routes.add_get("/models", self.models)
         routes.add_get("/v1/live", self.live)
+        routes.add_get("/v1/stream", self.stream)
         routes.add_get("/v1/ice-servers", self.ice_servers)
         routes.add_post("/v1/client/tokens", self.tokens)
         routes.add_get("/v1/realtime/quota", self.quota)
@@ -135,6 +137,20 @@ class Server:
 
     async def live(self, request: web.Request) -> web.StreamResponse:
         """A session of our own protocol, over a WebSocket."""
+        socket, grant = await self._admit(request)
+        await LiveClient(self.registry, socket, grant.max_session_s).run()
+        return socket
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """A session of Decart's realtime messages, over a WebSocket."""
+        socket, grant = await self._admit(request)
+        host, _, port = request.host.rpartition(":")
+        address = (host, int(port)) if port.isdigit() else (request.host, 443)
+        await DecartClient(self.registry, socket, address, grant.max_session_s).run()
+        return socket
+
+    async def _admit(self, request: web.Request) -> tuple[web.WebSocketResponse, Grant]:
+        """The opened socket of a client that may come in. Raises Refused."""
         self.guard.check_origin(request)
         self.guard.check_rate(request)
         grant = self.guard.grant(request)
@@ -145,9 +161,7 @@ class Server:
             heartbeat=self.settings.heartbeat_s, max_msg_size=self.settings.max_message_bytes
         )
         await socket.prepare(request)
-        client = LiveClient(self.registry, socket, request.remote or "", grant.max_session_s)
-        await client.run()
-        return socket
+        return socket, grant
 
     async def ice_servers(self, request: web.Request) -> web.Response:
         """STUN and TURN servers, the latter with credentials for an hour."""

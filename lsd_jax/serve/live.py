@@ -30,10 +30,9 @@ class LiveClient:
         self,
         registry: Registry,
         socket: web.WebSocketResponse,
-        address: str,
         max_session_s: float | None,
     ):
-        self._registry, self._socket, self._address = registry, socket, address
+        self._registry, self._socket = registry, socket
         self._max_session_s = max_session_s
         self._settings = registry.settings
         self._session: LiveSession | None = None

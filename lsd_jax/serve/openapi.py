@@ -13,6 +13,7 @@ _PATHS = {
     "/metrics": ("get", "Counters and clocks for Prometheus", (200,)),
     "/models": ("get", "The manifest of the model that runs", (200,)),
     "/v1/live": ("get", "A session over a WebSocket; see the message schema", (101, 401, 403)),
+    "/v1/stream": ("get", "A session of Decart's realtime messages", (101, 401, 403)),
     "/v1/ice-servers": ("get", "STUN and TURN servers with credentials", (200, 401, 403)),
     "/v1/client/tokens": ("post", "Mints a short-lived token", (200, 400, 401, 403, 409)),
     "/v1/realtime/quota": ("get", "Sessions allowed, active and free", (200, 401)),
