@@ -116,5 +116,4 @@ def metric(url: str, name: str) -> float:
 
 
 if __name__ == "__main__":
-    started = time.perf_counter()
     sys.exit(main())

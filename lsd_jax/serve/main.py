@@ -32,7 +32,13 @@ async def _serve(settings: Settings, report: str | None) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         site = web.TCPSite(runner, settings.host, settings.port, reuse_address=True)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            where = f"{settings.host}:{settings.port}"
+            raise ValueError(
+                f"cannot listen on {where} ({error.strerror}); try --port 0"
+            ) from error
         host, port = runner.addresses[0][:2]
         shown = "localhost" if settings.loopback else host
         print(f"loading {settings.model}; http://{shown}:{port} is up", flush=True)

@@ -26,6 +26,7 @@ from lsd_jax.serve.settings import Settings
 _log = logging.getLogger("lsd.rtc")
 _CLOCK = Fraction(1, 90_000)
 NEGOTIATION_S = 5.0
+MAX_SECTIONS = 8
 
 
 class NewestTrack(VideoStreamTrack):
@@ -60,6 +61,7 @@ class Peer:
         self._connection, self._answered = self._connect(), False
 
     def _connect(self) -> RTCPeerConnection:
+        self._receiving = False
         connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         connection.on("track", self._on_track)
         connection.on("connectionstatechange", lambda: self._on_state(connection))
@@ -69,6 +71,8 @@ class Peer:
         """The answer to an offer. Raises ValueError, with what to do."""
         if self._answered:
             raise ValueError("this session has answered an offer already; open another session")
+        if sdp.count("\nm=") > MAX_SECTIONS:
+            raise ValueError(f"the offer has more than {MAX_SECTIONS} media sections; send one")
         self._answered = True
         try:
             async with asyncio.timeout(NEGOTIATION_S):
@@ -118,7 +122,8 @@ class Peer:
         await _close(self._connection)
 
     def _on_track(self, track: Any) -> None:
-        if track.kind == "video":
+        if track.kind == "video" and not self._receiving:  # the first; a session has one camera
+            self._receiving = True
             task = asyncio.create_task(self._receive(track))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -11,7 +11,8 @@
 5. Chrome starts at 300 kb/s and sends small pictures for long. `answer_sdp` asks for more.
 6. One empty datagram from anyone closes a session. Here only the peer's datagrams pass.
 
-Besides, sent video asks receivers for no playout delay.
+Besides, sent video asks receivers for no playout delay, and pictures of more than `MAX_PIXELS` are
+not decoded.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ import aiortc.jitterbuffer
 import aiortc.rtcrtpreceiver
 import aiortc.rtp
 import av
-from aiortc.codecs.h264 import H264Encoder
+from aiortc.codecs.h264 import H264Decoder, H264Encoder
+from aiortc.codecs.vpx import Vp8Decoder
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
 from aiortc.rtcrtpparameters import RTCRtpHeaderExtensionParameters
 from av.video.frame import PictureType
@@ -42,6 +44,8 @@ VERSION = "1.16"
 PLAYOUT_DELAY = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
 H264_BPS, VP8_BPS = (300_000, 2_000_000, 8_000_000), (250_000, 1_200_000, 5_000_000)
 """Least, first and most bits per second of a sender."""
+MAX_PIXELS = 3840 * 2160
+"""Of a picture in: a stranger's codec could ask for half a gigabyte a picture."""
 
 _installed = False
 
@@ -58,6 +62,8 @@ def install() -> None:
     _replace(JitterBuffer, _remove_frame=_frame_at_marker)
     _replace(aiortc.rtcrtpreceiver.RemoteStreamTrack, __init__=_init_track)
     _replace(H264Encoder, _encode_frame=_encode_h264)
+    _replace(H264Decoder, __init__=_init_decoder(H264Decoder))
+    _replace(Vp8Decoder, __init__=_init_decoder(Vp8Decoder))
     _replace(aioice.ice.StunProtocol, datagram_received=_guarded_datagram)
     for module, (least, first, most) in (
         (aiortc.codecs.h264, H264_BPS),
@@ -123,6 +129,16 @@ def _init_track(self: Any, kind: str, id: str | None = None) -> None:
     _init_unbounded_track(self, kind, id)
     if kind == "video":
         self._queue = NewestQueue()
+
+
+def _init_decoder(decoder: Any) -> Any:
+    unbounded = decoder.__init__
+
+    def init(self: Any) -> None:
+        unbounded(self)
+        self.codec.options = {"max_pixels": str(MAX_PIXELS)}
+
+    return init
 
 
 def _encode_h264(self: Any, frame: av.VideoFrame, force_keyframe: bool) -> Iterator[bytes]:

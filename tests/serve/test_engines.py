@@ -143,6 +143,16 @@ def test_the_command_serves_drains_and_ends(tmp_path):
         process.communicate()
 
 
+def test_a_port_that_is_taken_is_told(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", "lsd_jax.live.drive:DriveModel", "--port", str(port)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "--port 0" in error and "\n" not in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -72,7 +72,10 @@ def test_pictures_go_there_and_back(codec):
     scenario(run())
 
 
-@pytest.mark.parametrize("sdp", ["", "nonsense", "v=0\r\n", "v=0\r\nm=video 9 X 96\r\n"])
+@pytest.mark.parametrize(
+    "sdp",
+    ["", "v=0\r\n" + "m=video 9 X 96\r\n" * 99, "nonsense", "v=0\r\n", "v=0\r\nm=video 9 X 96\r\n"],
+)
 def test_an_offer_that_is_none_is_refused(sdp):
     async def run():
         async with serving(config=SIZE) as server, connected(server) as client:

@@ -4,11 +4,12 @@ import asyncio
 
 import aioice.ice
 import aiortc
+import av
 import numpy as np
 import pytest
 from aiortc.codecs.h264 import H264Encoder
 from aiortc.codecs.vpx import Vp8Encoder
-from aiortc.jitterbuffer import JitterBuffer
+from aiortc.jitterbuffer import JitterBuffer, JitterFrame
 from aiortc.rtcrtpparameters import RTCRtpHeaderExtensionParameters, RTCRtpSendParameters
 from aiortc.rtp import HeaderExtensions, HeaderExtensionsMap, RtpPacket, unpack_header_extensions
 from av import VideoFrame
@@ -106,6 +107,26 @@ def test_encoders_are_quick_and_generous():
     h264.target_bitrate = 1_000_000
     h264.encode(picture)
     assert h264.codec is not first
+
+
+@pytest.mark.parametrize("codec", ["H264", "VP8"])
+def test_pictures_that_are_too_large_are_not_decoded(codec, monkeypatch):
+    encoder, decoder = {
+        "H264": (H264Encoder, aiortc.codecs.h264.H264Decoder),
+        "VP8": (Vp8Encoder, aiortc.codecs.vpx.Vp8Decoder),
+    }[codec]
+    picture = VideoFrame(640, 360, "yuv420p")
+    picture.pts, picture.time_base = 0, rtc_compat.fractions.Fraction(1, 90_000)
+    payloads, _ = encoder().encode(picture, force_keyframe=True)
+    depayload = {
+        "H264": aiortc.codecs.h264.h264_depayload,
+        "VP8": aiortc.codecs.vpx.vp8_depayload,
+    }[codec]
+    data = JitterFrame(b"".join(map(depayload, payloads)), 0)
+    assert len(decoder().decode(data)) == 1
+    monkeypatch.setattr(rtc_compat, "MAX_PIXELS", 100_000)
+    with pytest.raises(av.FFmpegError):
+        decoder().decode(data)
 
 
 def test_the_answer_asks_chrome_for_a_picture_of_full_size():
