@@ -10,7 +10,9 @@ import random
 import resource
 import socket
 import time
+import urllib.error
 import urllib.request
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -59,6 +61,17 @@ class Client:
                 return True
             if message.type is not aiohttp.WSMsgType.TEXT:
                 return False
+
+
+@asynccontextmanager
+async def entered(http: aiohttp.ClientSession, url: str, **start: str):
+    """The socket of a started session, as soon as a slot is free."""
+    async with http.ws_connect(f"{url}/v1/live") as door:
+        await door.send_json({"type": "start", "wait": True, **start})
+        while (told := json.loads((await door.receive()).data))["type"] != "started":
+            if told["type"] != "queue_position":
+                raise RuntimeError(f"no slot: {told}")
+        yield door
 
 
 def picture(width: int, height: int) -> bytes:
@@ -148,9 +161,12 @@ async def overload(url: str, sessions: int, width: int, height: int, seconds: fl
     }
 
 
-async def fuzz(url: str, pid: int, scale: float, width: int, height: int) -> dict:
+async def fuzz(
+    url: str, pid: int, scale: float, width: int, height: int, pause_s: float = 0.51
+) -> dict:
     """Junk of four kinds beside a session that must lose no picture. At scale 1: 10,000 SDPs,
-    100,000 messages, 1,000,000 datagrams, 10,000 images."""
+    100,000 messages, 1,000,000 datagrams, 10,000 images. `pause_s` is between two sockets, of which
+    a server admits two a second from one address."""
     rng = random.Random(0)
     counts = {"sdp": 10_000, "json": 100_000, "datagrams": 1_000_000, "images": 10_000}
     counts = {name: max(1, int(count * scale)) for name, count in counts.items()}
@@ -166,9 +182,9 @@ async def fuzz(url: str, pid: int, scale: float, width: int, height: int) -> dic
 
         standing = asyncio.create_task(bystander())
         found = {
-            "json": await _fuzz_json(http, url, rng, counts["json"]),
+            "json": await _fuzz_json(http, url, rng, counts["json"], pause_s),
             "images": await _fuzz_images(http, url, rng, counts["images"], data),
-            "sdp": await _fuzz_sdp(http, url, rng, counts["sdp"]),
+            "sdp": await _fuzz_sdp(http, url, rng, counts["sdp"], pause_s),
             "datagrams": await _fuzz_datagrams(http, url, pid, rng, counts["datagrams"]),
         }
         done.set()
@@ -193,7 +209,9 @@ async def _engine_starts(url: str) -> int:
     return await asyncio.to_thread(ask)
 
 
-async def _fuzz_json(http: aiohttp.ClientSession, url: str, rng: random.Random, count: int) -> dict:
+async def _fuzz_json(
+    http: aiohttp.ClientSession, url: str, rng: random.Random, count: int, pause_s: float
+) -> dict:
     """Mutated messages; a client that is closed for one comes back. Counts answers by code."""
     seeds = [
         '{"type":"input","id":1,"name":"set_prompt","args":{"prompt":"x"}}',
@@ -204,9 +222,7 @@ async def _fuzz_json(http: aiohttp.ClientSession, url: str, rng: random.Random, 
     codes: dict[str, int] = {}
     sent = 0
     while sent < count:
-        async with http.ws_connect(f"{url}/v1/live") as door:
-            await door.send_json({"type": "start"})
-            await door.receive()
+        async with entered(http, url) as door:
             while sent < count and not door.closed:
                 sent += 1
                 await door.send_str(mutate(rng, rng.choice(seeds)))
@@ -219,7 +235,7 @@ async def _fuzz_json(http: aiohttp.ClientSession, url: str, rng: random.Random, 
                     told = json.loads(message.data)
                     code = told.get("code", told["type"])
                     codes[code] = codes.get(code, 0) + 1
-        await asyncio.sleep(0.51)  # the door admits two a second from one address
+        await asyncio.sleep(pause_s)
     return codes
 
 
@@ -235,9 +251,7 @@ def mutate(rng: random.Random, text: str) -> str:
 async def _fuzz_images(
     http: aiohttp.ClientSession, url: str, rng: random.Random, count: int, data: bytes
 ) -> dict:
-    async with http.ws_connect(f"{url}/v1/live") as door:
-        await door.send_json({"type": "start"})
-        await door.receive()
+    async with entered(http, url) as door:
         for n in range(count):
             broken = bytearray(data[: rng.randrange(len(data))] if n % 2 else data)
             for _ in range(rng.randint(1, 20)):
@@ -271,14 +285,14 @@ a=rtpmap:96 VP8/90000\r
 """
 
 
-async def _fuzz_sdp(http: aiohttp.ClientSession, url: str, rng: random.Random, count: int) -> dict:
+async def _fuzz_sdp(
+    http: aiohttp.ClientSession, url: str, rng: random.Random, count: int, pause_s: float
+) -> dict:
     """Mutated offers; each is answered or refused. One that is answered ends the connection."""
     codes: dict[str, int] = {}
     sent = 0
     while sent < count:
-        async with http.ws_connect(f"{url}/v1/live") as door:
-            await door.send_json({"type": "start", "media": "webrtc"})
-            await door.receive()
+        async with entered(http, url, media="webrtc") as door:
             while sent < count:
                 sent += 1
                 await door.send_json({"type": "offer", "sdp": mutate(rng, SDP)})
@@ -286,7 +300,7 @@ async def _fuzz_sdp(http: aiohttp.ClientSession, url: str, rng: random.Random, c
                 codes[code] = codes.get(code, 0) + 1
                 if code != "bad_offer":
                     break
-        await asyncio.sleep(0.51)
+        await asyncio.sleep(pause_s)
     return codes
 
 
@@ -313,8 +327,7 @@ async def _fuzz_datagrams(
     http: aiohttp.ClientSession, url: str, pid: int, rng: random.Random, count: int
 ) -> dict:
     """Junk from a stranger to the UDP ports of a WebRTC session, whose frames are counted."""
-    async with http.ws_connect(f"{url}/v1/live") as door:
-        await door.send_json({"type": "start", "media": "webrtc"})
+    async with entered(http, url, media="webrtc") as door:
         connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         connection.addTransceiver(Pictures(), "sendrecv")
         arrived: asyncio.Future = asyncio.get_running_loop().create_future()

@@ -70,10 +70,10 @@ class DecartClient:
             opening.cancel()
             for task in self._tasks:
                 task.cancel()
+            if self._session:  # first: a half-open connection takes seconds to close
+                await self._session.end("client_left")
             if self._peer:
                 await self._peer.close()
-            if self._session:
-                await self._session.end("client_left")
 
     async def _listen(self, session: LiveSession, peer: Peer) -> None:
         async for message in self._socket:

@@ -60,10 +60,10 @@ class LiveClient:
         finally:
             for task in self._tasks:
                 task.cancel()
+            if self._session:  # first: a half-open connection takes seconds to close
+                await self._session.end("client_left")
             if self._peer:
                 await self._peer.close()
-            if self._session:
-                await self._session.end("client_left")
 
     async def send(self, message: dict[str, Any]) -> None:
         """Sends a JSON message, if the client is still there."""

@@ -26,6 +26,7 @@ from lsd_jax.serve.settings import Settings
 _log = logging.getLogger("lsd.rtc")
 _CLOCK = Fraction(1, 90_000)
 NEGOTIATION_S = 5.0
+CONNECTION_S = 20.0
 MAX_SECTIONS = 8
 
 
@@ -73,6 +74,9 @@ class Peer:
             raise ValueError("this session has answered an offer already; open another session")
         if sdp.count("\nm=") > MAX_SECTIONS:
             raise ValueError(f"the offer has more than {MAX_SECTIONS} media sections; send one")
+        for line in ("a=fingerprint:", "a=ice-ufrag:", "a=ice-pwd:"):
+            if line not in sdp:
+                raise ValueError(f"the offer has no {line[:-1]}; send a browser's")
         self._answered = True
         try:
             async with asyncio.timeout(NEGOTIATION_S):
@@ -88,7 +92,13 @@ class Peer:
             raise ValueError(
                 f"the offer was not understood ({reason}); send a browser's"
             ) from error
+        self._spawn(self._expect_connection(self._connection))
         return rtc_compat.answer_sdp(self._connection.localDescription.sdp)
+
+    async def _expect_connection(self, connection: RTCPeerConnection) -> None:
+        await asyncio.sleep(CONNECTION_S)
+        if connection.connectionState != "connected":
+            await self._session.end("connection_timeout")
 
     def _send_video(self) -> None:
         """Sends our pictures on the first video section that would receive them."""
@@ -124,9 +134,7 @@ class Peer:
     def _on_track(self, track: Any) -> None:
         if track.kind == "video" and not self._receiving:  # the first; a session has one camera
             self._receiving = True
-            task = asyncio.create_task(self._receive(track))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._receive(track))
 
     async def _receive(self, track: Any) -> None:
         while True:
@@ -139,9 +147,12 @@ class Peer:
     def _on_state(self, connection: RTCPeerConnection) -> None:
         state, ours = connection.connectionState, connection is self._connection
         if ours and state in ("failed", "closed") and not self._session.ended.done():
-            task = asyncio.create_task(self._session.end(f"connection_{state}"))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._session.end(f"connection_{state}"))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 async def _close(connection: RTCPeerConnection) -> None:
