@@ -76,8 +76,7 @@ class Server:
             self.guard.check_host(request)
             response = await handler(request)
         except Refused as refused:
-            unauthorized = "api key" in str(refused) or str(refused).startswith("401")
-            return problem(401 if unauthorized else 403, "refused", str(refused))
+            return problem(refused.status, "refused", str(refused))
         except web.HTTPException as error:
             return problem(error.status, "http", error.reason)
         if not response.prepared:

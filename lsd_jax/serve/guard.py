@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from lsd_jax.serve.settings import LOOPBACK_NAMES, Settings
-from lsd_jax.serve.tokens import Grant, Refused, read
+from lsd_jax.serve.tokens import Grant, Refused, TooOften, Unauthorized, read
 
 ADDRESSES = 10_000
 """Of which a rate is remembered; beyond, that of the one seen longest ago is forgotten."""
@@ -58,7 +58,7 @@ class Guard:
             )
 
     def grant(self, request: web.Request) -> Grant:
-        """What the request's token grants. Raises Refused."""
+        """What the request's token grants. Raises Unauthorized."""
         key = self._settings.api_key
         if not key:
             return Grant()
@@ -69,11 +69,11 @@ class Guard:
             else request.headers.get("X-API-Key") or request.query.get("api_key", "")
         )
         if not token:
-            raise Refused("401 unauthorized: give an API key or a token")
+            raise Unauthorized("unauthorized: give an API key or a token")
         return read(key, token)
 
     def check_rate(self, request: web.Request) -> None:
-        """Raises Refused where an address opens sessions or mints tokens too often."""
+        """Raises TooOften where an address opens sessions or mints tokens too often."""
         address = request.remote or ""
         per_minute = self._settings.opens_per_minute
         bucket = self._buckets.setdefault(address, Bucket(per_minute / 60, per_minute))
@@ -81,4 +81,4 @@ class Guard:
         if len(self._buckets) > ADDRESSES:
             self._buckets.popitem(last=False)
         if not bucket.take():
-            raise Refused(f"more than {per_minute} requests a minute; slow down")
+            raise TooOften(f"more than {per_minute} requests a minute; slow down")

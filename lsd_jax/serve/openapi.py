@@ -12,15 +12,16 @@ _PATHS = {
     "/readyz": ("get", "Loaded, compiled, a slot free", (200, 503)),
     "/metrics": ("get", "Counters and clocks for Prometheus", (200,)),
     "/models": ("get", "The manifest of the model that runs", (200,)),
-    "/v1/live": ("get", "A session over a WebSocket; see the message schema", (101, 401, 403)),
-    "/v1/stream": ("get", "A session of Decart's realtime messages", (101, 401, 403)),
+    "/v1/live": ("get", "A session over a WebSocket; see LiveMessage", (101, 401, 403, 429)),
+    "/v1/stream": ("get", "A session of Decart's realtime messages", (101, 401, 403, 429)),
     "/v1/ice-servers": ("get", "STUN and TURN servers with credentials", (200, 401, 403)),
-    "/v1/client/tokens": ("post", "Mints a short-lived token", (200, 400, 401, 403, 409)),
+    "/v1/client/tokens": ("post", "Mints a short-lived token", (200, 400, 401, 403, 409, 429)),
     "/v1/realtime/quota": ("get", "Sessions allowed, active and free", (200, 401)),
 }
 _MEANING = {
     101: "Switched to WebSocket", 200: "OK", 400: "Bad request", 401: "No valid key or token",
-    403: "Not allowed", 409: "The server asks for no tokens", 503: "Not ready, or full",
+    403: "Not allowed", 409: "The server asks for no tokens", 429: "Too often",
+    503: "Not ready, or full",
 }  # fmt: skip
 
 

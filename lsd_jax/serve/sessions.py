@@ -67,7 +67,8 @@ class LiveSession:
         self.report: dict[str, Any] = {}
         self.frames_in = self.frames_out = 0
         self._ages_ms: deque[float] = deque(maxlen=128)
-        self.paused = False
+        self._unpaused = asyncio.Event()
+        self._unpaused.set()
         self._inputs: dict[str, Any] = {one["name"]: one for one in self.manifest["video_inputs"]}
         self._boxes: dict[str, Mailbox[Picture]] = {name: Mailbox() for name in self._inputs}
         self._wanted = {name: asyncio.Event() for name in self._inputs}
@@ -110,12 +111,15 @@ class LiveSession:
     async def pause(self) -> None:
         """Takes no pictures until `resume`."""
         await self._ask({"type": "pause"})
-        self.paused = True
+        self._unpaused.clear()
 
     async def resume(self) -> None:
-        """Goes on after `pause`."""
+        """Goes on after `pause`, with pictures that come from now on."""
         await self._ask({"type": "resume"})
-        self.paused = False
+        for name, box in self._boxes.items():
+            if box.take_nowait() is not None:
+                self.on_taken(name)
+        self._unpaused.set()
 
     async def snapshot(self) -> bytes:
         """The stream's whole state. Raises InputError."""
@@ -195,6 +199,7 @@ class LiveSession:
         size = self._inputs[name]["width"], self._inputs[name]["height"]
         while True:
             await wanted.wait()
+            await self._unpaused.wait()
             picture = await box.take()
             self.on_taken(name)
             started = time.perf_counter()

@@ -15,7 +15,21 @@ LONGEST_S = 3600
 
 
 class Refused(PermissionError):
-    """A client may not do what it asked for; the message says why."""
+    """A client may not do what it asked for; the message says why, `status` is HTTP's."""
+
+    status = 403
+
+
+class Unauthorized(Refused):
+    """No key or token, or none that is valid."""
+
+    status = 401
+
+
+class TooOften(Refused):
+    """More requests than are allowed in a while."""
+
+    status = 429
 
 
 @dataclass(frozen=True)
@@ -59,9 +73,9 @@ def read(key: str, token: str) -> Grant:
         )
         return Grant(tuple(claims["models"]), tuple(claims["origins"]), claims["max_session_s"])
     except jwt.ExpiredSignatureError:
-        raise Refused("the token has expired; ask for another") from None
+        raise Unauthorized("the token has expired; ask for another") from None
     except (jwt.InvalidTokenError, KeyError, TypeError):
-        raise Refused("invalid api key; give the server's, or a token of it") from None
+        raise Unauthorized("invalid api key; give the server's, or a token of it") from None
 
 
 def _signing(key: str) -> bytes:

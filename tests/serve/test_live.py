@@ -73,6 +73,8 @@ def test_a_pause_stops_the_pictures(smooth):
             await asyncio.sleep(0.3)
             assert (await client.ask("resume"))["ok"]
             assert len(client.pictures) == 1
+            wants = [m for m in client.messages if m["type"] == "want"]
+            assert len(wants) <= 2  # while paused, nothing is asked for again and again
             assert (await client.show(smooth))[0] == 2
 
     scenario(run())
