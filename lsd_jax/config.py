@@ -241,13 +241,6 @@ class Config:
     shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
 
-    def __post_init__(self):
-        _require(
-            self.train.old_frames <= self.model.memory,
-            f"train.old_frames={self.train.old_frames} need as many slots; "
-            f"model.memory is {self.model.memory}",
-        )
-
 
 SECTIONS = {
     "model": ModelConfig,
