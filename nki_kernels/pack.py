@@ -1,0 +1,129 @@
+"""From the seam's arrays to the kernel's: weights once at load, the small rest in every call."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lsd_jax.types import KVBuffer, Rope, StackWeights
+from nki_kernels.plan import KINDS, LANE, Shapes
+
+
+def shapes_of(x, weights: StackWeights, kv: KVBuffer, ranks: int = 1, **limits) -> Shapes:
+    """The sizes of a call of the seam. Raises NotImplementedError for what the kernel cannot do."""
+    sessions, tokens, dim = x.shape
+    layers, _, _, heads, head_dim = weights.qkv.shape
+    mlp = weights.up.shape[2]
+    if heads % ranks or mlp % (ranks * LANE):
+        fits = [n for n in range(1, heads + 1) if heads % n == 0 and mlp % (n * LANE) == 0]
+        nearest = min(fits, key=lambda n: abs(n - ranks), default=1)
+        raise NotImplementedError(
+            f"{heads} heads and mlp={mlp} do not split over {ranks} ranks; use {nearest}"
+        )
+    slots = kv.age.shape[1]
+    ageless = kv.k.shape[2] - slots * tokens
+    shapes = Shapes(
+        layers, sessions, tokens, dim, heads // ranks, mlp // ranks, ageless, slots, weights.age_k.shape[1], weights.qkv.dtype.itemsize, ranks, **limits,
+    )  # fmt: skip
+    shapes.check(head_dim)
+    _ = shapes.buffering
+    return shapes
+
+
+def pack_weights(weights: StackWeights, shapes: Shapes) -> Array:
+    """All matrices as `[ranks, L, blocks, 128, block]`: see `plan.Shapes` for what a block holds.
+
+    Input feature f of a matrix stands at partition f % 128 of depth f // 128.
+    """
+    heads, mlp = shapes.heads, shapes.mlp
+    ranks = []
+    for r in range(shapes.ranks):
+        own, inner = slice(r * heads, (r + 1) * heads), slice(r * mlp, (r + 1) * mlp)
+        q, k, v = (weights.qkv[:, :, i, own] for i in range(3))
+        flat = {"q": q, "k": k, "v": v, "out": weights.out[:, own], "up": weights.up[:, :, inner],
+                "down": weights.down[:, inner]}  # fmt: skip
+        ranks.append(jnp.concatenate([_blocks(flat[n], n, shapes) for n in KINDS], axis=1))
+    return jnp.stack(ranks)
+
+
+def _blocks(matrix: Array, kind: str, shapes: Shapes) -> Array:
+    layers, depth, outputs = matrix.shape[0], shapes.depth[kind], shapes.outputs[kind]
+    tiled = matrix.reshape(layers, depth, LANE, outputs, LANE).transpose(0, 3, 2, 1, 4)
+    tiled = tiled.reshape(layers, outputs, LANE, depth * LANE)  # [L, output, partition, ...]
+    blocks = []
+    for first, count in shapes.tiles_of_block(kind):
+        block = tiled[:, first : first + count].transpose(0, 2, 1, 3)
+        block = block.reshape(layers, LANE, count * depth * LANE)
+        blocks.append(jnp.pad(block, ((0, 0), (0, 0), (0, shapes.block - block.shape[2]))))
+    return jnp.stack(blocks, axis=1)
+
+
+def pack_call(
+    x: Array, weights: StackWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope,
+    shapes: Shapes, rank: int = 0,
+) -> tuple[Array, ...]:  # fmt: skip
+    """The kernel's arguments but for the packed weights, for one rank; see `denoise_stack.body`."""
+    dtype = weights.qkv.dtype
+    layers, sessions = shapes.layers, shapes.sessions
+    own = slice(rank * shapes.heads, (rank + 1) * shapes.heads)
+    across = shapes.dim // LANE
+    width = shapes.heads * LANE
+
+    def rows(buffer: Array) -> Array:
+        return buffer[:, :, :, own].reshape(layers, sessions, shapes.keys, width).astype(dtype)
+
+    def ages(table: Array) -> Array:
+        return table[:, :, own].reshape(layers, shapes.ages, width).astype(dtype)
+
+    age = jnp.clip(kv.age, 0, shapes.ages - 1)
+    onehot = (age[:, None, :] == jnp.arange(shapes.ages)[:, None]).astype(dtype)  # [B, A, S]
+    mod = modulation.astype(jnp.float32).at[:, :, jnp.array([1, 4])].add(1.0)
+    mod = mod.reshape(layers, -1, 6, across, LANE).transpose(0, 1, 4, 2, 3)
+    scales = jnp.stack([weights.q_scale, weights.k_scale], axis=-1).astype(jnp.float32)
+    turns = [jnp.concatenate([t, t], axis=1).T.astype(dtype) for t in (rope.cos, rope.sin)]
+    return (
+        features_first(x),
+        rows(kv.k),
+        rows(kv.v),
+        _bias_of_pieces(bias, shapes),
+        jnp.broadcast_to(onehot[..., None], (*onehot.shape, LANE)),
+        ages(weights.age_k),
+        ages(weights.age_v),
+        scales,
+        mod,
+        jnp.stack(turns),
+        jnp.asarray(rotation(), dtype),
+    )
+
+
+def features_first(x: Array) -> Array:
+    """`[B, T, D]` as `[B, 128, D / 128, T]` float32."""
+    sessions, tokens, dim = x.shape
+    split = x.astype(jnp.float32).reshape(sessions, tokens, dim // LANE, LANE)
+    return split.transpose(0, 3, 2, 1)
+
+
+def tokens_first(x: Array) -> Array:
+    """The inverse of `features_first`, in float32."""
+    sessions, _, across, tokens = x.shape
+    return x.transpose(0, 3, 2, 1).reshape(sessions, tokens, across * LANE)
+
+
+def rotation() -> np.ndarray:
+    """The stationary matrix that takes a head's (low, high) halves to (-high, low)."""
+    half = LANE // 2
+    matrix = np.zeros((LANE, LANE), np.float32)
+    matrix[half + np.arange(half), np.arange(half)] = -1
+    matrix[np.arange(half), half + np.arange(half)] = 1
+    return matrix
+
+
+def _bias_of_pieces(bias: Array, shapes: Shapes) -> Array:
+    if not shapes.buffer_pieces:
+        return jnp.zeros((shapes.sessions, LANE, 1), jnp.float32)
+    columns = [
+        jnp.pad(bias[:, p.start : p.start + p.count], ((0, 0), (0, LANE - p.count)))
+        for p in shapes.buffer_pieces
+    ]
+    return jnp.stack(columns, axis=-1).astype(jnp.float32)
