@@ -24,8 +24,19 @@ def shapes_of(x, weights: StackWeights, kv: KVBuffer, ranks: int = 1, **limits) 
     slots = kv.age.shape[1]
     ageless = kv.k.shape[2] - slots * tokens
     shapes = Shapes(
-        layers, sessions, tokens, dim, heads // ranks, mlp // ranks, ageless, slots, weights.age_k.shape[1], weights.qkv.dtype.itemsize, ranks, **limits,
-    )  # fmt: skip
+        layers=layers,
+        sessions=sessions,
+        tokens=tokens,
+        dim=dim,
+        heads=heads // ranks,
+        mlp=mlp // ranks,
+        ageless=ageless,
+        slots=slots,
+        ages=weights.age_k.shape[1],
+        itemsize=weights.qkv.dtype.itemsize,
+        ranks=ranks,
+        **limits,
+    )
     shapes.check(head_dim)
     _ = shapes.buffering
     return shapes

@@ -62,6 +62,7 @@ def model_call(config: ModelConfig, ages, dtype=jnp.float32, seed=0, pinned=0.7)
         v=normals(*shape),
         pinned=jnp.asarray(rng.random((b, config.pinned)) < pinned),
         age=jnp.asarray(ages, jnp.int32),
+        memory=jnp.asarray(rng.integers(-1, 2, (b, config.memory)), jnp.int32),
     )
     x = normals(b, config.tokens, dim)
     weights, kv = jax.tree.map(
@@ -107,7 +108,7 @@ SMALLER = dataclasses.replace(TINY, layers=2, mlp=512)
         (SMALLER, [[1, 2, 3]]),
         (SMALLER, [[3, 1, 2]]),  # the ring has wrapped around
         (dataclasses.replace(SMALLER, sinks=1), [[0, -1, 2, 1], [0, 3, -1, -1]]),  # two sessions
-        (dataclasses.replace(SMALLER, height=48, width=80, heads=3, head_width=128), [[2, -1, 1]]),
+        (dataclasses.replace(SMALLER, height=32, width=96, heads=3, head_width=128), [[2, -1, 1]]),
         (dataclasses.replace(SMALLER, height=384, width=368, layers=1), [[1, 2, -1]]),  # 552 tokens
     ],
 )
@@ -165,7 +166,7 @@ def test_equals_its_own_reference():
 def test_a_buffer_of_pinned_tokens_alone():
     x, weights, kv, _, modulation, rope = model_call(SMALLER, [[1, 2, 3]])
     pinned = kv.pinned.shape[1]
-    alone = KVBuffer(kv.k[:, :, :pinned], kv.v[:, :, :pinned], kv.pinned, kv.age[:, :0])
+    alone = KVBuffer(kv.k[:, :, :pinned], kv.v[:, :, :pinned], kv.pinned, kv.age[:, :0], kv.memory[:, :0])
     call = (x, weights, alone, ring.bias(alone), modulation, rope)
     ours, _, _ = simulated(call)
     for a, b in zip(ours, seam(*call), strict=True):
