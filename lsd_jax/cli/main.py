@@ -15,6 +15,7 @@ COMMANDS = {
     "prune": "a checkpoint with fewer layers, heads and channels, or with 2:4 sparsity",
     "quantize": "a checkpoint with eight-bit weights, and what that costs",
     "info": "parameters, tokens, FLOPs and bytes of a config",
+    "bench": "cycles of the blocks on a chip, measured, compiled or modelled",
 }
 
 EXAMPLES = {
@@ -25,6 +26,7 @@ EXAMPLES = {
     "prune": "lsd prune checkpoints/tiny --keep mlp=768,layers=5 -o pruned",
     "quantize": "lsd quantize checkpoints/tiny --format int8 -o tiny-int8",
     "info": "lsd info tiny --set model.layers=12",
+    "bench": "lsd bench stack --chip v6e",
 }
 
 

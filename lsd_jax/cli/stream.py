@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--checkpoint", help="default: the shipped checkpoints/tiny")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--backend", help="who computes the blocks, such as xla or pallas; default: the best here"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,9 +55,10 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.reports import write_json
     from lsd_jax.session import Session, play
 
+    overrides = [*args.set, f"stream.backend={args.backend}"] if args.backend else args.set
     waiting = Console(stderr=True).status("loading and compiling")
     with waiting:
-        model, config = load_model(args.checkpoint, args.set)
+        model, config = load_model(args.checkpoint, overrides)
     height, width = config.model.height, config.model.width
     reference = load_picture(args.reference, height, width) if args.reference else None
     mask = resize(read_image(args.mask), height, width)[..., 0] if args.mask else None

@@ -12,9 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lsd_jax.layers import modulate, rms_norm, rotate
+from lsd_jax.ops.dispatch import Backend, op
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 
 
+@op(
+    Backend("pallas", "pallas_kernels.tpu.denoise_stack:denoise_stack"),
+    Backend("pallas-interpret", "pallas_kernels.tpu.denoise_stack:interpreted", automatic=False),
+)
 def denoise_stack(
     x: Float[Array, "b t d"],
     weights: StackWeights,

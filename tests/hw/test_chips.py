@@ -83,3 +83,12 @@ def test_a_bad_file_is_refused():
     lacking = {**GOOD, "numbers": {"clock": {"value": 1}}}
     with pytest.raises(ValueError, match="lacks kind, source, unit"):
         chips.parse("x", lacking)
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5p", "v6e", "tpu7x"])
+def test_the_matrix_units_of_a_tpu_reach_their_published_flops(name):
+    chip = chips.load(name)
+    assert 2 * chip["macs_bf16"] * chip["clock"] == pytest.approx(chip["flops_bf16"], rel=1e-3)
+    assert 0.9e9 < chip["clock"] < 2.5e9
+    rows = chip["macs_bf16"] / (chip["mxus"] * chip["mxu_width"] ** 2)
+    assert rows == {128: 1, 256: 2}[chip["mxu_width"]]
