@@ -15,12 +15,8 @@ def shapes_of(x, weights: StackWeights, kv: KVBuffer, ranks: int = 1, **limits) 
     sessions, tokens, dim = x.shape
     layers, _, _, heads, head_dim = weights.qkv.shape
     mlp = weights.up.shape[2]
-    if heads % ranks or mlp % (ranks * LANE):
-        fits = [n for n in range(1, heads + 1) if heads % n == 0 and mlp % (n * LANE) == 0]
-        nearest = min(fits, key=lambda n: abs(n - ranks), default=1)
-        raise NotImplementedError(
-            f"{heads} heads and mlp={mlp} do not split over {ranks} ranks; use {nearest}"
-        )
+    if not 1 <= ranks <= heads:
+        raise NotImplementedError(f"{heads} heads do not share {ranks} ranks; use at most {heads}")
     slots = kv.age.shape[1]
     ageless = kv.k.shape[2] - slots * tokens
     shapes = Shapes(
@@ -28,8 +24,8 @@ def shapes_of(x, weights: StackWeights, kv: KVBuffer, ranks: int = 1, **limits) 
         sessions=sessions,
         tokens=tokens,
         dim=dim,
-        heads=heads // ranks,
-        mlp=mlp // ranks,
+        heads=-(-heads // ranks),
+        mlp=mlp if ranks == 1 else -(-mlp // (ranks * LANE)) * LANE,
         ageless=ageless,
         slots=slots,
         ages=weights.age_k.shape[1],
@@ -45,17 +41,29 @@ def shapes_of(x, weights: StackWeights, kv: KVBuffer, ranks: int = 1, **limits) 
 def pack_weights(weights: StackWeights, shapes: Shapes) -> Array:
     """All matrices as `[ranks, L, blocks, 128, block]`: see `plan.Shapes` for what a block holds.
 
-    Input feature f of a matrix stands at partition f % 128 of depth f // 128.
+    Input feature f of a matrix stands at partition f % 128 of depth f // 128. Where heads or MLP do
+    not split evenly, the last ranks compute with zeros, which add nothing.
     """
     heads, mlp = shapes.heads, shapes.mlp
     ranks = []
     for r in range(shapes.ranks):
         own, inner = slice(r * heads, (r + 1) * heads), slice(r * mlp, (r + 1) * mlp)
-        q, k, v = (weights.qkv[:, :, i, own] for i in range(3))
-        flat = {"q": q, "k": k, "v": v, "out": weights.out[:, own], "up": weights.up[:, :, inner],
-                "down": weights.down[:, inner]}  # fmt: skip
+        qkv = _share(weights.qkv, 3, own)
+        flat = {
+            "q": qkv[:, :, 0], "k": qkv[:, :, 1], "v": qkv[:, :, 2],
+            "out": _share(weights.out, 1, own), "up": _share(weights.up, 2, inner),
+            "down": _share(weights.down, 1, inner),
+        }  # fmt: skip
         ranks.append(jnp.concatenate([_blocks(flat[n], n, shapes) for n in KINDS], axis=1))
     return jnp.stack(ranks)
+
+
+def _share(array: Array, axis: int, own: slice) -> Array:
+    """A slice of an axis, with zeros where it reaches beyond the end."""
+    size = array.shape[axis]
+    taken = jnp.take(array, jnp.arange(min(own.start, size), min(own.stop, size)), axis=axis)
+    missing = (own.stop - own.start) - taken.shape[axis]
+    return jnp.pad(taken, [(0, missing if i == axis else 0) for i in range(array.ndim)])
 
 
 def _blocks(matrix: Array, kind: str, shapes: Shapes) -> Array:
@@ -82,10 +90,10 @@ def pack_call(
     width = shapes.heads * LANE
 
     def rows(buffer: Array) -> Array:
-        return buffer[:, :, :, own].reshape(layers, sessions, shapes.keys, width).astype(dtype)
+        return _share(buffer, 3, own).reshape(layers, sessions, shapes.keys, width).astype(dtype)
 
     def ages(table: Array) -> Array:
-        return table[:, :, own].reshape(layers, shapes.ages, width).astype(dtype)
+        return _share(table, 2, own).reshape(layers, shapes.ages, width).astype(dtype)
 
     age = jnp.clip(kv.age, 0, shapes.ages - 1)
     onehot = (age[:, None, :] == jnp.arange(shapes.ages)[:, None]).astype(dtype)  # [B, A, S]
