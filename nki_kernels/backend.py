@@ -12,7 +12,7 @@ from jaxtyping import Array
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 from nki_kernels import _compat, pack
 from nki_kernels.denoise_stack import make_kernel
-from nki_kernels.plan import Shapes
+from nki_kernels.plan import LANE, Shapes
 
 kernel_of = lru_cache(make_kernel)
 
@@ -31,7 +31,8 @@ def denoise_stack(
             "nki-sim simulates the kernel anywhere"
         )
     _compat.require_real()
-    return _call(x, weights, kv, bias, modulation, rope, _on_device)
+    cores = 2 if jax.devices()[0].device_kind.endswith("d") else 1  # NC_v3d: two act as one
+    return _call(x, weights, kv, bias, modulation, rope, _on_device, cores)
 
 
 def simulated(
@@ -43,20 +44,19 @@ def simulated(
     return _call(x, weights, kv, bias, modulation, rope, _simulate)
 
 
-def _call(x, weights, kv, bias, modulation, rope, execute):
-    shapes = pack.shapes_of(x, weights, kv)
+def _call(x, weights, kv, bias, modulation, rope, execute, cores=1):
+    shapes = pack.shapes_of(x, weights, kv, cores=cores)
     packed = pack.pack_weights(weights, shapes)
     first, *rest = pack.pack_call(x, weights, kv, bias, modulation, rope, shapes)
     out, k, v = execute(shapes, first, packed, *rest)
-    tokens = (shapes.layers, shapes.sessions, shapes.tokens, shapes.heads, k.shape[-1] // shapes.heads)
-    # The seam's other implementations give keys and values in the dtype of x.
-    return pack.tokens_first(out).astype(x.dtype), *(
-        a.reshape(tokens).astype(x.dtype) for a in (k, v)
-    )
+    rows = (shapes.layers, shapes.sessions, shapes.tokens, -1, LANE)
+    heads = kv.k.shape[3]  # cores may have computed more, with zeros
+    k, v = (a.reshape(rows)[..., :heads, :].astype(x.dtype) for a in (k, v))
+    return pack.tokens_first(out).astype(x.dtype), k, v
 
 
 def _on_device(shapes: Shapes, *arguments: Array):
-    return kernel_of(shapes)(*arguments)
+    return kernel_of(shapes)[shapes.cores](*arguments)
 
 
 def _simulate(shapes: Shapes, *arguments: Array):

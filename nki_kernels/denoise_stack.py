@@ -34,6 +34,7 @@ from nki_kernels.attention import attention, fetch_chunk, gather_key_ages
 from nki_kernels.plan import LANE, TOKENS, Shapes
 from nki_kernels.tiles import (
     inverse_rms,
+    make_ring,
     next_block,
     next_of,
     tiles,
@@ -84,7 +85,7 @@ def constants(shapes: Shapes) -> dict:
         "layers": shapes.layers, "sessions": shapes.sessions, "tokens": shapes.tokens,
         "across": shapes.dim // LANE, "dim": shapes.dim, "heads": shapes.heads,
         "width": shapes.heads * LANE, "inner": shapes.mlp // LANE, "slots": shapes.slots,
-        "ages": shapes.ages, "ranks": shapes.ranks, "pieces": pieces, "blocks": blocks,
+        "ages": shapes.ages, "ranks": shapes.ranks, "cores": shapes.cores, "pieces": pieces, "blocks": blocks,
         "block": shapes.block, "columns": min(TOKENS, shapes.tokens),
         "tiles": tuple(shapes.token_tiles),
         "lanes": tuple(tuple(shapes.lanes(0, n)) for _, n in shapes.token_tiles),
@@ -116,20 +117,22 @@ def body(
         s: `constants` of the shapes.
         x: [B, 128, D1, T] float32, residual stream, features on partitions.
         weights: [cores, L, blocks, 128, block] C, packed by `pack.weights`.
-        k_buffer, v_buffer: [L, B, N, W] C, the KV buffer.
+        k_buffer, v_buffer: [L, B, N, cores * W] C, the KV buffer.
         bias: [B, 128, J] float32, added to the logits of each key of each piece.
         onehot: [B, A, S, 128] C, 1 where a slot has that age, repeated 128 times.
-        age_k, age_v: [L, A, W] C.
+        age_k, age_v: [L, A, cores * W] C.
         scales: [L, 128, 2] float32, learned scales of queries and keys.
         modulation: [L, B or 1, 128, 6, D1] float32: shift, 1 + scale, gate, twice.
         rope: [2, 128, T] C, cosines and sines, each half of the head alike.
         rotation: [128, 128] C, stationary of `(low, high) -> (-high, low)`.
 
     Returns:
-        x after the last layer, as it came; k_new, v_new: [L, B, T, W] C.
+        x after the last layer, as it came; k_new, v_new: [L, B, T, cores * W] C.
     """
     out = nl.ndarray(x.shape, dtype=nl.float32, buffer=nl.shared_hbm, name="out")
-    shape = (s["layers"], s["sessions"], s["tokens"], s["width"])
+    shape = (s["layers"], s["sessions"], s["tokens"], s["cores"] * s["width"])
+    core = nl.program_id(0)
+    own = nl.ds(core * s["width"], s["width"])
     k_new = nl.ndarray(shape, dtype=weights.dtype, buffer=nl.shared_hbm, name="k_new")
     v_new = nl.ndarray(shape, dtype=weights.dtype, buffer=nl.shared_hbm, name="v_new")
     c = tiles(s, weights.dtype)
@@ -150,14 +153,15 @@ def body(
             nisa.dma_copy(dst=c["modulation"], src=modulation[layer, m])
             nisa.dma_copy(dst=c["scales"], src=scales[layer])
             if s["slots"] > 0:
-                nisa.dma_copy(dst=c["age_k"], src=age_k[layer])
-                nisa.dma_copy(dst=c["age_v"], src=age_v[layer])
+                nisa.dma_copy(dst=c["age_k"], src=age_k[layer, :, own])
+                nisa.dma_copy(dst=c["age_v"], src=age_v[layer, :, own])
                 gather_key_ages(s, c)
-            c["k_buffer"], c["v_buffer"] = k_buffer[layer, b], v_buffer[layer, b]
+            c["k_buffer"] = k_buffer[layer, b, :, own]
+            c["v_buffer"] = v_buffer[layer, b, :, own]
             for t in range(len(s["tiles"])):
                 normalise(s, c, t, 0)
-                project_keys(s, c, t, k_new[layer, b])
-                project_values(s, c, t, v_new[layer, b])
+                project_keys(s, c, t, k_new[layer, b, :, own])
+                project_values(s, c, t, v_new[layer, b, :, own])
             for t in range(len(s["tiles"])):
                 if len(s["tiles"]) > 1:
                     normalise(s, c, t, 0)
@@ -167,7 +171,8 @@ def body(
                 project_out(s, c, t)
                 normalise(s, c, t, 3)
                 feed_forward(s, c, t)
-        nisa.dma_copy(dst=out[b], src=c["x"])
+        if core == 0:  # both cores of a pair hold the same
+            nisa.dma_copy(dst=out[b], src=c["x"])
     return out, k_new, v_new
 
 
@@ -238,13 +243,15 @@ def finish_head(s, c, t, head, dst, at):
 
 
 def project_queries(s, c, t):
-    """Queries of token tile t."""
+    """Queries of token tile t; its attention takes their place."""
+    c["q"] = nl.ndarray((LANE, s["heads"], s["columns"]), dtype=c["dtype"], name="q")
     project_heads(s, c, t, "q", 0, c["q"], 0)
 
 
 def project_keys(s, c, t, k_new):
     """Keys of token tile t: kept in SBUF for attention, and written out with tokens in rows."""
     start, _ = s["tiles"][t]
+    make_ring(c, "natural", 4, (LANE, s["width"]), c["dtype"])  # tokens on partitions
     project_heads(s, c, t, "k", 1, c["keys"], start)
     per = c["half"] // LANE
     for at, count in s["lanes"][t]:
@@ -267,6 +274,7 @@ def project_keys(s, c, t, k_new):
 def project_values(s, c, t, v_new):
     """Values of token tile t, tokens on partitions: beside their ones in SBUF, and written out."""
     start, _ = s["tiles"][t]
+    make_ring(c, "natural", 4, (LANE, s["width"]), c["dtype"])
     own = [piece for piece in s["own"] if start <= piece[1] < start + s["tiles"][t][1]]
     rows = [next_of(c, "natural") for _ in own]
     for first, count in s["split"]["v"]:
@@ -305,10 +313,6 @@ def add_to_residual(s, c, t, d, partial, gate):
 def project(s, c, t, kind, source, gate):
     """x += gate * (source @ W), features on partitions."""
     columns = s["tiles"][t][1]
-    partials = [
-        nl.ndarray((LANE, s["across"], columns), dtype=c["dtype"], name="partials")
-        for _ in range(1 if s["ranks"] > 1 else 0)
-    ]
     for first, count in s["split"][kind]:
         w = next_block(s, c, kind, count)
         for i in range(count):
@@ -319,26 +323,35 @@ def project(s, c, t, kind, source, gate):
                     accumulate=k > 0,
                 )  # fmt: skip
             if s["ranks"] > 1:
-                nisa.tensor_copy(dst=partials[0][:, first + i], src=bank)
+                nisa.tensor_copy(dst=c["h"][:, first + i, 0:columns], src=bank)
             else:
                 add_to_residual(s, c, t, first + i, bank, gate)
     if s["ranks"] > 1:
-        reduce_partials(s, c, t, partials[0], gate)
+        reduce_partials(s, c, t, gate)
 
 
-def reduce_partials(s, c, t, partials, gate):
-    """Adds up the ranks' shares, by sendrecv between two cores that act as one, else over links."""
+def reduce_partials(s, c, t, gate):
+    """x += gate * the sum of the ranks' shares, which stand in h, as nobody needs it any more.
+
+    Two cores that act as one exchange them by sendrecv; others by an all-reduce in HBM.
+    """
     columns = s["tiles"][t][1]
-    total = nl.ndarray((LANE, s["across"], columns), dtype=c["dtype"], name="total")
-    if nl.num_programs(0) == 2:
+    mine = c["h"][:, :, 0:columns]
+    if s["cores"] == 2:
         other = 1 - nl.program_id(0)
-        nisa.sendrecv(src=partials, dst=total, send_to_rank=other, recv_from_rank=other, pipe_id=0)
-        nisa.tensor_tensor(dst=total, data1=total, data2=partials, op=nl.add)
+        theirs = nl.ndarray((LANE, s["across"], columns), dtype=c["dtype"], name="theirs")
+        nisa.sendrecv(src=mine, dst=theirs, send_to_rank=other, recv_from_rank=other, pipe_id=0)
+        nisa.tensor_tensor(dst=mine, data1=mine, data2=theirs, op=nl.add)
     else:
+        shape = (LANE, s["across"], columns)
+        share = nl.ndarray(shape, dtype=c["dtype"], buffer=nl.hbm, name="share")
+        total = nl.ndarray(shape, dtype=c["dtype"], buffer=nl.hbm, name="total")
+        nisa.dma_copy(dst=share, src=mine)
         group = nccl.ReplicaGroup([list(range(s["ranks"]))])
-        nccl.all_reduce(srcs=[partials], dsts=[total], replica_group=group, op=nl.add)
+        nccl.all_reduce(srcs=[share], dsts=[total], replica_group=group, op=nl.add)
+        nisa.dma_copy(dst=mine, src=total)
     for d in range(s["across"]):
-        add_to_residual(s, c, t, d, total[:, d], gate)
+        add_to_residual(s, c, t, d, mine[:, d], gate)
 
 
 def project_out(s, c, t):

@@ -10,8 +10,11 @@ from lsd_jax.types import KVBuffer, Rope, StackWeights
 from nki_kernels.plan import KINDS, LANE, Shapes
 
 
-def shapes_of(x, weights: StackWeights, kv: KVBuffer, ranks: int = 1, **limits) -> Shapes:
+def shapes_of(
+    x, weights: StackWeights, kv: KVBuffer, ranks: int = 1, cores: int = 1, **limits
+) -> Shapes:
     """The sizes of a call of the seam. Raises NotImplementedError for what the kernel cannot do."""
+    ranks = max(ranks, cores)
     sessions, tokens, dim = x.shape
     layers, _, _, heads, head_dim = weights.qkv.shape
     mlp = weights.up.shape[2]
@@ -31,6 +34,7 @@ def shapes_of(x, weights: StackWeights, kv: KVBuffer, ranks: int = 1, **limits) 
         ages=weights.age_k.shape[1],
         itemsize=weights.qkv.dtype.itemsize,
         ranks=ranks,
+        cores=cores,
         **limits,
     )
     shapes.check(head_dim)
@@ -85,9 +89,9 @@ def pack_call(
     """The kernel's arguments but for the packed weights, for one rank; see `denoise_stack.body`."""
     dtype = weights.qkv.dtype
     layers, sessions = shapes.layers, shapes.sessions
-    own = slice(rank * shapes.heads, (rank + 1) * shapes.heads)
-    across = shapes.dim // LANE
-    width = shapes.heads * LANE
+    heads = shapes.heads * shapes.cores  # two cores that act as one see the heads of both
+    own = slice(rank * heads, (rank + 1) * heads)
+    across, width = shapes.dim // LANE, heads * LANE
 
     def rows(buffer: Array) -> Array:
         return _share(buffer, 3, own).reshape(layers, sessions, shapes.keys, width).astype(dtype)

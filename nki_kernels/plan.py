@@ -35,6 +35,7 @@ class Shapes:
     ages: int
     itemsize: int = 2  # bytes of the compute dtype
     ranks: int = 1  # that share the heads and the MLP
+    cores: int = 1  # 2: the ranks are two cores that act as one (LNC), and share their HBM
     sbuf_bytes: int = 208 * 1024  # a partition
 
     def check(self, head_dim: int) -> None:
@@ -157,27 +158,32 @@ class Shapes:
         size, across = self.itemsize, self.dim // LANE
         columns = min(TOKENS, self.tokens)
         width = self.heads * LANE
-        lanes = -(-self.tokens // LANE) + len(self.token_tiles)
+        lanes = sum(len(self.lanes(*tile)) for tile in self.token_tiles)
+        with_ones = self.heads * (LANE + 1)
         always = (
             4 * across * self.tokens  # residual
             + size * across * columns  # normalised input
-            + size * (self.heads * columns + self.heads * self.tokens)  # queries, keys
-            + size * lanes * self.heads * (LANE + 1)  # values
-            + blocks * size * self.block
-            + 2 * pieces * size * width  # pieces of the buffer as they come
-            + 2 * size * self.tokens  # cosines, sines
-            + (4 * size + 10 * 4) * columns + 4 * size * columns  # temporaries
-            + (4 + 2 + 4) * size * width  # keys and values to write back, age tables and rows
-            + 4 * (12 * across + self.heads * self.slots + len(self.buffer_pieces))
-            + size * (self.slots + 4) * LANE
-            + 2048
-        )  # fmt: skip
+            + size * self.heads * self.tokens  # keys
+            + size * lanes * with_ones  # values
+            + size * blocks * self.block
+            + size * 2 * pieces * width  # pieces of the buffer as they come
+            + size * 2 * self.tokens  # cosines, sines
+            + (8 * size + 8 * 4) * columns  # temporaries
+            + size * (2 + pieces + 1) * width  # age tables, and rows of them
+            + 4 * (6 * across + self.heads * self.slots + len(self.buffer_pieces))
+            + size * (self.slots + 6) * LANE
+            + 1024  # scales and the like
+        )
+        queries = size * self.heads * columns
         attention = (
-            2 * pieces * size * (width + self.heads * (LANE + 1))
-            + 4 * self.heads * 4 * (LANE + 1) + 4 * size * columns
-        )  # fmt: skip
-        partial = 3 * size * across * columns if self.ranks > 1 else 0
-        return always + max(attention, size * (self.mlp // LANE) * columns) + partial
+            2 * size * pieces * (width + with_ones)
+            + 4 * 4 * (with_ones + self.heads)  # results and their sums
+            + 4 * size * columns  # weights of one piece
+        )
+        projection = 2 * 4 * size * width  # keys and values with tokens in rows
+        hidden = size * (self.mlp // LANE) * columns
+        partial = size * across * columns if self.cores > 1 else 0
+        return always + max(queries + attention, projection, queries + partial, hidden + partial)
 
 
 def _cut(start: int, count: int, size: int) -> list[tuple[int, int]]:

@@ -19,7 +19,6 @@ def tiles(s, dtype):
         "dtype": dtype, "taken": 0, "issued": 0,
         "x": nl.ndarray((LANE, across, tokens), dtype=nl.float32, name="x"),
         "h": nl.ndarray((LANE, across, columns), dtype=dtype, name="h"),
-        "q": nl.ndarray((LANE, heads, columns), dtype=dtype, name="q"),
         "keys": nl.ndarray((LANE, heads, tokens), dtype=dtype, name="keys"),
         "values": nl.ndarray((LANE, len(s["own"]), heads, LANE + 1), dtype=dtype, name="values"),
         "cos": nl.ndarray((LANE, tokens), dtype=dtype, name="cos"),
@@ -40,12 +39,11 @@ def tiles(s, dtype):
         c["age_k"] = nl.ndarray((ages, width), dtype=dtype, name="age_k")
         c["age_v"] = nl.ndarray((ages, width), dtype=dtype, name="age_v")
         c["key_ages"] = nl.ndarray((LANE, heads, slots), dtype=nl.float32, name="key_ages")
-        make_ring(c, "value_age", 4, (LANE, width), dtype)
+        make_ring(c, "value_age", s["pieces"] + 1, (LANE, width), dtype)
     make_ring(c, "block", s["blocks"], (LANE, s["block"]), dtype)
     make_ring(c, "narrow", 8, (LANE, columns), dtype)  # temporaries of the compute dtype
     make_ring(c, "wide", 4, (LANE, columns), nl.float32)
     make_ring(c, "norm", 4, (LANE, columns), nl.float32)  # outlive the turns of "wide"
-    make_ring(c, "natural", 4, (LANE, s["width"]), dtype)  # tokens on partitions
     make_ring(c, "square", 4, (LANE, LANE), dtype)
     make_banks(c, dtype)
     return c

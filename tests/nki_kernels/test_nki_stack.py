@@ -74,7 +74,7 @@ def model_call(config: ModelConfig, ages, dtype=jnp.float32, seed=0, pinned=0.7)
 def kernel_arguments(call, shapes, rank=0):
     packed = pack_weights(call[1], shapes)
     rest = pack_call(*call, shapes, rank)
-    mine = packed[rank : rank + 1] if shapes.ranks > 1 else packed
+    mine = packed if shapes.cores > 1 else packed[rank : rank + 1]
     return [np.asarray(a) for a in (rest[0], mine, *rest[1:])]
 
 
@@ -109,7 +109,10 @@ SMALLER = dataclasses.replace(TINY, layers=2, mlp=512)
         (SMALLER, [[3, 1, 2]]),  # the ring has wrapped around
         (dataclasses.replace(SMALLER, sinks=1), [[0, -1, 2, 1], [0, 3, -1, -1]]),  # two sessions
         (dataclasses.replace(SMALLER, height=32, width=96, heads=3, head_width=128), [[2, -1, 1]]),
-        (dataclasses.replace(SMALLER, height=384, width=368, layers=1, memory=0), [[1, 2, -1]]),  # 552 tokens
+        (
+            dataclasses.replace(SMALLER, height=384, width=368, layers=1, memory=0),
+            [[1, 2, -1]],
+        ),  # 552 tokens
     ],
 )
 def test_equals_the_seam_in_float32(config, ages):
@@ -166,7 +169,9 @@ def test_equals_its_own_reference():
 def test_a_buffer_of_pinned_tokens_alone():
     x, weights, kv, _, modulation, rope = model_call(SMALLER, [[1, 2, 3]])
     pinned = kv.pinned.shape[1]
-    alone = KVBuffer(kv.k[:, :, :pinned], kv.v[:, :, :pinned], kv.pinned, kv.age[:, :0], kv.memory[:, :0])
+    alone = KVBuffer(
+        kv.k[:, :, :pinned], kv.v[:, :, :pinned], kv.pinned, kv.age[:, :0], kv.memory[:, :0]
+    )
     call = (x, weights, alone, ring.bias(alone), modulation, rope)
     ours, _, _ = simulated(call)
     for a, b in zip(ours, seam(*call), strict=True):
@@ -193,6 +198,40 @@ def test_cost_only_gives_the_same_trace():
     alone = sim.run(make_kernel(shapes), abstract, numerics=False)
     a, b = (schedule(d.traces, TRN2)[0] for d in (done, alone))
     assert a.total_ns == b.total_ns and a.busy_ns == b.busy_ns
+
+
+UNEVEN = dataclasses.replace(SMALLER, heads=3, head_width=128, mlp=640, layers=1)
+
+
+def test_ranks_share_heads_and_mlp_evenly_or_not():
+    call = model_call(UNEVEN, [[1, -1, 2]])
+    shapes = pack.shapes_of(call[0], call[1], call[2], ranks=2)
+    assert (shapes.heads, shapes.mlp) == (2, 384)
+    arguments = [kernel_arguments(call, shapes, rank) for rank in range(2)]
+    done = sim.run(make_kernel(shapes), arguments, ranks=2)
+    assert_shares(done.outputs, call, shapes)
+    times = [t.total_ns for t in schedule(done.traces, TRN2)]
+    assert times[0] == pytest.approx(times[1], rel=1e-3)
+
+
+def test_two_cores_act_as_one():
+    call = model_call(UNEVEN, [[1, -1, 2]])
+    shapes = pack.shapes_of(call[0], call[1], call[2], cores=2)
+    done = sim.run(make_kernel(shapes)[2], kernel_arguments(call, shapes))
+    x, k, v = done.outputs[0]
+    halves = [(x, k[..., h : h + 256], v[..., h : h + 256]) for h in (0, 256)]
+    assert_shares(halves, call, shapes)
+    assert len(done.traces) == 2
+
+
+def assert_shares(outputs, call, shapes):
+    x, *theirs = seam(*call)
+    for out in outputs:
+        assert errors(pack.tokens_first(jnp.asarray(out[0])), x)[1] < 2e-6
+    heads = (shapes.layers, shapes.sessions, shapes.tokens, shapes.heads, 128)
+    for i, truth in enumerate(theirs):
+        ours = np.concatenate([out[i + 1].reshape(heads) for out in outputs], axis=3)
+        assert errors(ours[:, :, :, : truth.shape[3]], truth)[1] < 2e-6
 
 
 def sizes(**changed):
