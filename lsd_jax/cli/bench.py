@@ -7,8 +7,8 @@ import importlib
 
 CASES = {"stack": "ops.denoise_stack, all blocks of a frame's one pass"}
 
-STACK: dict[str, str] = {}
-"""By the first letters of a chip's name, what computes its rows: `module:f`, where `f(config, chip)`
+STACK: dict[str, str] = {"trn": "nki_kernels.bench:rows"}
+"""By the first letters of a chip's name, what computes its rows: `module:f`; `f(config, chip)`
 gives a list of dicts with the keys of `ROW`. What is not known is None."""
 
 ROW = {
@@ -24,6 +24,26 @@ ROW = {
     "launches": "launches",
     "libtpu": "compiler",
 }
+
+EXTRA = {
+    "cores": "cores",
+    "us_low": "us, fast edge",
+    "us_high": "us, slow edge",
+    "us_serial": "us, one by one",
+    "over_serial": "overlap gains",
+    "frame_us": "frame us",
+    "pe_busy": "TensorE",
+    "act_busy": "ScalarE",
+    "dve_busy": "VectorE",
+    "pool_busy": "GpSimd",
+    "dma_busy": "DMA",
+    "cc_busy": "collectives",
+    "mfu": "MFU",
+    "mbu": "MBU",
+    "table_loads": "table loads",
+    "instructions": "instructions",
+}
+"""What only some chips' rows have; shown where one does."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,12 +68,18 @@ def run(args: argparse.Namespace) -> None:
     module, _, function = target.partition(":")
     with Console(stderr=True).status(f"{args.case} of {config.name} on {chip.name}"):
         rows = getattr(importlib.import_module(module), function)(config, chip)
+    shown = [key for key in (*ROW, *EXTRA) if any(row.get(key) is not None for row in rows)]
     table = Table(title=f"{CASES[args.case]}: {config.name}")
-    for heading in ROW.values():
+    columns = [row for row in rows if "refused" not in row]
+    for heading in ("", *(" ".join((r["impl"], str(r.get("cores", "")))) for r in columns)):
         table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*(readable(key, row[key]) for key in ROW))
+    for key in shown:
+        figures = (readable(key, row.get(key)) for row in columns)
+        table.add_row((ROW | EXTRA)[key], *figures)
     Console().print(table)
+    for row in rows:
+        if "refused" in row:
+            print(f"{row['impl']} on {row.get('cores', 1)}: {row['refused']}")
     write_json(args.json, {"config": config.name, "rows": rows, **provenance()})
 
 
@@ -61,10 +87,12 @@ def readable(key: str, value) -> str:
     """A figure as people read it; a dash where it is not known."""
     if value is None:
         return "-"
-    if key in ("us", "floor_us"):
-        return f"{value:.1f}"
-    if key == "mxu_busy":
+    if key.startswith("us") or key.endswith("_us"):
+        return f"{value:,.1f}"
+    if key.endswith("_busy") or key in ("mfu", "mbu"):
         return f"{value:.0%}"
+    if key == "over_serial":
+        return f"{value:.2f}x"
     if key.endswith("bytes"):
         return f"{value / 1e6:.1f} MB"
     return f"{value:,}" if isinstance(value, int) else str(value)
