@@ -69,10 +69,12 @@ def shapes_of(model: Any, chip: Chip, ranks: int = 1) -> Shapes:
     return pack.shapes_of(x, weights, kv, ranks, sbuf_bytes=limit)
 
 
-def abstract_call(model: Any) -> tuple[jax.ShapeDtypeStruct, StackWeights, KVBuffer]:
+def abstract_call(
+    model: Any, compute_dtype: Any = jnp.bfloat16
+) -> tuple[jax.ShapeDtypeStruct, StackWeights, KVBuffer]:
     """Shapes of the seam's residual stream, weights and buffer, for one session."""
 
-    def of(*shape: int, dtype: Any = jnp.bfloat16) -> Any:
+    def of(*shape: int, dtype: Any = compute_dtype) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     layers, dim, heads, k = model.layers, model.dim, model.heads, model.head_dim

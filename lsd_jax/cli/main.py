@@ -14,6 +14,7 @@ COMMANDS = {
     "eval": "fidelity and drift of a checkpoint, on worlds it has never seen",
     "prune": "a checkpoint with fewer layers, heads and channels, or with 2:4 sparsity",
     "quantize": "a checkpoint with eight-bit weights, and what that costs",
+    "export": "a frame step packed for a Trainium machine, and what to run there",
     "info": "parameters, tokens, FLOPs and bytes of a config",
     "bench": "cycles of the blocks on a chip, measured, compiled or modelled",
 }
@@ -25,6 +26,7 @@ EXAMPLES = {
     "eval": "lsd eval checkpoints/tiny --json report.json --plots plots",
     "prune": "lsd prune checkpoints/tiny --keep mlp=768,layers=5 -o pruned",
     "quantize": "lsd quantize checkpoints/tiny --format int8 -o tiny-int8",
+    "export": "lsd export tiny --checkpoint checkpoints/tiny --chip trn2 -o tiny-trn2",
     "info": "lsd info tiny --set model.layers=12",
     "bench": "lsd bench stack --chip v6e",
 }
