@@ -7,9 +7,12 @@ import importlib
 
 CASES = {"stack": "ops.denoise_stack, all blocks of a frame's one pass"}
 
-STACK: dict[str, str] = {}
-"""By the first letters of a chip's name, what computes its rows: `module:f`, where `f(config, chip)`
-gives a list of dicts with the keys of `ROW`. What is not known is None."""
+STACK = {
+    "v": "pallas_kernels.bench:stack_rows",
+    "tpu": "pallas_kernels.bench:stack_rows",
+}
+"""By the first letters of a chip's name, what computes its rows: `module:f`; `f(config, chip)`
+gives a list of dicts with the keys of `ROW`. What is not known is left out, and `note` says why."""
 
 ROW = {
     "impl": "impl",
@@ -52,8 +55,13 @@ def run(args: argparse.Namespace) -> None:
     for heading in ROW.values():
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(*(readable(key, row[key]) for key in ROW))
-    Console().print(table)
+        table.add_row(*(readable(key, row.get(key)) for key in ROW))
+    console = Console()
+    console.print(table)
+    for row in rows:
+        for remark in filter(None, (row.get("plan"), row.get("note"))):
+            console.print(f"{row['impl']}: {remark}", markup=False, highlight=False)
+    rows = [dict.fromkeys(ROW) | row for row in rows]
     write_json(args.json, {"config": config.name, "rows": rows, **provenance()})
 
 
