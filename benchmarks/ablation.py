@@ -4,8 +4,7 @@
 
 Each variant is trained by `lsd train` and measured by `lsd eval`, one after the other; what is
 there already is not done again, so that an interrupted run goes on; other weights or settings
-want another `--out`. Writes `ablation.json` and
-`ablation.png` beside the variants' own reports.
+want another `--out`. Writes `ablation.json` and `ablation.png` beside the variants' own reports.
 """
 
 from __future__ import annotations

@@ -6,10 +6,11 @@
 `recipes/tiny.sh` trains the shipped checkpoint; docs/recipes.md says what to expect.
 """
 
-from lsd_jax.config import Config, HistoryConfig, TrainConfig
+from lsd_jax.config import Config, HistoryConfig, ModelConfig, TrainConfig
 
 config = Config(
     name="tiny",
+    model=ModelConfig(memory=2),
     train=TrainConfig(
         batch=8,
         frames=4,

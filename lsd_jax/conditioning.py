@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from lsd_jax.codec import PixelCodec
 from lsd_jax.config import ModelConfig
+from lsd_jax.data import prompts
 from lsd_jax.layers import normal, patchify, rms_norm
 from lsd_jax.ops.denoise_stack import attend
 from lsd_jax.ring import INVALID
 from lsd_jax.types import Conditioning
 
 TEXT_HEADS = 4
+
+
+def ask(
+    texts: Sequence[str], references: Sequence[np.ndarray | None], config: ModelConfig
+) -> tuple[Conditioning, Bool[np.ndarray, " b"]]:
+    """What sessions ask for, a text and a reference picture `[H, W, 3]` (or None) each, and which
+    are to forget the frames that they have shown: all that do not `prompts.CARRY_ON`.
+
+    Raises ValueError, with what to do, for a text that the model cannot take.
+    """
+    anew = np.array([prompts.normalise(text) != prompts.CARRY_ON for text in texts])
+    none = np.zeros((config.height, config.width, 3), np.uint8)
+    asked = Conditioning(
+        prompt=jnp.asarray(np.stack([prompts.encode(t, config.prompt_bytes) for t in texts])),
+        reference=jnp.asarray(np.stack([none if r is None else r for r in references])),
+        has_reference=jnp.asarray([r is not None for r in references]) & anew,
+    )
+    return asked, anew
 
 
 class Pool(nnx.Module):

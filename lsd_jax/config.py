@@ -13,6 +13,7 @@ _POSITIVE = (
     "height", "width", "patch", "dim", "layers", "heads", "mlp", "window", "prompt_bytes",
     "prompt_tokens", "reference_tokens", "text_dim", "text_layers", "detail_patch", "detail_dim",
 )  # fmt: skip
+_SHAPELESS = ("sinks", "memory", "memory_every")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -27,8 +28,8 @@ def _require_dtype(name: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shapes of the denoiser. Two models with equal `ModelConfig`s have equal parameter shapes,
-    except for `sinks` and `window`, of which only `window` sizes a parameter (the age table).
+    """Shapes of the denoiser and of its history. All fields but those of the history size
+    parameters; of those, `window` sizes the age table, the others nothing.
     """
 
     height: int = 128
@@ -41,6 +42,8 @@ class ModelConfig:
     mlp: int = 1024
     window: int = 3
     sinks: int = 0
+    memory: int = 0  # slots of compressed older frames
+    memory_every: int = 32  # frames between two renewals of the first; each next waits 4 times that
     prompt_bytes: int = 128
     prompt_tokens: int = 32
     reference_tokens: int = 32
@@ -70,7 +73,14 @@ class ModelConfig:
             f"patch={self.patch} is not a multiple of detail_patch={self.detail_patch}",
         )
         _require(self.text_dim % 4 == 0, f"text_dim={self.text_dim} must be a multiple of 4")
-        _require(self.sinks >= 0, f"sinks={self.sinks} must not be negative")
+        for name in ("sinks", "memory"):
+            _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
+        _require(self.memory_every >= 1, f"memory_every={self.memory_every} must be at least 1")
+        _require(
+            not self.memory or not any(side % 2 for side in self.grid),
+            f"memory pools 2x2 tokens, and {self.grid[0]}x{self.grid[1]} of them do not pair up; "
+            "set memory=0 or another patch",
+        )
         known = ("mask", "keypoints")
         for control in self.controls:
             _require(control in known, f"unknown control {control!r}; known: {', '.join(known)}")
@@ -103,7 +113,16 @@ class ModelConfig:
     @property
     def keys(self) -> int:
         """Keys in the KV buffer."""
-        return self.pinned + self.slots * self.tokens
+        return self.pinned + self.memory * self.memory_tokens + self.slots * self.tokens
+
+    @property
+    def memory_tokens(self) -> int:
+        """Keys of one memory slot."""
+        return self.tokens // 4
+
+    def memory_period(self, slot: int) -> int:
+        """Frames between two renewals of a memory slot."""
+        return self.memory_every * 4**slot
 
 
 @dataclass(frozen=True)
@@ -129,6 +148,8 @@ class TrainConfig:
 
     batch: int = 8  # clips per step, over all devices
     frames: int = 4  # frames per clip
+    old_frames: int = 0  # the first of them, from long before the others: what a memory holds
+    carry_on: float = 0.0  # share of the clips whose prompt is taken back after some frames
     steps: int = 20_000
     learning_rate: float = 1e-3
     warmup: int = 200
@@ -158,8 +179,13 @@ class TrainConfig:
             "scene_fraction",
             "video_fraction",
             "mask_fraction",
+            "carry_on",
         ):
             _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} not in [0, 1]")
+        _require(
+            0 <= self.old_frames < self.frames,
+            f"old_frames={self.old_frames} must leave some of the frames={self.frames}",
+        )
 
 
 @dataclass(frozen=True)
@@ -215,6 +241,13 @@ class Config:
     history: HistoryConfig = field(default_factory=HistoryConfig)
     shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+
+    def __post_init__(self):
+        _require(
+            self.train.old_frames <= self.model.memory,
+            f"train.old_frames={self.train.old_frames} need as many slots; "
+            f"model.memory is {self.model.memory}",
+        )
 
 
 SECTIONS = {
@@ -315,9 +348,10 @@ def from_dict(values: dict) -> Config:
 
 
 def differences(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
-    """The model fields in which two configs differ, as `field: ours != theirs` lines."""
+    """The fields that shape parameters and in which two configs differ, as `field: ours != theirs`
+    lines."""
     return [
         f"{f.name}: {getattr(ours, f.name)} != {getattr(theirs, f.name)}"
         for f in dataclasses.fields(ModelConfig)
-        if getattr(ours, f.name) != getattr(theirs, f.name)
+        if f.name not in _SHAPELESS and getattr(ours, f.name) != getattr(theirs, f.name)
     ]

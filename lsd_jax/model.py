@@ -124,7 +124,8 @@ class Denoiser(nnx.Module):
         recomputing, and training computes the history of all frames of a clip at once.
         """
         pinned = kv.pinned.shape[1]
-        alone = KVBuffer(kv.k[:, :, :pinned], kv.v[:, :, :pinned], kv.pinned, kv.age[:, :0])
+        k, v = kv.k[:, :, :pinned], kv.v[:, :, :pinned]
+        alone = KVBuffer(k, v, kv.pinned, kv.age[:, :0], kv.memory[:, :0])
         _, k, v = self._run(self.tokens(source, latent, controls), alone, modulation)
         return k, v
 

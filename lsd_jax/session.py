@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lsd_jax import stream
+from lsd_jax.conditioning import ask
 from lsd_jax.config import Config
 from lsd_jax.data.prompts import encode
 from lsd_jax.interruption import stop_on_signal
 from lsd_jax.model import Denoiser
 from lsd_jax.reports import provenance
-from lsd_jax.types import Conditioning
 
 Schedule = list[tuple[float, str]]
 
@@ -76,18 +76,13 @@ class Session:
 
     def condition(self, prompt: str, reference: UInt8[np.ndarray, "h w 3"] | None) -> None:
         """Changes prompt and reference; the next frame is the first to show it, and to start
-        from no history, since what was shown so far answered another prompt."""
-        model = self.config.model
-        blank = np.zeros((model.height, model.width, 3), np.uint8)
-        wanted = Conditioning(
-            prompt=jnp.asarray(encode(prompt, model.prompt_bytes)[None]),
-            reference=jnp.asarray((blank if reference is None else reference)[None]),
-            has_reference=jnp.array([reference is not None]),
-        )
+        from no history, since what was shown so far answered another prompt. The prompt
+        `prompts.CARRY_ON` keeps the history, and has the stream go on as that shows."""
+        wanted, anew = ask([prompt], [reference], self.config.model)
         self._state = self._compiled.condition(
             self._compiled.model, self._state, wanted, self._everything
         )
-        self._state = self._compiled.forget(self._state, self._everything)
+        self._state = self._compiled.forget(self._state, anew)
 
     def step(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """The next frame, transformed: one launch."""

@@ -81,7 +81,7 @@ def frame_step(
         show = each_session(show, (ring.SESSION, 0, 0, 0), (0, 1, 1))
     out, k, v = show(state.kv, noise, frame, controls)
     with jax.named_scope("commit"):
-        kv = ring.commit(state.kv, k, v, model.denoiser.config.sinks)
+        kv = ring.commit(state.kv, k, v, model.denoiser.config)
     return StreamState(kv=kv, key=key, frame=state.frame + 1), out
 
 

@@ -7,7 +7,8 @@ Dimensions, used in every shape comment and jaxtyping annotation:
     L  layers                             H  attention heads
     K  features of a head                 M  features of the MLP
     P  pinned tokens (prompt, reference)  S  frame slots of the KV buffer (sinks, then window)
-    N  keys in the buffer, P + S * T      A  rows of the age table, window + 1
+    R  memory slots of the KV buffer      A  rows of the age table, window + 1
+    N  keys in the buffer, P + R * T / 4 + S * T
 """
 
 from __future__ import annotations
@@ -65,16 +66,18 @@ class StackWeights:
 class KVBuffer:
     """Keys and values of the pinned tokens and of the frames remembered, of fixed shape.
 
-    The key axis is laid out `pinned (P) | sinks (sinks * T) | window (window * T)`. `age[b, s]` is
-    how many frames ago slot `s` was written (1: the frame before this one), 0 for a sink, which
-    does not age, and -1 for a slot that is still empty. Keys are a set, so slots need no order
-    and nothing ever moves.
+    The key axis is laid out `pinned (P) | memory (R * T / 4) | sinks (sinks * T) | window
+    (window * T)`. `age[b, s]` is how many frames ago slot `s` was written (1: the frame before
+    this one), 0 for a sink, which does not age, and -1 for a slot that is still empty. Keys are a
+    set, so slots need no order and no frame ever moves. A memory slot holds an older frame by a
+    quarter of its keys; `memory[b, r]` is how many frames ago it got what it holds, or -1.
     """
 
     k: Float[Array, "l b n h k"]
     v: Float[Array, "l b n h k"]
     pinned: Bool[Array, "b p"]
     age: Int[Array, "b s"]
+    memory: Int[Array, "b r"]
 
 
 @jax.tree_util.register_dataclass

@@ -2,9 +2,9 @@
 
 `libtpu` (the extra `tpu`) holds the compiler of every TPU. Each compilation runs in a process of
 its own with a time limit, since the compiler's profiler may abort, and its outcome is cached by
-what was compiled, for which chip, by which versions. Cycles are of the kind `compiled`: the compiler's
-own simulation of the code that it made. It knows issue slots, latencies and loops, but lets copies
-share HBM without a price, so a time is at least `bytes / bandwidth`.
+what was compiled, for which chip, by which versions. Cycles are of the kind `compiled`: the
+compiler's own simulation of the code that it made. It knows issue slots, latencies and loops, but
+lets copies share HBM without a price, so a time is at least `bytes / bandwidth`.
 """
 
 from __future__ import annotations

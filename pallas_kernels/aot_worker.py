@@ -26,8 +26,8 @@ def main(wanted: dict, out: Path) -> None:
     device = topologies.get_topology_desc(wanted["topology"], "tpu").devices[0]
     with jax.sharding.use_abstract_mesh(Mesh(np.array([device]), ("core",)).abstract_mesh):
         try:
-            case = getattr(importlib.import_module(module), function)(**wanted["options"])
-            compiled = compile_case(*case, device)
+            case = getattr(importlib.import_module(module), function)
+            compiled = compile_case(*case(**wanted["options"]), device=device)
         except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
             out.write_text(json.dumps({"error": str(error).splitlines()[0][:400]}))
             return

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains the shipped checkpoint: first on single pictures, then on clips whose history is imperfect.
 #
-#     recipes/tiny.sh cpu     two cores: about three hours
+#     recipes/tiny.sh cpu     two cores: about three hours, going by the clips/s in docs/recipes.md
 #     recipes/tiny.sh gpu     one large GPU, in bfloat16
 #
 # Run it again to go on where it stopped. MINUTES=9 stops each stage after so long.

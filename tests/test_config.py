@@ -124,4 +124,5 @@ def test_from_dict_is_the_inverse_of_asdict():
 def test_differences_name_the_fields():
     ours, theirs = ModelConfig(), ModelConfig(layers=7, window=5)
     assert differences(ours, ours) == []
+    assert differences(ours, dataclasses.replace(ours, memory=2, sinks=1)) == []
     assert differences(ours, theirs) == ["layers: 6 != 7", "window: 3 != 5"]

@@ -1,5 +1,6 @@
 """The KV buffer against the full history, written out: ages, sinks, pins, restarts."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,7 +14,7 @@ from lsd_jax.ops.denoise_stack import add_age, attend
 
 WINDOW, LAYERS, BATCH = 3, 2, 2
 FRAMES = 3 * WINDOW + 2
-commit = jax.jit(ring.commit, static_argnums=3)
+commit = jax.jit(ring.commit, static_argnames="config")
 
 
 def config(sinks: int) -> ModelConfig:
@@ -44,7 +45,7 @@ def stream(sinks: int, restart_at: int = -1):
             kv = ring.clear(kv, jnp.array([False, True]))
         buffers.append(kv)
         history.append((normals(*shape, seed=10 + n), normals(*shape, seed=100 + n)))
-        kv = commit(kv, *history[-1], sinks)
+        kv = commit(kv, *history[-1], config=model)
     return history, [*buffers, kv]
 
 
@@ -152,8 +153,53 @@ def test_a_buffer_of_another_dtype_keeps_it():
     model = config(0)
     kv = ring.empty(model, BATCH, jnp.bfloat16)
     new = normals(LAYERS, BATCH, model.tokens, model.heads, model.head_dim)
-    kv = commit(kv, new, new, 0)
+    kv = commit(kv, new, new, config=model)
     assert kv.k.dtype == kv.v.dtype == jnp.bfloat16
     np.testing.assert_array_equal(
         kv.k[:, :, model.pinned : model.pinned + model.tokens], new.astype(jnp.bfloat16)
     )
+
+
+def test_memory_reaches_back_over_times_that_grow():
+    """Each frame's keys are its number: what each slot holds, after any time."""
+    model = dataclasses.replace(config(1), memory=3, memory_every=2)
+    kv = ring.empty(model, BATCH, jnp.float32)
+    shape = (LAYERS, BATCH, model.tokens, model.heads, model.head_dim)
+    held, step = [], jax.jit(lambda kv, n: ring.commit(kv, *[jnp.full(shape, n)] * 2, model))
+    for n in range(150):
+        kv = step(kv, jnp.float32(n))
+        keys = kv.k[:, :, model.pinned : -model.slots * model.tokens]
+        keys = keys.reshape(LAYERS, BATCH, 3, model.memory_tokens, -1)
+        np.testing.assert_array_equal(keys, jnp.broadcast_to(keys[:1, :1, :, :1, :1], keys.shape))
+        np.testing.assert_array_equal(kv.k, kv.v)
+        valid = ring.bias(kv)[0, model.pinned :][: 3 * model.memory_tokens] == 0
+        np.testing.assert_array_equal(valid, kv.memory[0] != ring.EMPTY)
+        frames = np.where(kv.memory[0] == ring.EMPTY, -1, keys[0, 0, :, 0, 0])
+        held.append(frames.astype(int).tolist())
+    # The first slot: every second frame. What it loses goes on only when the next one is due.
+    expected = [[0, -1, -1], [2, 0, -1], [4, 0, -1], [6, 0, -1]]
+    np.testing.assert_array_equal(held[:8], np.repeat(expected, 2, axis=0))
+    age = np.arange(150)[:, None] - np.array(held)
+    for slot, (low, high) in enumerate(((0, 1), (2, 9), (10, 41))):
+        assert age[60:, slot].min() == low and age[60:, slot].max() == high
+        assert model.memory_period(slot) == high - low + 1
+
+
+def test_memory_pools_neighbours_and_is_forgotten_with_the_frames():
+    model = dataclasses.replace(config(0), memory=1, height=32, width=16)  # 4 by 2 tokens
+    kv = ring.empty(model, BATCH, jnp.float32)
+    rows, columns = np.divmod(np.arange(model.tokens), 2)
+    shape = (LAYERS, BATCH, model.tokens, model.heads, model.head_dim)
+    new = jnp.broadcast_to((rows * 10.0 + columns)[None, None, :, None, None], shape)
+    kv = ring.commit(kv, new, -new, model)
+    kept = slice(model.pinned, model.pinned + 2)
+    np.testing.assert_array_equal(kv.k[0, 0, kept, 0, 0], [5.5, 25.5])
+    np.testing.assert_array_equal(kv.v[0, 0, kept, 0, 0], [-5.5, -25.5])
+    assert np.all(ring.bias(kv)[:, kept] == 0)
+    kv = ring.forget(kv, jnp.array([True, False]))
+    np.testing.assert_array_equal(ring.bias(kv)[:, kept] == 0, [[False] * 2, [True] * 2])
+
+
+def test_a_memory_needs_tokens_in_pairs():
+    with pytest.raises(ValueError, match="memory pools 2x2 tokens, and 3x2"):
+        dataclasses.replace(config(0), memory=1, height=24)

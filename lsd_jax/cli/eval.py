@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lsd_jax.cli.options import at_least
+from lsd_jax.data.prompts import PARAPHRASES
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="weights, such as checkpoints/tiny")
@@ -39,15 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    for name, least in dict(
-        worlds=1, frames=1, drift_frames=0, drift_streams=1, batch=1, seed=0
-    ).items():
-        if getattr(args, name) < least:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} {getattr(args, name)}: give at least {least}")
-    if args.drift_streams > 16:
+    at_least(args, worlds=1, frames=1, drift_frames=0, drift_streams=1, batch=1, seed=0)
+    if args.drift_streams > len(PARAPHRASES):
         raise ValueError(
-            f"--drift-streams {args.drift_streams}: there are 16, one per footage edit"
+            f"--drift-streams {args.drift_streams}: there are {len(PARAPHRASES)}, one per footage "
+            "edit"
         )
     compared = parse_passes(args.passes)
     if args.plots:
@@ -56,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
     import dataclasses
 
     from rich.console import Console
+    from rich.progress import Progress
 
     from lsd_jax import reports
     from lsd_jax.evaluate import report
@@ -63,12 +63,15 @@ def run(args: argparse.Namespace) -> None:
 
     model, config = load_model(args.checkpoint, args.set)
     origin = reports.provenance()  # as it was when this started
-    found, outcomes = evaluate(model, config, args)
-    if compared:
-        found["by_passes"] = {str(config.stream.passes): report.digest(found)}
+    with Progress(transient=True) as bar:  # a percentage and the time left
+        found, outcomes = fidelity_and_drift(model, config, args, bar)
+        seen = react(model, config, args, found, bar)
+        if compared:
+            found["by_passes"] = {str(config.stream.passes): report.digest(found)}
         for passes in compared - {config.stream.passes}:
             other = dataclasses.replace(config.stream, passes=passes)
-            others, _ = evaluate(model, dataclasses.replace(config, stream=other), args)
+            other = dataclasses.replace(config, stream=other)
+            others, _ = fidelity_and_drift(model, other, args, bar)
             found["by_passes"][str(passes)] = report.digest(others)
     found |= {
         "kind": "measured",
@@ -88,42 +91,64 @@ def run(args: argparse.Namespace) -> None:
     if args.plots:
         from lsd_jax.evaluate.plots import save_plots
 
-        for path in save_plots(found, outcomes, args.plots):
+        for path in save_plots(found, outcomes, seen, args.plots):
             console.print(f"wrote {path}", highlight=False)
 
 
-def evaluate(model, config, args: argparse.Namespace):
-    """All figures of a model, and the outcome of each stream, under a progress bar."""
-    from rich.progress import Progress
-
-    from lsd_jax.evaluate import drift, fidelity, held_out, reactions, report
+def fidelity_and_drift(model, config, args: argparse.Namespace, bar):
+    """The report on short streams and on long ones, and the outcome of each short one."""
+    from lsd_jax.evaluate import drift, fidelity, held_out, report
     from lsd_jax.evaluate.streams import ModelStreams
 
-    total = args.worlds * len(held_out.ASKS) * args.frames + args.drift_streams * args.drift_frames
-    with Progress(transient=True) as bar:  # a percentage and the time left
-        task = bar.add_task("compiling", total=total + reactions.FRAMES)
-
-        def done(frames: int) -> None:
-            bar.update(task, advance=frames, description="streaming")
-
-        streams = ModelStreams(model, config, args.batch, args.seed)
-        clips = held_out.clips(config.model, args.worlds, args.frames, args.seed)
-        outcomes = list(fidelity.measure(streams, clips, args.batch, done))
-        found = report.summary(outcomes) | reactions.measure(streams, config.model, args.seed, done)
-        if args.drift_frames:
-            long = drift.long_run(
-                streams,
-                config.model,
-                args.drift_frames,
-                args.batch,
-                args.seed,
-                done,
-                args.drift_streams,
-                args.work,
-            )
-            found["flicker"] = long.pop("flicker")
-            found["drift"] |= long
+    short = args.worlds * len(held_out.ASKS) * args.frames
+    done = _counter(bar, config, short + args.drift_streams * args.drift_frames)
+    streams = ModelStreams(model, config, args.batch, args.seed)
+    clips = held_out.clips(config.model, args.worlds, args.frames, args.seed)
+    outcomes = list(fidelity.measure(streams, clips, args.batch, done))
+    found = report.summary(outcomes)
+    if args.drift_frames:
+        long = drift.long_run(
+            streams,
+            config.model,
+            args.drift_frames,
+            args.batch,
+            args.seed,
+            done,
+            args.drift_streams,
+            args.work,
+        )
+        found["flicker"] = long.pop("flicker")
+        found["drift"] |= long
     return found, outcomes
+
+
+def react(model, config, args: argparse.Namespace, found: dict, bar) -> dict:
+    """Adds to the report how streams react and what they remember for long; gives pictures of
+    the latter."""
+    from lsd_jax.evaluate import reactions, returning
+    from lsd_jax.evaluate.streams import ModelStreams
+
+    visits = 3 * returning.FRAMES * len(returning.EDITS) * args.worlds
+    done = _counter(bar, config, reactions.FRAMES + (visits if config.model.memory else 0))
+    streams = ModelStreams(model, config, args.batch, args.seed)
+    found |= reactions.measure(streams, config.model, args.seed, done)
+    if not config.model.memory:
+        return {}
+    found["memory"], seen = returning.measure(
+        model, config, args.worlds, args.batch, args.seed, done
+    )
+    return seen
+
+
+def _counter(bar, config, frames: int):
+    """Counts so many frames on the bar, beginning with the compilation."""
+    task = bar.add_task("compiling", total=frames)
+    passes = f"streaming at {config.stream.passes} pass" + "es" * (config.stream.passes > 1)
+
+    def done(frames: int) -> None:
+        bar.update(task, advance=frames, description=passes)
+
+    return done
 
 
 def parse_passes(text: str) -> set[int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lsd_jax.cli.options import another_place, at_least, parse_counts
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="weights, such as checkpoints/tiny")
@@ -20,19 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    keep = parse_keep(args.keep)
+    keep = parse_counts("--keep", args.keep, ("layers", "heads", "mlp"))
     if not keep and not args.two_four:
         raise ValueError("nothing to prune; give --keep mlp=768 or --two-four")
-    for name, value in (("multiple", args.multiple), ("batches", args.batches)):
-        if value < 1:
-            raise ValueError(f"--{name} {value}: give at least 1")
+    at_least(args, multiple=1, batches=1)
     if keep.get("mlp", 0) % args.multiple:
         raise ValueError(
             f"mlp={keep['mlp']} is no multiple of {args.multiple}, which matrix units want; "
             "--multiple 1 allows it"
         )
-    if args.out.resolve() == args.checkpoint.resolve():
-        raise ValueError(f"{args.out} is the checkpoint itself; give another place for the result")
+    another_place(args.out, args.checkpoint)
 
     import dataclasses
 
@@ -110,14 +109,3 @@ def score(config, params: dict, count: int):
 
     steps = track(range(count), "scoring", transient=True)
     return importance(config, params, (shown(step) for step in steps))
-
-
-def parse_keep(text: str) -> dict[str, int]:
-    """`mlp=768,layers=5` as a dict. Raises ValueError for anything else."""
-    found = {}
-    for part in filter(None, text.split(",")):
-        name, _, count = part.partition("=")
-        if name not in ("layers", "heads", "mlp") or not count.isdigit():
-            raise ValueError(f"--keep {text!r}: write layers=N,heads=N,mlp=N")
-        found[name] = int(count)
-    return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lsd_jax.cli.options import another_place, at_least
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="weights, such as checkpoints/tiny")
@@ -15,11 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    for name, least in dict(worlds=0, frames=1).items():
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name} {getattr(args, name)}: give at least {least}")
-    if args.out.resolve() == args.checkpoint.resolve():
-        raise ValueError(f"{args.out} is the checkpoint itself; give another place for the result")
+    at_least(args, worlds=0, frames=1)
+    another_place(args.out, args.checkpoint)
 
     import jax
     from flax import nnx

@@ -33,14 +33,15 @@ def run(args: argparse.Namespace) -> None:
         jax.distributed.initialize()
 
     from lsd_jax import config as configs
+    from lsd_jax.cli.options import parse_counts
     from lsd_jax.pretrained import load_settings
     from lsd_jax.reports import provenance, write_json
-    from lsd_jax.sharding import make_mesh
+    from lsd_jax.sharding import AXES, make_mesh
     from lsd_jax.train import stages
     from lsd_jax.train.loop import train
 
     config = configs.override(load_settings(args.config), args.set)
-    mesh = make_mesh(**parse_mesh(args.mesh))
+    mesh = make_mesh(**parse_counts("--mesh", args.mesh, AXES))
     out = args.out or Path("runs") / f"{config.name}-{args.stage}"
     stage = stages.prepare(args.stage, config, args.videos, mesh)
     steps = train(
@@ -61,14 +62,3 @@ def run(args: argparse.Namespace) -> None:
     if steps < config.train.steps and not args.minutes:
         raise KeyboardInterrupt(f"interrupted; {kept}; the same command goes on from there")
     print(kept)
-
-
-def parse_mesh(text: str) -> dict[str, int]:
-    """`fsdp=4,tensor=2` as a dict. Raises ValueError for anything else."""
-    sizes = {}
-    for part in filter(None, text.split(",")):
-        axis, _, size = part.partition("=")
-        if axis not in ("data", "fsdp", "tensor") or not size.isdigit():
-            raise ValueError(f"--mesh {text!r}: write data=N,fsdp=N,tensor=N")
-        sizes[axis] = int(size)
-    return sizes

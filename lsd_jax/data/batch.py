@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from lsd_jax.types import Conditioning
 
@@ -15,7 +15,9 @@ from lsd_jax.types import Conditioning
 class Batch:
     """Clips of `f` frames; `target` is the truth inside the mask and the source outside of it.
 
-    `shown`, where a stage has it, is what a stream of the model in training made of them.
+    `shown`, where a stage has it, is what a stream of the model in training made of them. From
+    frame `carried` on (which may lie past the clip's end) a clip's prompt has been taken back: all
+    that the model hears is `prompts.CARRY_ON`, and it has to see in its history what was asked.
     """
 
     source: UInt8[Array, "b f height width 3"]
@@ -23,3 +25,4 @@ class Batch:
     controls: UInt8[Array, "b f height width n"]
     condition: Conditioning
     shown: UInt8[Array, "b f height width 3"] | None = None
+    carried: Int[Array, " b"] | None = None

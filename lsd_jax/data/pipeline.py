@@ -13,7 +13,13 @@ from lsd_jax.config import Config, ModelConfig, TrainConfig
 from lsd_jax.data import edits, prompts
 from lsd_jax.data.batch import Batch
 from lsd_jax.data.footage import footage
-from lsd_jax.data.rendered import draw_footage_edits, draw_masks, rendered_batch, to_bytes
+from lsd_jax.data.rendered import (
+    draw_carried,
+    draw_footage_edits,
+    draw_masks,
+    rendered_batch,
+    to_bytes,
+)
 from lsd_jax.stream import control_planes
 from lsd_jax.types import Conditioning
 
@@ -100,6 +106,7 @@ def filmed_batch(model: ModelConfig, train: TrainConfig, clips: dict, step: int)
             reference=jnp.zeros((count, model.height, model.width, 3), jnp.uint8),
             has_reference=jnp.zeros(count, bool),
         ),
+        carried=jax.tree.map(jnp.asarray, draw_carried(rng, train, count)),
     )
 
 

@@ -15,6 +15,9 @@ from jaxtyping import UInt8
 MAX_BYTES = 128
 """No prompt made here is longer."""
 
+CARRY_ON = "carry on"
+"""Takes the prompt back but not the edit: what the stream remembers says what it is."""
+
 
 @dataclass(frozen=True)
 class SceneSpec:

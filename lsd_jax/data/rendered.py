@@ -29,12 +29,15 @@ GROUPS = 16  # footage clips are edited in at most so many groups, one prompt me
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Plan:
-    """Worlds, what is asked of each, and the frame number at which each begins."""
+    """Worlds, what is asked of each, the frame number at which each begins, and how many frames
+    behind that the frames of its clip lie."""
 
     drawn: World
     scene_edits: dict[str, Array]
     footage: Int[Array, "groups 2"]
     starts: Int[Array, " b"]
+    offsets: Int[Array, "b f"]
+    carried: Int[Array, " b"] | None
     masks: UInt8[Array, "b height width"]
     prompt: UInt8[Array, "b bytes"]
 
@@ -42,7 +45,7 @@ class Plan:
 def rendered_batch(model: ModelConfig, train: TrainConfig, step: int, clips: int) -> Batch:
     """`clips` clips with their truth; the same (seed, step) always gives the same batch."""
     rng = np.random.default_rng([train.seed, step])
-    return render(draw_plan(model, train, rng, clips), model, train)
+    return render(draw_plan(model, train, rng, clips), model)
 
 
 def draw_plan(model: ModelConfig, train: TrainConfig, rng: np.random.Generator, clips: int) -> Plan:
@@ -57,19 +60,46 @@ def draw_plan(model: ModelConfig, train: TrainConfig, rng: np.random.Generator, 
     prompt[rng.random(clips) < train.prompt_drop] = 0
     starts = rng.integers(LATEST_START, size=clips, dtype=np.int32)
     masks = draw_masks(rng, model, clips, train.mask_fraction)
-    return Plan(drawn, *jax.tree.map(jnp.asarray, (scene_edits, footage, starts, masks, prompt)))
+    offsets, carried = draw_offsets(rng, model, train, clips), draw_carried(rng, train, clips)
+    numbers = (scene_edits, footage, starts, offsets, carried, masks, prompt)
+    return Plan(drawn, *jax.tree.map(jnp.asarray, numbers))
 
 
-def render(plan: Plan, model: ModelConfig, train: TrainConfig, after: int = 0) -> Batch:
-    """The `train.frames` frames of each clip from `after` frames behind its start on."""
+def render(plan: Plan, model: ModelConfig, after: int = 0) -> Batch:
+    """The frames of each clip, all of them `after` frames later than planned."""
     return _render(
         plan,
         np.int32(after),
         textures.bank(),
-        frames=train.frames,
         size=(model.height, model.width),
         controls=model.controls,
     )
+
+
+def draw_offsets(
+    rng: np.random.Generator, model: ModelConfig, train: TrainConfig, clips: int
+) -> Int[np.ndarray, "b f"]:
+    """When each frame of a clip is: `train.old_frames` as long before the others as the slots of a
+    memory reach back, the oldest first, then the others one after another."""
+    old = train.old_frames
+    periods = [model.memory_period(slot) for slot in range(old)]
+    ages = np.cumsum([0, *periods])
+    back = [rng.integers(a, b, size=clips) for a, b in zip(ages, ages[1:], strict=False)]
+    recent = np.tile(np.arange(train.frames - old), (clips, 1))
+    offsets = [ages[-1] - 1 - x[:, None] for x in reversed(back)]
+    return np.concatenate([*offsets, ages[-1] + recent], axis=1).astype(np.int32)
+
+
+def draw_carried(
+    rng: np.random.Generator, train: TrainConfig, clips: int
+) -> Int[np.ndarray, " b"] | None:
+    """The frame from which on the prompt of each clip is taken back: `train.frames` but for a share
+    `train.carry_on` of the clips, and None where that is 0."""
+    if not train.carry_on:
+        return None
+    first = np.maximum(rng.integers(train.old_frames, train.frames, size=clips), 1)
+    taken_back = rng.random(clips) < train.carry_on
+    return np.where(taken_back, first, train.frames).astype(np.int32)
 
 
 @jax.jit
@@ -171,13 +201,14 @@ def draw_masks(
     return np.where(everywhere[:, None, None] | np.stack(inside), 255, 0).astype(np.uint8)
 
 
-@partial(jax.jit, static_argnames=("frames", "size", "controls"))
-def _render(plan: Plan, after, bank, *, frames, size, controls) -> Batch:
+@partial(jax.jit, static_argnames=("size", "controls"))
+def _render(plan: Plan, after, bank, *, size, controls) -> Batch:
     drawn, scene_edits, footage, masks = plan.drawn, plan.scene_edits, plan.footage, plan.masks
     clips, groups = plan.starts.shape[0], footage.shape[0]
     scenes = scene_edits["kind"].shape[0] if scene_edits else 0
-    starts = plan.starts + after
-    source = render_clips(drawn, starts, frames, size, bank)  # [B, F, H, W, 3] in [0, 1]
+    times = plan.starts[:, None] + after + plan.offsets
+    frames = times.shape[1]
+    source = render_at(drawn, times, size, bank)  # [B, F, H, W, 3] in [0, 1]
     reference = jnp.zeros_like(source[:, 0])
     targets = []
     if scenes:
@@ -187,9 +218,9 @@ def _render(plan: Plan, after, bank, *, frames, size, controls) -> Batch:
         reference = reference.at[:scenes].set(jnp.roll(first, 1, axis=0))
         edit = SceneEdit(**scene_edits, reference=reference[:scenes])
         worlds_after = jax.vmap(worlds.edit_world)(worlds_before, edit)
-        targets.append(render_clips(worlds_after, starts[:scenes], frames, size, bank))
+        targets.append(render_at(worlds_after, times[:scenes], size, bank))
     if groups:
-        index = (starts[scenes:, None] + jnp.arange(frames, dtype=jnp.int32)).reshape(groups, -1)
+        index = times[scenes:].reshape(groups, -1)
         plain = source[scenes:].reshape(groups, -1, *size, 3)
         edited = jax.lax.map(
             lambda group: edits.compose(group[0][0], group[0][1], group[1], group[2]),
@@ -206,12 +237,17 @@ def _render(plan: Plan, after, bank, *, frames, size, controls) -> Batch:
         target=to_bytes(target),
         controls=jnp.repeat(control_planes(controls, masks)[:, None], frames, axis=1),
         condition=Conditioning(plan.prompt, to_bytes(reference), has_reference),
+        carried=plan.carried,
     )
 
 
 def render_clips(drawn: World, starts, frames: int, size: tuple[int, int], bank) -> jax.Array:
     """`frames` frames of each world from its start on, `[B, F, H, W, 3]` in [0, 1]."""
-    times = starts[:, None] + jnp.arange(frames, dtype=jnp.int32)
+    return render_at(drawn, starts[:, None] + jnp.arange(frames, dtype=jnp.int32), size, bank)
+
+
+def render_at(drawn: World, times: Int[Array, "b f"], size: tuple[int, int], bank) -> jax.Array:
+    """Each world at its times, `[B, F, H, W, 3]` in [0, 1]."""
 
     def one(world, time):
         return worlds.render(world, time, *size, bank)

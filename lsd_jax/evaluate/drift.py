@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from lsd_jax.config import ModelConfig
-from lsd_jax.data import edits, prompts, rendered, textures
+from lsd_jax.data import edits
 from lsd_jax.evaluate import metrics
-from lsd_jax.evaluate.held_out import draw
+from lsd_jax.evaluate.held_out import OneOfEach
 from lsd_jax.evaluate.streams import Resumable, Stream
 
 STREAMS = len(edits.NAMES)
@@ -50,24 +47,17 @@ def long_run(
     Returns:
         `summarise` of the statistics of every frame.
     """
-    rng = np.random.default_rng([seed, 2])
-    texts = [prompts.PARAPHRASES[name][0][1] for name in edits.NAMES]
-    slots = np.array([edits.slots((name,)) for name in edits.NAMES], np.int32)
-    drawn, starts = draw(rng, STREAMS)
-    size, bank = (model.height, model.width), textures.bank()
+    worlds = OneOfEach(model, np.random.default_rng([seed, 2]))
     found: Series = {name: np.zeros((count, frames)) for name in AVERAGED}
     for low in range(0, count, batch):
         some = slice(low, min(low + batch, count))
-        world = jax.tree.map(lambda x, some=some: x[some], drawn)
-        advance = streams(texts[some], [None] * len(texts[some]))
+        texts = worlds.texts[some]
+        advance = streams(texts, [None] * len(texts))
         kept = Unfinished(work, f"{seed}-{some.start}-{some.stop}", advance, found, some)
         offset, before = kept.restore(frames)
-        done(offset * len(texts[some]))
+        done(offset * len(texts))
         while offset < frames:
-            source, truth = render(
-                world, slots[some], starts[some] + np.int32(offset), bank, frames=CHUNK, size=size
-            )
-            source, truth = np.asarray(source), np.asarray(truth)
+            source, truth = worlds.frames(some, offset, CHUNK)
             left = min(CHUNK, frames - offset)
             shown = advance(source[:, :left])
             out = np.concatenate([shown, np.repeat(shown[:, -1:], CHUNK - left, axis=1)], axis=1)
@@ -114,11 +104,11 @@ class Unfinished:
         """Writes beside, then renames; a minute after the last time, or at the end."""
         if self._path is None or self._snapshots is None:
             return
-        series = {name: values[self._some, :offset] for name, values in self._found.items()}
         ended = offset == next(iter(self._found.values())).shape[1]
         if time.monotonic() - self._saved < SAVE_EVERY_S and not ended:
             return
         self._saved = time.monotonic()
+        series = {name: values[self._some, :offset] for name, values in self._found.items()}
         leaves = self._snapshots.snapshot()
         arrays: dict[str, Any] = {f"state_{i}": leaf for i, leaf in enumerate(leaves)}
         arrays |= series | {"offset": offset, "before": before, "leaves": len(leaves)}
@@ -180,14 +170,3 @@ def summarise(series: Series) -> dict:
         "bin_ends": [int(b[-1]) + 1 for b in bins],
         "curves": curves | {"worst_psnr_db": [float(psnr[worst, b].mean()) for b in bins]},
     }
-
-
-@partial(jax.jit, static_argnames=("frames", "size"))
-def render(drawn, slots, starts, bank, *, frames, size):
-    """Input and truth of each world's frames, `[B, F, H, W, 3]` bytes."""
-    source = rendered.render_clips(drawn, starts, frames, size, bank)
-    index = starts[:, None] + jnp.arange(frames, dtype=jnp.int32)
-    edited = jax.lax.map(
-        lambda x: edits.compose(x[0][0], x[0][1], x[1], x[2]), (slots, source, index)
-    )
-    return rendered.to_bytes(source), rendered.to_bytes(edited)

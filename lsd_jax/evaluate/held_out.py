@@ -140,3 +140,34 @@ def _truths(world, fields, reference, start, bank, *, frames, size):
     singles = len(FOOTAGE_SLOTS)
     parts = [edited[:singles], rendered.to_bytes(scenes[1:]), edited[singles:]]
     return jnp.concatenate(parts)
+
+
+class OneOfEach:
+    """A world under each footage edit, in the order of `edits.NAMES`, for any number of frames."""
+
+    def __init__(self, model: ModelConfig, rng: np.random.Generator):
+        self.texts = [prompts.PARAPHRASES[name][0][1] for name in edits.NAMES]
+        self._slots = np.array([edits.slots((name,)) for name in edits.NAMES], np.int32)
+        self._drawn, self._starts = draw(rng, len(edits.NAMES))
+        self._size = (model.height, model.width)
+
+    def frames(self, some: slice, after: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Input and truth of some of the worlds, `count` frames from `after` behind their starts
+        on, each `[B, F, H, W, 3]` bytes."""
+        drawn = jax.tree.map(lambda x: x[some], self._drawn)
+        starts = self._starts[some] + np.int32(after)
+        made = _footage(
+            drawn, self._slots[some], starts, textures.bank(), frames=count, size=self._size
+        )
+        return np.asarray(made[0]), np.asarray(made[1])
+
+
+@partial(jax.jit, static_argnames=("frames", "size"))
+def _footage(drawn, slots, starts, bank, *, frames, size):
+    """Input and truth of each world's frames, `[B, F, H, W, 3]` bytes."""
+    source = rendered.render_clips(drawn, starts, frames, size, bank)
+    index = starts[:, None] + jnp.arange(frames, dtype=jnp.int32)
+    edited = jax.lax.map(
+        lambda x: edits.compose(x[0][0], x[0][1], x[1], x[2]), (slots, source, index)
+    )
+    return rendered.to_bytes(source), rendered.to_bytes(edited)

@@ -14,8 +14,14 @@ from lsd_jax.evaluate.held_out import Ask
 COLUMNS = 8  # of the contact sheet
 
 
-def save_plots(report: dict, outcomes: Sequence[Outcome], directory: Path) -> list[Path]:
-    """Writes `edits.png`, `drift.png` and `contact.png` (and `contact_held_out.png`)."""
+def save_plots(
+    report: dict,
+    outcomes: Sequence[Outcome],
+    visits: dict[str, np.ndarray],
+    directory: Path,
+) -> list[Path]:
+    """Writes `edits.png`, `drift.png` and `contact.png` (and `contact_held_out.png`), and
+    `memory.png` of the pictures from `returning.measure`, if there are any."""
     directory.mkdir(parents=True, exist_ok=True)
     first: dict[Ask, Outcome] = {}
     for outcome in outcomes:
@@ -23,6 +29,8 @@ def save_plots(report: dict, outcomes: Sequence[Outcome], directory: Path) -> li
     drawn = {"edits.png": _edits(report), "drift.png": _drift(report)}
     for name, held_out in (("contact.png", False), ("contact_held_out.png", True)):
         drawn[name] = _contact([o for ask, o in first.items() if ask.held_out == held_out])
+    if visits:
+        drawn["memory.png"] = _memory(visits)
     for name, figure in drawn.items():
         figure.savefig(directory / name, dpi=100)
     return [directory / name for name in drawn]
@@ -117,4 +125,19 @@ def _contact(outcomes: Sequence[Outcome]):
             if row == 0:
                 title = "\n".join(textwrap.wrap(outcome.prompt, 22)[:3])
             axes.set_title(title, fontsize=8, color="black" if outcome.right else "tab:red")
+    return figure
+
+
+def _memory(visits: dict[str, np.ndarray]):
+    """A stream of each kind of edit: what it was given, should show and showed over time."""
+    figure = _figure(9.0, 12.0)
+    figure.suptitle("the prompt is taken back when the object goes away", fontsize=10)
+    names = ("input", "truth", "told", "with", "without")
+    titles = ("input", "truth", "prompt kept", "with memory", "without memory")
+    edits = visits["truth"].shape[0]
+    for i, axes in enumerate(figure.subplots(edits * len(names), 1, squeeze=False).flat):
+        edit, row = divmod(i, len(names))
+        axes.imshow(np.concatenate(list(visits[names[row]][edit]), axis=1))
+        axes.set_axis_off()
+        axes.set_title(titles[row], fontsize=7, loc="left", pad=2)
     return figure

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from lsd_jax.config import ModelConfig
-from lsd_jax.data import edits, prompts, textures
+from lsd_jax.data import edits
 from lsd_jax.evaluate import metrics
-from lsd_jax.evaluate.drift import render
-from lsd_jax.evaluate.held_out import draw
+from lsd_jax.evaluate.held_out import OneOfEach
 
 BEFORE, AFTER = 12, 36  # frames streamed before the event and from it on
 STEADY = 12  # frames at the end whose mean is the steady quality
@@ -81,16 +79,9 @@ def _psnr(out: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, " f"]:
 
 def _worlds(batch: int, model: ModelConfig, seed: int) -> Iterator[tuple]:
     """Of up to `batch` worlds at once: input, truth, prompts, and as many other prompts."""
-    names = edits.NAMES
-    texts = [prompts.PARAPHRASES[name][0][1] for name in names]
+    worlds = OneOfEach(model, np.random.default_rng([seed, 3]))
+    texts = worlds.texts
     others = texts[len(texts) // 2 :] + texts[: len(texts) // 2]
-    slots = np.array([edits.slots((name,)) for name in names], np.int32)
-    drawn, starts = draw(np.random.default_rng([seed, 3]), len(names))
-    size, bank = (model.height, model.width), textures.bank()
-    for low in range(0, len(names), batch):
+    for low in range(0, len(texts), batch):
         some = slice(low, low + batch)
-        world = jax.tree.map(lambda x, some=some: x[some], drawn)
-        source, truth = render(
-            world, slots[some], starts[some], bank, frames=BEFORE + AFTER, size=size
-        )
-        yield np.asarray(source), np.asarray(truth), texts[some], others[some]
+        yield *worlds.frames(some, 0, BEFORE + AFTER), texts[some], others[some]

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lsd_jax.evaluate.fidelity import Outcome
 from lsd_jax.evaluate.metrics import texture_ratio
+from lsd_jax.evaluate.returning import GONE
 
 CHANGED_DB = 30.0
 """An edit changes the picture where the input is no nearer to its truth than this."""
@@ -176,5 +177,12 @@ def lines(report: dict) -> list[str]:
             f"{report['prompt_response_frames']}, after "
             f"{report['reactions']['garbage_frames']} frames of garbage "
             f"{report['recovery_frames']}"
+        )
+    if "memory" in report:
+        memory = report["memory"]
+        said.append(
+            f"edited object back after {GONE} frames, prompt taken back: {memory['with']:.1f} dB "
+            f"with the memory, {memory['without']:.1f} without (told all the time "
+            f"{memory['told']:.1f}, input {memory['input']:.1f})"
         )
     return said

@@ -14,10 +14,10 @@ from jaxtyping import UInt8
 
 from lsd_jax import ring, stream
 from lsd_jax.codec import PixelCodec
+from lsd_jax.conditioning import ask
 from lsd_jax.config import Config
-from lsd_jax.data import prompts
 from lsd_jax.model import Denoiser
-from lsd_jax.types import Conditioning, Frame, StreamState
+from lsd_jax.types import Frame, StreamState
 
 Frames = UInt8[np.ndarray, "b f h w 3"]
 Advance = Callable[[Frames], Frames]
@@ -106,8 +106,8 @@ class RunningStreams:
 
     def ask(self, texts: Sequence[str], references: Sequence[np.ndarray | None]) -> None:
         """Changes prompts and references as a user's session does."""
-        self._condition(texts, references)
-        self._state = self._streams.compiled.forget(self._state, self._all)
+        anew = self._condition(texts, references)
+        self._state = self._streams.compiled.forget(self._state, anew)
 
     def misremember(self, frames: Frames, shown: Frames) -> None:
         """Makes the streams remember `shown` as what they made of `frames`."""
@@ -133,16 +133,14 @@ class RunningStreams:
         restored = [jnp.asarray(x.view(old.dtype)) for old, x in zip(leaves, snapshot, strict=True)]
         self._state = jax.tree.unflatten(structure, restored)
 
-    def _condition(self, texts: Sequence[str], references: Sequence[np.ndarray | None]) -> None:
-        streams, model = self._streams, self._streams.config.model
-        none = np.zeros((model.height, model.width, 3), np.uint8)
-        wanted = Conditioning(
-            prompt=streams.fill(np.stack([prompts.encode(t, model.prompt_bytes) for t in texts])),
-            reference=streams.fill(np.stack([none if r is None else r for r in references])),
-            has_reference=streams.fill(np.array([r is not None for r in references])),
-        )
-        compiled = streams.compiled
+    def _condition(
+        self, texts: Sequence[str], references: Sequence[np.ndarray | None]
+    ) -> jax.Array:
+        streams, compiled = self._streams, self._streams.compiled
+        asked = ask(texts, references, streams.config.model)
+        wanted, anew = jax.tree.map(lambda x: streams.fill(np.asarray(x)), asked)
         self._state = compiled.condition(compiled.model, self._state, wanted, self._all)
+        return anew
 
 
 def _misremember(
@@ -153,5 +151,5 @@ def _misremember(
     source, latent = (codec.encode(x).astype(dtype) for x in (frame, shown))
     planes = controls.astype(dtype) / 255
     k, v = model.denoiser.remember(source, latent, planes, state.kv, model.commit)
-    kv = ring.commit(state.kv, k, v, model.denoiser.config.sinks)
+    kv = ring.commit(state.kv, k, v, model.denoiser.config)
     return state.replace(kv=kv, frame=state.frame + 1)

@@ -121,7 +121,8 @@ def _number(where: str, given: Any) -> Number:
         raise ValueError(f"{where}: unknown kind {given['kind']!r}; known: {', '.join(KINDS)}")
     if ("low" in given) != ("high" in given):
         raise ValueError(f"{where}: give both low and high, or neither")
-    number = Number(**{k: float(v) if k in _AMOUNTS else v for k, v in given.items()})
+    fields: dict[str, Any] = {k: float(v) if k in _AMOUNTS else v for k, v in given.items()}
+    number = Number(**fields)
     if number.low is not None and not number.low <= number.value <= (number.high or 0):
         raise ValueError(f"{where}: want low <= value <= high")
     return number

@@ -18,6 +18,8 @@ from lsd_jax.types import KVBuffer, Rope, StackWeights
 
 @op(
     Backend("pallas", "pallas_kernels.tpu.denoise_stack:denoise_stack"),
+    Backend("nki", "nki_kernels.backend:denoise_stack"),
+    Backend("nki-sim", "nki_kernels.backend:simulated", automatic=False),
     Backend("pallas-interpret", "pallas_kernels.tpu.denoise_stack:interpreted", automatic=False),
 )
 def denoise_stack(

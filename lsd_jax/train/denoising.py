@@ -15,10 +15,11 @@ from jaxtyping import Array, Float
 
 from lsd_jax import diffusion, ring
 from lsd_jax.codec import PixelCodec
-from lsd_jax.config import TrainConfig
+from lsd_jax.config import ModelConfig, TrainConfig
+from lsd_jax.data import prompts
 from lsd_jax.data.batch import Batch
 from lsd_jax.model import Denoiser
-from lsd_jax.types import KVBuffer
+from lsd_jax.types import Conditioning, KVBuffer
 
 CHANGED = 8 / 255  # in [-1, 1] units, four steps of a byte
 SMALLEST_SHARE = 0.03  # of a frame: below it, a changed region weighs by its size
@@ -83,7 +84,7 @@ def denoising_loss(
     history_key, ask_key = jax.random.split(key)
     seen = look(batch, remembered, history_key, model.embed.dtype)
     question = ask(seen, ask_key, settings)
-    predicted = answer(model, seen, remember(model, batch, seen), question)
+    predicted = answer(model, seen, remember(model, batch, seen, settings), question)
     weight = edit_weight(seen.source, seen.clean, settings.edit_weight)
     error = jnp.mean(weight * _squares(predicted - question.answer), axis=(1, 2))
     loss = jnp.mean(diffusion.loss_weight(question.t) * error)
@@ -103,7 +104,7 @@ def look(batch: Batch, remembered: Remembered, key: Array, dtype) -> Seen:
     return Seen(*(x.reshape(-1, *x.shape[2:]) for x in clips))
 
 
-def remember(model: Denoiser, batch: Batch, seen: Seen) -> KVBuffer:
+def remember(model: Denoiser, batch: Batch, seen: Seen, settings: TrainConfig) -> KVBuffer:
     """The buffer that a stream of `model` would hold before each row."""
     kv, frames = pinned_history(model, batch), batch.source.shape[1]
     if frames == 1:
@@ -111,7 +112,7 @@ def remember(model: Denoiser, batch: Batch, seen: Seen) -> KVBuffer:
     zero = jnp.zeros_like(seen.level)
     modulation = model.modulation(zero + 1, seen.level, zero)
     k, v = model.remember(seen.source, seen.past, seen.controls, kv, modulation)
-    return history(kv, k, v, frames, model.config.sinks, model.config.window)
+    return history(kv, k, v, frames, model.config, settings.old_frames)
 
 
 def answer(model: Denoiser, seen: Seen, kv: KVBuffer, question: Question) -> Rows:
@@ -137,23 +138,45 @@ def edit_weight(
 
 
 def pinned_history(model: Denoiser, batch: Batch) -> KVBuffer:
-    """The pinned keys and values of each clip, repeated for each of its frames; no slots."""
+    """The pinned keys and values of each clip, repeated for each of its frames, or those of
+    `prompts.CARRY_ON`; no slots."""
     frames = batch.source.shape[1]
     k, v, valid = model.pin(batch.condition)
     k, v = (jnp.repeat(x, frames, axis=1) for x in (k, v))
     valid = jnp.repeat(valid, frames, axis=0)
-    return KVBuffer(k, v, valid, jnp.zeros((valid.shape[0], 0), jnp.int32))
+    none = jnp.zeros((valid.shape[0], 0), jnp.int32)
+    if batch.carried is None:
+        return KVBuffer(k, v, valid, none, none)
+    carried = (jnp.arange(frames) >= batch.carried[:, None]).reshape(-1)
+    prompt = prompts.encode(prompts.CARRY_ON, batch.condition.prompt.shape[1])[None]
+    reference = jnp.zeros_like(batch.condition.reference[:1])
+    other = model.pin(Conditioning(jnp.asarray(prompt), reference, jnp.zeros(1, bool)))
+    k, v = (
+        jnp.where(carried[:, None, None, None], x, y) for x, y in zip(other, (k, v), strict=False)
+    )
+    return KVBuffer(k, v, jnp.where(carried[:, None], other[2], valid), none, none)
 
 
-def history(pinned: KVBuffer, k: Array, v: Array, frames: int, sinks: int, window: int) -> KVBuffer:
+def history(
+    pinned: KVBuffer, k: Array, v: Array, frames: int, config: ModelConfig, old: int = 0
+) -> KVBuffer:
     """For each frame of each clip, the buffer that a stream would hold when it arrives there.
+
+    The window holds frames of one piece. Those before the first `old` ones are in the memory alone,
+    the newest in its first slot; where there are none, it has kept the first frame of the clip.
 
     `k` and `v` are `[L, clips * frames, T, H, K]`, the committed keys and values of all frames.
     """
     layers, rows, tokens = k.shape[:3]
-    clips = rows // frames
+    clips, sinks, window = rows // frames, config.sinks, config.window
+    here = jnp.arange(frames)[:, None]
+    kept = jnp.minimum(here, max(old, 1)) - 1 - jnp.arange(config.memory)  # [F, R]
 
     def gather(buffer, x):
+        old_keys = ring.compress(x, config.grid) if config.memory else x[:, :, :0]
+        old_keys = old_keys.reshape(layers, clips, frames, *old_keys.shape[2:])
+        old_keys = old_keys[:, :, jnp.maximum(kept, 0)]  # [L, clips, F, R, T / 4, H, K]
+        old_keys = old_keys.reshape(layers, rows, -1, *x.shape[3:])
         x = x.reshape(layers, clips, frames, *x.shape[2:])
         first = x[:, :, jnp.minimum(jnp.arange(sinks), frames - 1)]  # [L, clips, sinks, T, H, K]
         first = jnp.repeat(first[:, :, None], frames, axis=2)
@@ -161,16 +184,16 @@ def history(pinned: KVBuffer, k: Array, v: Array, frames: int, sinks: int, windo
         back = [x[:, :, window - age : window - age + frames] for age in range(1, window + 1)]
         slots = jnp.concatenate([first, jnp.stack(back, axis=3)], axis=3)
         slots = slots.reshape(layers, rows, (sinks + window) * tokens, *x.shape[4:])
-        return jnp.concatenate([buffer, slots], axis=2)
+        return jnp.concatenate([buffer, old_keys, slots], axis=2)
 
-    now = jnp.arange(frames)[:, None]
     ages = jnp.arange(1, window + 1)
     age = jnp.concatenate(
         [
-            jnp.where(now > jnp.arange(sinks), ring.SINK, ring.EMPTY),
-            jnp.where(now >= ages, ages, ring.EMPTY),
+            jnp.where(here > jnp.arange(sinks), ring.SINK, ring.EMPTY),
+            jnp.where(here - old >= ages, ages, ring.EMPTY),
         ],
         axis=1,
     )  # [F, S]
-    age = jnp.tile(age, (clips, 1)).astype(jnp.int32)
-    return KVBuffer(gather(pinned.k, k), gather(pinned.v, v), pinned.pinned, age)
+    memory = jnp.where(kept >= 0, 0, ring.EMPTY)
+    age, memory = (jnp.tile(x, (clips, 1)).astype(jnp.int32) for x in (age, memory))
+    return KVBuffer(gather(pinned.k, k), gather(pinned.v, v), pinned.pinned, age, memory)

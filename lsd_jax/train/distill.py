@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from lsd_jax.config import Config, TrainConfig
 from lsd_jax.data.batch import Batch
 from lsd_jax.model import Denoiser
-from lsd_jax.train.denoising import Question, Seen, answer, denoising_loss, flow, remember
-from lsd_jax.train.history import imperfect
+from lsd_jax.train.denoising import Question, Seen, answer, flow, remember
+from lsd_jax.train.history import imperfect_history_loss
 
 
 def distill_loss(
@@ -24,9 +24,8 @@ def distill_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """`denoising_loss` beside the history of the history stage, towards a mean of the truth and
     the teacher's answer, of which the teacher has `config.distill.weight`."""
-    remembered = partial(imperfect, shown=batch.shown, config=config)
     ask = partial(taught, teacher=teacher, batch=batch, weight=config.distill.weight)
-    return denoising_loss(model, batch, key, config.train, remembered, ask)
+    return imperfect_history_loss(model, batch, key, config, ask)
 
 
 def taught(
@@ -35,6 +34,6 @@ def taught(
     """The flow's questions, answered by truth and teacher together. (The squared error to a mean
     has the gradient of the mean of the squared errors.)"""
     asked = flow(seen, key, settings)
-    theirs = answer(teacher, seen, remember(teacher, batch, seen), asked)
+    theirs = answer(teacher, seen, remember(teacher, batch, seen, settings), asked)
     goal = (1 - weight) * asked.answer + weight * theirs
     return replace(asked, answer=jax.lax.stop_gradient(goal))

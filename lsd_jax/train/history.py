@@ -18,7 +18,7 @@ from lsd_jax.config import Config
 from lsd_jax.data.batch import Batch
 from lsd_jax.model import Denoiser
 from lsd_jax.train.corruptions import corrupt
-from lsd_jax.train.denoising import Clips, denoising_loss
+from lsd_jax.train.denoising import Ask, Clips, denoising_loss, flow
 from lsd_jax.train.rollouts import own_clips
 
 
@@ -28,13 +28,21 @@ def history_loss(
     """`denoising_loss` with a history that is wrong as `config.history` says, and the penalty on
     `drift`; its metric `drift` is there where that is asked for."""
     history_key, drift_key = jax.random.split(key)
-    remembered = partial(imperfect, shown=batch.shown, config=config)
-    loss, metrics = denoising_loss(model, batch, history_key, config.train, remembered)
+    loss, metrics = imperfect_history_loss(model, batch, history_key, config)
     if not config.history.drift_penalty:
         return loss, metrics
     penalty = drift(model, batch, drift_key, config)
     loss = loss + config.history.drift_penalty * penalty
     return loss, metrics | {"loss": loss, "drift": penalty}
+
+
+def imperfect_history_loss(
+    model: Denoiser, batch: Batch, key: Array, config: Config, ask: Ask = flow
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """`denoising_loss` beside the history that `config.history` describes; stages differ in what
+    they `ask`."""
+    remembered = partial(imperfect, shown=batch.shown, config=config)
+    return denoising_loss(model, batch, key, config.train, remembered, ask)
 
 
 def imperfect(
@@ -52,10 +60,11 @@ def imperfect(
     clips, own = clean.shape[0], 0 if shown is None else own_clips(config)
     past = clean if shown is None else PixelCodec().encode(shown).astype(clean.dtype)
     key, chosen_key = jax.random.split(key)
-    rank = jax.random.permutation(chosen_key, clips - own)
-    chosen = jnp.concatenate([rank < round(config.history.corrupted * clips), jnp.zeros(own, bool)])
-    wrong = corrupt(clean, source, config.model.grid, key)
-    past = jnp.where(chosen[:, None, None, None, None], wrong, past)
+    if corrupted := round(config.history.corrupted * clips):
+        rank = jax.random.permutation(chosen_key, clips - own)
+        chosen = jnp.concatenate([rank < corrupted, jnp.zeros(own, bool)])
+        wrong = corrupt(clean, source, config.model.grid, key)
+        past = jnp.where(chosen[:, None, None, None, None], wrong, past)
     if not config.history.level_input:
         return past, jnp.zeros(clean.shape[:2])
     error = jnp.mean(jnp.square((past - clean).astype(jnp.float32)), axis=(2, 3, 4))
@@ -70,11 +79,11 @@ def drift(model: Denoiser, batch: Batch, key: Array, config: Config) -> Float[Ar
     gradients through all that is remembered. The first frame's error is taken as given, so that
     being bad at once does not pay.
     """
-    codec, sinks = PixelCodec(), model.config.sinks
-    clips, frames = batch.source.shape[:2]
+    codec, old = PixelCodec(), config.train.old_frames
+    clips = batch.source.shape[0]
     dtype = model.embed.dtype
-    source, clean = (codec.encode(x).astype(dtype) for x in (batch.source, batch.target))
-    controls = batch.controls.astype(dtype) / 255
+    source, clean = (codec.encode(x[:, old:]).astype(dtype) for x in (batch.source, batch.target))
+    controls = batch.controls[:, old:].astype(dtype) / 255
     noise = jax.random.normal(key, clean.shape, dtype)
     zero, one, level = jnp.zeros(1), jnp.ones(1), jnp.full(1, config.stream.history_level)
     first_pass = model.modulation(zero, zero, one)
@@ -90,7 +99,8 @@ def drift(model: Denoiser, batch: Batch, key: Array, config: Config) -> Float[Ar
         if mask is not None:
             out = jnp.where(controls[..., mask : mask + 1] >= 0.5, out, source)
         error = jnp.mean(jnp.square((out - clean).astype(jnp.float32)), axis=(1, 2, 3))
-        return ring.commit(kv, *model.remember(source, out, controls, kv, commit), sinks), error
+        memory = model.remember(source, out, controls, kv, commit)
+        return ring.commit(kv, *memory, model.config), error
 
     inputs = tuple(jnp.moveaxis(x, 1, 0) for x in (source, clean, controls, noise))
     _, errors = jax.lax.scan(jax.checkpoint(frame), kv, inputs)  # [F, B]

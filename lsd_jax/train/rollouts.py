@@ -56,10 +56,11 @@ class Rollouts:
     def clips(self, step: int) -> Batch:
         """What the streams of `step` meet: the same for the same step."""
         group, life, age = _place(step)
-        model, train = self.config.model, self.config.train
+        model = self.config.model
+        train = replace(self.config.train, old_frames=0)  # a stream has no gaps
         rng = np.random.default_rng([train.seed, 2, group, life])
         plan = rendered.draw_plan(model, train, rng, self.streams)
-        return rendered.render(plan, model, train, after=age * train.frames)
+        return rendered.render(plan, model, after=age * train.frames)
 
     def show(self, step: int, weights: dict, batch: Batch) -> Batch:
         """The batch of `step` with what the streams make of their clips."""

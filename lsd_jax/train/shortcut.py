@@ -25,11 +25,10 @@ from lsd_jax.train.denoising import (
     Rows,
     Seen,
     answer,
-    denoising_loss,
     flow,
     remember,
 )
-from lsd_jax.train.history import imperfect
+from lsd_jax.train.history import imperfect_history_loss
 from lsd_jax.types import KVBuffer
 
 
@@ -38,9 +37,8 @@ def shortcut_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """`denoising_loss` beside the history of the history stage, with `config.shortcut.share` of
     the rows answered by the teacher."""
-    remembered = partial(imperfect, shown=batch.shown, config=config)
     ask = partial(two_in_one, teacher=teacher, batch=batch, config=config)
-    return denoising_loss(model, batch, key, config.train, remembered, ask)
+    return imperfect_history_loss(model, batch, key, config, ask)
 
 
 def two_in_one(
@@ -55,11 +53,11 @@ def two_in_one(
     if not count:
         return replace(asked, step=jnp.zeros_like(asked.t))
     some = jax.random.permutation(rows_key, rows)[:count]
-    kv, part = _rows(remember(teacher, batch, seen), seen, some)
+    kv, part = _rows(remember(teacher, batch, seen, settings), seen, some)
     none = None
     if config.shortcut.guidance != 1:
         blank = replace(batch, condition=jax.tree.map(jnp.zeros_like, batch.condition))
-        none, _ = _rows(remember(teacher, blank, seen), seen, some)
+        none, _ = _rows(remember(teacher, blank, seen, settings), seen, some)
 
     step = jax.random.choice(step_key, jnp.asarray(diffusion.STEP_SIZES), (count,))
     t = step * jnp.floor(jax.random.uniform(t_key, step.shape) / step)  # on the grid of its step
@@ -94,5 +92,7 @@ def _wide(x: Float[Array, " r"], like: Rows) -> Array:
 
 def _rows(kv: KVBuffer, seen: Seen, some: Array) -> tuple[KVBuffer, Seen]:
     """Some of the rows."""
-    kv = KVBuffer(kv.k[:, some], kv.v[:, some], kv.pinned[some], kv.age[some])
+    kv = KVBuffer(
+        *(x[:, some] for x in (kv.k, kv.v)), *(x[some] for x in (kv.pinned, kv.age, kv.memory))
+    )
     return kv, Seen(*(getattr(seen, name)[some] for name in Seen.__annotations__))

@@ -204,10 +204,39 @@ def test_a_plan_goes_on_where_its_last_clip_ended(small_config, train):
     """The frames behind it are those of a longer clip; prompt and reference stay."""
     model = small_config.model
     plan = rendered.draw_plan(model, train, np.random.default_rng(3), CLIPS)
-    longer = rendered.render(plan, model, dataclasses.replace(train, frames=4))
-    later = rendered.render(plan, model, train, after=2)
+    offsets = jnp.tile(jnp.arange(4), (CLIPS, 1))
+    longer = rendered.render(dataclasses.replace(plan, offsets=offsets), model)
+    later = rendered.render(plan, model, after=2)
     for name in ("source", "target"):
         np.testing.assert_array_equal(getattr(later, name), getattr(longer, name)[:, 2:])
     for name in ("prompt", "reference", "has_reference"):
         before, after = (getattr(x.condition, name) for x in (longer, later))
         np.testing.assert_array_equal(before, after)
+
+
+def test_old_frames_lie_as_far_back_as_a_memory_reaches(small_config, train):
+    """Two of them, in the spans that two slots cover, before frames that follow one another."""
+    model = dataclasses.replace(small_config.model, memory=2, memory_every=8)
+    old = dataclasses.replace(train, frames=5, old_frames=2)
+    offsets = rendered.draw_offsets(np.random.default_rng(0), model, old, 500)
+    back = offsets[:, 2:3] - offsets[:, :2]
+    assert np.all(np.diff(offsets[:, 2:]) == 1) and offsets.min() == 0
+    for frame, low, high in ((0, 8, 39), (1, 0, 7)):  # then comes the first of the new ones
+        assert (back[:, frame] - 1).min() == low and (back[:, frame] - 1).max() == high
+    plan = rendered.draw_plan(model, old, np.random.default_rng(1), CLIPS)
+    clips = rendered.render(plan, model)
+    whole = jnp.tile(jnp.arange(int(plan.offsets.max()) + 1), (CLIPS, 1))
+    stream = rendered.render(dataclasses.replace(plan, offsets=whole), model)
+    for i, offsets in enumerate(np.asarray(plan.offsets)):
+        np.testing.assert_array_equal(clips.source[i], stream.source[i, offsets])
+        difference = np.abs(clips.target[i].astype(int) - stream.target[i, offsets].astype(int))
+        assert difference.max() <= 1
+
+
+def test_prompts_are_taken_back_after_the_first_frame(train):
+    taken = dataclasses.replace(train, frames=4, carry_on=0.5)
+    first = rendered.draw_carried(np.random.default_rng(0), taken, 1000)
+    assert set(first) == {1, 2, 3, 4} and 0.4 < np.mean(first < 4) < 0.6
+    late = dataclasses.replace(taken, old_frames=2, carry_on=1.0)
+    assert set(rendered.draw_carried(np.random.default_rng(0), late, 100)) == {2, 3}
+    assert rendered.draw_carried(np.random.default_rng(0), train, 3) is None

@@ -55,16 +55,16 @@ class Running:
 
 def test_reactions_of_known_length(monkeypatch):
     known = {}
-    render = reactions.render
+    frames = reactions.OneOfEach.frames
 
-    def remembering(*args, **options):
-        source, truth = (np.asarray(x) for x in render(*args, **options))
+    def remembering(*args):
+        source, truth = frames(*args)
         for clip, edited in zip(source, truth, strict=True):
             for frame, shown in zip(clip, edited, strict=True):
                 known[frame.tobytes()] = shown
         return source, truth
 
-    monkeypatch.setattr(reactions, "render", remembering)
+    monkeypatch.setattr(reactions.OneOfEach, "frames", remembering)
     streams = Known(lambda _, clip: np.stack([known[f.tobytes()] for f in clip]), ill=7, slow=2)
     told = []
     found = reactions.measure(streams, MODEL, 0, told.append)

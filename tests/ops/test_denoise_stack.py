@@ -41,6 +41,7 @@ def example(seed=0, b=2, rows=2, columns=3, layers=2, heads=2, k=8, mlp=20, p=5,
         v=normals(layers, b, n, heads, k),
         pinned=rng.random((b, p)) < 0.7,
         age=rng.integers(-1, window + 1, (b, slots), dtype=np.int32),
+        memory=np.zeros((b, 0), np.int32),
     )
     modulation = normals(layers, b, 6, d, scale=0.5)
     return jax.tree.map(
@@ -149,7 +150,7 @@ def test_the_order_of_slots_is_free():
     x, weights, kv, modulation, rope = example(slots=4, p=5)
     order, tokens = np.array([2, 0, 3, 1]), x.shape[1]
     keys = np.concatenate([np.arange(5), *(5 + s * tokens + np.arange(tokens) for s in order)])
-    moved = KVBuffer(kv.k[:, :, keys], kv.v[:, :, keys], kv.pinned, kv.age[:, order])
+    moved = KVBuffer(kv.k[:, :, keys], kv.v[:, :, keys], kv.pinned, kv.age[:, order], kv.memory)
     ours = call(x, weights, moved, modulation, rope)
     for a, b in zip(ours, call(x, weights, kv, modulation, rope), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

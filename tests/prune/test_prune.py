@@ -45,7 +45,7 @@ def forward(config, params):
     kv = ring.empty(config, 1, jnp.float32)
     level = model.modulation(jnp.zeros(1), jnp.zeros(1), jnp.ones(1))
     k, v = model.remember(source, noisy, controls, kv, level)
-    kv = ring.commit(kv, k, v, config.sinks)
+    kv = ring.commit(kv, k, v, config)
     return np.asarray(jax.jit(model.denoise)(source, noisy, controls, kv, level))
 
 

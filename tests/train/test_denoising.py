@@ -9,6 +9,7 @@ import pytest
 
 from lsd_jax import diffusion, ring, sharding
 from lsd_jax.codec import PixelCodec
+from lsd_jax.config import ModelConfig
 from lsd_jax.model import Denoiser, Modulation, abstract_params, build, cast
 from lsd_jax.train.denoising import denoising_loss, history, pinned_history
 from lsd_jax.train.forcing import CLEAN_HISTORY, forcing_loss, noised
@@ -28,9 +29,13 @@ def clips(batch, count, frames):
     return jax.tree.map(lambda x: x[:count, longer] if x.ndim == 5 else x[:count], batch)
 
 
-def test_training_sees_the_history_that_a_stream_holds(small_model, small_config, small_batch):
+@pytest.mark.parametrize("memory", [0, 2])
+def test_training_sees_the_history_that_a_stream_holds(
+    small_model, small_config, small_batch, memory
+):
     """`denoise` of every frame, from the training form and from a ring filled frame by frame."""
-    batch, model = clips(small_batch, 2, FRAMES), small_config.model
+    batch = clips(small_batch, 2, FRAMES)
+    model = dataclasses.replace(small_config.model, memory=memory)
     codec, zero = PixelCodec(), jnp.zeros(1)
     clean_history = small_model.modulation(jnp.ones(1), zero, zero)
     first_pass = small_model.modulation(zero, zero, jnp.ones(1))
@@ -45,7 +50,7 @@ def test_training_sees_the_history_that_a_stream_holds(small_model, small_config
 
     kv = pinned_history(small_model, batch)
     k, v = remember(rows(source), rows(shown), rows(controls), kv)
-    kv = history(kv, k, v, FRAMES, model.sinks, model.window)
+    kv = history(kv, k, v, FRAMES, model)
     at_once = denoise(rows(source), rows(noise), rows(controls), kv)
     at_once = at_once.reshape(2, FRAMES, *at_once.shape[1:])
 
@@ -56,7 +61,7 @@ def test_training_sees_the_history_that_a_stream_holds(small_model, small_config
         now = denoise(source[:, n], noise[:, n], controls[:, n], held)
         np.testing.assert_allclose(at_once[:, n], now, rtol=1e-4, atol=2e-5)
         k, v = remember(source[:, n], shown[:, n], controls[:, n], held)
-        held = ring.commit(held, k, v, model.sinks)
+        held = ring.commit(held, k, v, model)
     cold = ring.clear(held, jnp.ones(2, bool))
     alone = denoise(source[:, -1], noise[:, -1], controls[:, -1], cold)
     assert np.abs(alone - now).max() > 1e-3
@@ -67,10 +72,10 @@ def test_history_by_hand():
     frames, window, tokens = 5, 2, 2
     names = np.arange(2 * frames * tokens, dtype=np.float32).reshape(1, 2 * frames, tokens, 1, 1)
     empty = jnp.zeros((1, 2 * frames, 0, 1, 1))
-    pinned = ring.KVBuffer(
-        empty, empty, jnp.zeros((2 * frames, 0), bool), jnp.zeros((2 * frames, 0), jnp.int32)
-    )
-    kv = history(pinned, jnp.asarray(names), jnp.asarray(-names), frames, 0, window)
+    none = jnp.zeros((2 * frames, 0), jnp.int32)
+    pinned = ring.KVBuffer(empty, empty, none.astype(bool), none, none)
+    model = ModelConfig(window=window)
+    kv = history(pinned, jnp.asarray(names), jnp.asarray(-names), frames, model)
     np.testing.assert_array_equal(kv.k, -np.asarray(kv.v))
     for row in range(2 * frames):
         for slot in range(window):

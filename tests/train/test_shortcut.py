@@ -35,10 +35,11 @@ def asked(small_model, small_config, small_batch, monkeypatch):
     """
     questions = []
 
-    def remember(model, batch, seen):
+    def remember(model, batch, seen, settings):
         told = jnp.any(batch.condition.prompt > 0)
         k = jnp.full((1, ROWS, 1, 1, 1), told.astype(jnp.float32))
-        return KVBuffer(k, k, jnp.ones((ROWS, 1), bool), jnp.zeros((ROWS, 0), jnp.int32))
+        none = jnp.zeros((ROWS, 0), jnp.int32)
+        return KVBuffer(k, k, jnp.ones((ROWS, 1), bool), none, none)
 
     def answer(model, part, kv, question):
         questions.append(question)

@@ -1,0 +1,33 @@
+"""What subcommands ask of their options alike."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def at_least(args: argparse.Namespace, **smallest: int) -> None:
+    """Raises ValueError for an option that is below its smallest value."""
+    for name, least in smallest.items():
+        if getattr(args, name) < least:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} {getattr(args, name)}: give at least {least}")
+
+
+def parse_counts(option: str, text: str, names: Sequence[str]) -> dict[str, int]:
+    """`fsdp=4,tensor=2` as a dict. Raises ValueError for anything else and any other name."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, _, count = part.partition("=")
+        if name not in names or not count.isdigit():
+            wanted = ",".join(f"{known}=N" for known in names)
+            raise ValueError(f"{option} {text!r}: write {wanted}")
+        found[name] = int(count)
+    return found
+
+
+def another_place(out: Path, checkpoint: Path) -> None:
+    """Raises ValueError where a result would replace what it is made from."""
+    if out.resolve() == checkpoint.resolve():
+        raise ValueError(f"{out} is the checkpoint itself; give another place for the result")

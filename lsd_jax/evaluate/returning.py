@@ -1,0 +1,181 @@
+"""Long memory: does an edit come back with an object that was gone for longer than the window?
+
+A stream is told what to do with an object, and from the moment at which it starts to go away only
+to carry on. When the object comes back, neither prompt nor input nor window say any more how it
+is to look: only the memory does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, UInt8
+
+from lsd_jax.config import Config, ModelConfig
+from lsd_jax.data import rendered, textures, worlds
+from lsd_jax.data.prompts import CARRY_ON
+from lsd_jax.data.scene import OBJECTS
+from lsd_jax.data.worlds import KINDS, SceneEdit, World
+from lsd_jax.evaluate import held_out, metrics
+from lsd_jax.evaluate.streams import ModelStreams, Stream
+from lsd_jax.model import Denoiser, build
+
+EDITS = ("recolour", "reshape", "object_from_reference")
+SEEN, TURNING, GONE, BACK = 24, 4, 40, 12
+"""Frames: told and in view; going into the distance, and again coming back; gone; in view again."""
+
+FRAMES = SEEN + TURNING + GONE + TURNING + BACK
+SHOWN = [SEEN - 1, SEEN + 2, SEEN + TURNING + GONE // 2, FRAMES - BACK - 2, FRAMES - BACK + 2, -1]
+FAR = 1e-3  # of its size: not to be seen
+CHANGED = 4  # bytes by which an edit changes a pixel that counts
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Worlds in which an object goes and comes back, and what is asked of it."""
+
+    source: UInt8[np.ndarray, "b f h w 3"]
+    truth: UInt8[np.ndarray, "b f h w 3"]
+    references: list[np.ndarray | None]
+    texts: list[str]
+    kinds: list[str]
+
+
+def measure(
+    denoiser: Denoiser,
+    config: Config,
+    count: int,
+    batch: int,
+    seed: int,
+    done: Callable[[int], None],
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """How near the returned object is to its truth, for a model with a memory.
+
+    Returns:
+        PSNR, in dB, of the pixels that the edit changes, over the frames after the return, a mean
+        over `count` worlds for each of `EDITS`: `with` the memory; `without`, by the same weights
+        with no memory slots; `told`, with a prompt that says it all the time; `input`, for the
+        input unchanged; and `by_edit`, the same for each. And pictures of the first of `EDITS`
+        at the times `SHOWN`, `[len(EDITS), len(SHOWN), H, W, 3]` each.
+    """
+    bare = replace(config, model=replace(config.model, memory=0))
+    weights = nnx.to_pure_dict(nnx.state(denoiser, nnx.Param))
+    streams = {
+        "with": ModelStreams(denoiser, config, batch, seed),
+        "without": ModelStreams(build(bare.model, weights), bare, batch, seed),
+    }
+    streams["told"] = streams["with"]
+    found: dict[str, list[np.ndarray]] = {name: [] for name in (*streams, "input")}
+    kinds, strips = [], {}
+    for visits in draw(config.model, count, batch, seed):
+        kinds += visits.kinds
+        shown = {"input": visits.source}
+        for name, opened in streams.items():
+            shown[name] = play(opened, visits, taken_back=name != "told")
+            done(shown[name].shape[0] * FRAMES)
+        for name, frames in shown.items():
+            found[name].append(likeness(frames, visits))
+        if not strips:
+            some = {**shown, "truth": visits.truth}
+            strips = {name: frames[: len(EDITS), SHOWN] for name, frames in some.items()}
+    joined = {name: np.concatenate(parts) for name, parts in found.items()}
+
+    def means(of: np.ndarray) -> dict[str, float]:
+        return {name: float(np.nanmean(values[of])) for name, values in joined.items()}
+
+    of_kind = np.array(kinds)
+    figures = means(of_kind != "")
+    return figures | {"by_edit": {kind: means(of_kind == kind) for kind in EDITS}}, strips
+
+
+def play(streams: Stream, visits: Visits, taken_back: bool) -> UInt8[np.ndarray, "b f h w 3"]:
+    """What streams make of visits, whose prompt is taken back when the object goes, or stays."""
+    running = streams(visits.texts, visits.references)
+    before = running(visits.source[:, :SEEN])
+    if taken_back:
+        running.ask([CARRY_ON] * len(visits.texts), [None] * len(visits.texts))
+    return np.concatenate([before, running(visits.source[:, SEEN:])], axis=1)
+
+
+def likeness(shown: np.ndarray, visits: Visits) -> Float[np.ndarray, " b"]:
+    """PSNR of each stream where the edit changes the picture, in the frames after the return; NaN
+    where it changes nothing there."""
+    after = slice(FRAMES - BACK, FRAMES)
+    out, truth, source = (x[:, after].astype(int) for x in (shown, visits.truth, visits.source))
+    changed = np.any(np.abs(truth - source) > CHANGED, axis=-1)
+    squares = np.mean((out - truth) ** 2, axis=-1) / 255**2
+    pixels = changed.sum(axis=(1, 2, 3))
+    mse = np.sum(squares * changed, axis=(1, 2, 3)) / np.maximum(pixels, 1)
+    return np.where(pixels > 0, metrics.psnr_db(mse), np.nan)
+
+
+def draw(model: ModelConfig, count: int, batch: int, seed: int) -> Iterator[Visits]:
+    """`count` held-out worlds for each of `EDITS`, at most `batch` at once."""
+    rng = np.random.default_rng([seed, 5])
+    total, size, bank = count * len(EDITS), (model.height, model.width), textures.bank()
+    drawn, starts = held_out.draw(rng, total + count)
+    shape, colour, visible = (np.asarray(x) for x in (drawn.shape, drawn.colour, drawn.visible))
+    kinds = [EDITS[i % len(EDITS)] for i in range(total)]
+    chosen = [
+        rendered.scene_edit(rng, KINDS.index(kinds[i]), shape[i][visible[i]], colour[i][visible[i]])
+        for i in range(total)
+    ]
+    texts = [rendered.scene_text(rng, e, shape[i], colour[i], False) for i, e in enumerate(chosen)]
+    scale = jnp.asarray(distance_scale())
+    for low in range(0, total, batch):
+        some = list(range(low, min(low + batch, total)))
+        others = [total + i // len(EDITS) for i in some]
+        pictures = rendered.render_clips(_of(drawn, others), starts[others], 1, size, bank)[:, 0]
+        fields = {name: np.array([chosen[i][name] for i in some], np.int32) for name in chosen[0]}
+        source, truth = _visit(
+            _of(drawn, some), fields, pictures, starts[some], scale, bank, size=size
+        )
+        references = np.asarray(rendered.to_bytes(pictures))
+        yield Visits(
+            np.asarray(source),
+            np.asarray(truth),
+            [
+                r if kinds[i].endswith("from_reference") else None
+                for i, r in zip(some, references, strict=True)
+            ],
+            [texts[i] for i in some],
+            [kinds[i] for i in some],
+        )
+
+
+def _of(drawn: World, some: list[int]) -> World:
+    return jax.tree.map(lambda x: x[np.array(some)], drawn)
+
+
+def distance_scale() -> Float[np.ndarray, " f"]:
+    """The size of the object in each frame, as a share of its own."""
+    going = np.linspace(1, FAR, TURNING + 1)[1:]
+    return np.concatenate(
+        [np.ones(SEEN), going, np.full(GONE, FAR), going[::-1], np.ones(BACK)]
+    ).astype(np.float32)
+
+
+@partial(jax.jit, static_argnames="size")
+def _visit(drawn, fields, references, starts, scale, bank, *, size: tuple[int, int]):
+    """Input and truth of each world, `[B, F, H, W, 3]` bytes."""
+
+    def frames(world, target, start):
+        def one(offset, scale):
+            scales = jnp.where(jnp.arange(OBJECTS) == target, scale, 1.0)
+            there = replace(world, size=world.size * scales, visible=world.visible & (scales > FAR))
+            return worlds.render(there, start + offset, *size, bank)
+
+        return jax.vmap(one)(jnp.arange(scale.shape[0], dtype=jnp.int32), scale)
+
+    def both(item):
+        world, fields, reference, start = item
+        edited = worlds.edit_world(world, SceneEdit(**fields, reference=reference))
+        return [rendered.to_bytes(frames(w, fields["object"], start)) for w in (world, edited)]
+
+    return jax.lax.map(both, (drawn, fields, references, starts))
