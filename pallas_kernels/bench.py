@@ -47,7 +47,7 @@ def shape_of(config: Any) -> Shape:
         heads=model.heads,
         head_dim=model.head_dim,
         mlp=model.mlp,
-        pinned=model.pinned,
+        ageless=model.keys - model.slots * model.tokens,
         slots=model.slots,
         ages=model.window + 1,
         modulations=1,

@@ -43,8 +43,9 @@ def arguments(s: Shape) -> tuple:
     kv = KVBuffer(
         k=of(s.layers, s.sessions, s.keys, s.heads, s.head_dim),
         v=of(s.layers, s.sessions, s.keys, s.heads, s.head_dim),
-        pinned=of(s.sessions, s.pinned, dtype="bool"),
+        pinned=of(s.sessions, s.ageless, dtype="bool"),
         age=of(s.sessions, s.slots, dtype="int32"),
+        memory=of(s.sessions, 0, dtype="int32"),
     )
     table = of(s.tokens, s.head_dim // 2, dtype="float32")
     return (

@@ -67,7 +67,7 @@ def shape_of(x: jax.Array, weights: StackWeights, kv: KVBuffer, modulation: jax.
         heads=heads,
         head_dim=head_dim,
         mlp=weights.up.shape[2],
-        pinned=kv.pinned.shape[1],
+        ageless=kv.k.shape[2] - kv.age.shape[1] * x.shape[1],
         slots=kv.age.shape[1],
         ages=weights.age_k.shape[1],
         modulations=modulation.shape[1],

@@ -203,6 +203,6 @@ def norm(x: jax.Array) -> jax.Array:
 
 
 def age_per_key(ages: jax.Array, s) -> jax.Array:
-    """`[S, G, K]`, per slot, to `[G, N, K]`, per key; pinned ones have none."""
+    """`[S, G, K]`, per slot, to `[G, N, K]`, per key; those in front have none."""
     frames = jnp.repeat(jnp.swapaxes(ages, 0, 1), s.tokens, axis=1)
-    return jnp.pad(frames, ((0, 0), (s.pinned, 0), (0, 0)))
+    return jnp.pad(frames, ((0, 0), (s.ageless, 0), (0, 0)))

@@ -26,7 +26,7 @@ from pallas_kernels.tpu.plan import Plan
 from pallas_kernels.tpu.schedule import Loop, Program, Step
 
 EPSILON = 1e-6
-SAFE_EXPONENT = 80.0  # of 2; sums of thousands of such terms stay far below float32's 2^127
+SAFE_EXPONENT = 96.0  # of 2; sums of thousands of such terms stay far below float32's 2^127
 LOG2_E = math.log2(math.e)
 
 Index = Any  # an int, or a traced one
@@ -193,7 +193,7 @@ class Machine:
                 state = state.over(q, at.k_new[head, own], at.v_new[head, own], -limit)
                 start = 0
                 for slot_index in range(-1, s.slots):
-                    size = s.pinned if slot_index < 0 else s.tokens
+                    size = s.ageless if slot_index < 0 else s.tokens
                     keys = pl.ds(start, size)
                     start += size
                     if not size:
@@ -253,9 +253,9 @@ class Machine:
 
         QK-norm bounds them: |q . k| <= |q| |k|, where |q| <= sqrt(K) max|q_scale| and likewise for
         k, beside an age embedding. So the bound stands in for the running maximum of a softmax,
-        which would cost a third of the pass on a v6e; it is 0 unless scales are large. A row whose
-        largest logit lies 2^200 below its bound would underflow: with QK-norm that takes
-        max|q_scale| max|k_scale| > 13, where trained scales are 1 to 3.
+        which would cost a third of the pass on a v6e; it is 0 unless scales are large. A row all of
+        whose logits lie 2^200 below the bound would underflow, to NaN: that takes a bound of about
+        200, so max|q_scale| max|k_scale| > 10, where trained scales are 1 to 3.
         """
         at, k_dim = self.at, self.plan.shape.head_dim
 

@@ -26,7 +26,7 @@ class Shape:
     heads: int
     head_dim: int
     mlp: int
-    pinned: int
+    ageless: int  # keys in front of the frame slots: pinned, and memory
     slots: int
     ages: int
     modulations: int  # rows of modulation per layer: 1, or one a session
@@ -40,7 +40,7 @@ class Shape:
     @property
     def keys(self) -> int:
         """Keys of a session's buffer."""
-        return self.pinned + self.slots * self.tokens
+        return self.ageless + self.slots * self.tokens
 
     @property
     def itemsize(self) -> int:

@@ -60,7 +60,7 @@ def check(shape: Shape) -> None:
         ("head_dim", LANES),
         ("mlp", LANES),
         ("tokens", sublanes),
-        ("pinned", sublanes),
+        ("ageless", sublanes),
     ):
         size = getattr(shape, name)
         if size % multiple:
@@ -69,7 +69,7 @@ def check(shape: Shape) -> None:
                 f"{name}={-(-size // multiple) * multiple}, or backend xla"
             )
     if not shape.keys:
-        raise NotImplementedError("the buffer has no keys; pin at least one token, or backend xla")
+        raise NotImplementedError("the buffer has no keys; pin some tokens, or backend xla")
 
 
 def plans(shape: Shape) -> Iterator[Plan]:
