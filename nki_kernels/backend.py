@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 
 import jax
@@ -41,7 +42,17 @@ def simulated(
     """The same on a simulated trn2: slow, exact, and every rule of the hardware checked."""
     if _compat.REAL:
         raise NotImplementedError("with the real `nki` installed its own simulator is in charge")
+    if threads() < 2 and len(jax.devices()) < 2:
+        raise NotImplementedError(
+            "the simulated kernel is a host callback, which waits for ever where XLA has a single "
+            "thread; set the environment variable NPROC=4 before Python starts"
+        )
     return _call(x, weights, kv, bias, modulation, rope, _simulate)
+
+
+def threads() -> int:
+    """Threads of XLA's CPU client: `NPROC` where it is set, else the cores that we may use."""
+    return int(os.environ.get("NPROC", 0)) or len(os.sched_getaffinity(0))
 
 
 def _call(x, weights, kv, bias, modulation, rope, execute, cores=1):

@@ -1,4 +1,4 @@
-"""Rows of `lsd bench stack` for Trainium: the megakernel on the modelled clock, by number of cores."""
+"""Rows of `lsd bench stack` for Trainium: the megakernel on a modelled clock, by cores."""
 
 from __future__ import annotations
 

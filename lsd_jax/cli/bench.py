@@ -5,14 +5,22 @@ from __future__ import annotations
 import argparse
 import importlib
 
-CASES = {"stack": "ops.denoise_stack, all blocks of a frame's one pass"}
-
-STACK = {
-    "v": "pallas_kernels.bench:stack_rows",
-    "tpu": "pallas_kernels.bench:stack_rows",
+CASES = {
+    "stack": "ops.denoise_stack, all blocks of a frame's one pass",
+    "frame": "stream.frame_step, from pixels to pixels",
 }
-"""By the first letters of a chip's name, what computes its rows: `module:f`; `f(config, chip)`
-gives a list of dicts with the keys of `ROW`. What is not known is left out, and `note` says why."""
+
+ROWS = {
+    "stack": {
+        "trn": "nki_kernels.bench:rows",
+        "v": "pallas_kernels.bench:stack_rows",
+        "tpu": "pallas_kernels.bench:stack_rows",
+    },
+    "frame": {"v": "pallas_kernels.bench:frame_rows", "tpu": "pallas_kernels.bench:frame_rows"},
+}
+"""By the case and the first letters of a chip's name, what computes its rows: `module:f`, where
+`f(config, chip)` gives a list of dicts with the keys of `ROW`. What is not known is None or left
+out, and `note` says why; one that `refused` has no figures."""
 
 ROW = {
     "impl": "impl",
@@ -27,6 +35,26 @@ ROW = {
     "launches": "launches",
     "libtpu": "compiler",
 }
+
+EXTRA = {
+    "cores": "cores",
+    "us_low": "us, fast edge",
+    "us_high": "us, slow edge",
+    "us_serial": "us, one by one",
+    "over_serial": "overlap gains",
+    "frame_us": "frame us",
+    "pe_busy": "TensorE",
+    "act_busy": "ScalarE",
+    "dve_busy": "VectorE",
+    "pool_busy": "GpSimd",
+    "dma_busy": "DMA",
+    "cc_busy": "collectives",
+    "mfu": "MFU",
+    "mbu": "MBU",
+    "table_loads": "table loads",
+    "instructions": "instructions",
+}
+"""What only some chips' rows have; shown where one does."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,22 +73,24 @@ def run(args: argparse.Namespace) -> None:
 
     config = configs.override(configs.load(args.config), args.set)
     chip = chips.load(args.chip)
-    target = next((t for prefix, t in STACK.items() if chip.name.startswith(prefix)), None)
+    target = next((t for prefix, t in ROWS[args.case].items() if chip.name.startswith(prefix)), None)
     if target is None:
         raise ValueError(f"nothing here times {args.case} on {chip.name}")
     module, _, function = target.partition(":")
     with Console(stderr=True).status(f"{args.case} of {config.name} on {chip.name}"):
         rows = getattr(importlib.import_module(module), function)(config, chip)
+    shown = [key for key in (*ROW, *EXTRA) if any(row.get(key) is not None for row in rows)]
     table = Table(title=f"{CASES[args.case]}: {config.name}")
-    for heading in ROW.values():
+    columns = [row for row in rows if "refused" not in row]
+    for heading in ("", *(" ".join((r["impl"], str(r.get("cores", "")))) for r in columns)):
         table.add_column(heading, justify="right")
+    for key in shown:
+        figures = (readable(key, row.get(key)) for row in columns)
+        table.add_row((ROW | EXTRA)[key], *figures)
+    Console().print(table)
     for row in rows:
-        table.add_row(*(readable(key, row.get(key)) for key in ROW))
-    console = Console()
-    console.print(table)
-    for row in rows:
-        for remark in filter(None, (row.get("plan"), row.get("note"))):
-            console.print(f"{row['impl']}: {remark}", markup=False, highlight=False)
+        for remark in (row.get(key) for key in ("refused", "plan", "note") if row.get(key)):
+            print(f"{row['impl']} {row.get('cores', '')}".rstrip() + f": {remark}")
     rows = [dict.fromkeys(ROW) | row for row in rows]
     write_json(args.json, {"config": config.name, "rows": rows, **provenance()})
 
@@ -69,10 +99,12 @@ def readable(key: str, value) -> str:
     """A figure as people read it; a dash where it is not known."""
     if value is None:
         return "-"
-    if key in ("us", "floor_us"):
-        return f"{value:.1f}"
-    if key == "mxu_busy":
+    if key.startswith("us") or key.endswith("_us"):
+        return f"{value:,.1f}"
+    if key.endswith("_busy") or key in ("mfu", "mbu"):
         return f"{value:.0%}"
+    if key == "over_serial":
+        return f"{value:.2f}x"
     if key.endswith("bytes"):
         return f"{value / 1e6:.1f} MB"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import time
 from pathlib import Path
@@ -37,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     schedule = [(0.0, args.prompt), *((parse_time(t), prompt) for t, prompt in args.at)]
+
+    if args.backend == "nki-sim":
+        # Its callback waits for a copy that XLA makes in another thread: one alone waits for ever.
+        os.environ.setdefault("NPROC", "4")
 
     from lsd_jax.data.prompts import encode
     from lsd_jax.data.writers import check_target
