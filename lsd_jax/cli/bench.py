@@ -5,11 +5,22 @@ from __future__ import annotations
 import argparse
 import importlib
 
-CASES = {"stack": "ops.denoise_stack, all blocks of a frame's one pass"}
+CASES = {
+    "stack": "ops.denoise_stack, all blocks of a frame's one pass",
+    "frame": "stream.frame_step, from pixels to pixels",
+}
 
-STACK: dict[str, str] = {"trn": "nki_kernels.bench:rows"}
-"""By the first letters of a chip's name, what computes its rows: `module:f`; `f(config, chip)`
-gives a list of dicts with the keys of `ROW`. What is not known is None."""
+ROWS = {
+    "stack": {
+        "trn": "nki_kernels.bench:rows",
+        "v": "pallas_kernels.bench:stack_rows",
+        "tpu": "pallas_kernels.bench:stack_rows",
+    },
+    "frame": {"v": "pallas_kernels.bench:frame_rows", "tpu": "pallas_kernels.bench:frame_rows"},
+}
+"""By the case and the first letters of a chip's name, what computes its rows: `module:f`, where
+`f(config, chip)` gives a list of dicts with the keys of `ROW`. What is not known is None or left
+out, and `note` says why; one that `refused` has no figures."""
 
 ROW = {
     "impl": "impl",
@@ -62,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
 
     config = configs.override(configs.load(args.config), args.set)
     chip = chips.load(args.chip)
-    target = next((t for prefix, t in STACK.items() if chip.name.startswith(prefix)), None)
+    target = next((t for prefix, t in ROWS[args.case].items() if chip.name.startswith(prefix)), None)
     if target is None:
         raise ValueError(f"nothing here times {args.case} on {chip.name}")
     module, _, function = target.partition(":")
@@ -78,8 +89,9 @@ def run(args: argparse.Namespace) -> None:
         table.add_row((ROW | EXTRA)[key], *figures)
     Console().print(table)
     for row in rows:
-        if "refused" in row:
-            print(f"{row['impl']} on {row.get('cores', 1)}: {row['refused']}")
+        for remark in (row.get(key) for key in ("refused", "plan", "note") if row.get(key)):
+            print(f"{row['impl']} {row.get('cores', '')}".rstrip() + f": {remark}")
+    rows = [dict.fromkeys(ROW) | row for row in rows]
     write_json(args.json, {"config": config.name, "rows": rows, **provenance()})
 
 

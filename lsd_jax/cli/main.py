@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import importlib
 import os
 import sys
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand. Bad input prints one line and gives 2, as does an interruption, after
     what was done so far has been kept."""
     argv = sys.argv[1:] if argv is None else argv
+    _quiet_libtpu()
     parser = argparse.ArgumentParser(
         prog="lsd",
         description="Live-stream diffusion: transforms a stream one frame per call.",
@@ -75,6 +77,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lsd {args.command}: {note}", file=sys.stderr)
         return 2
     return 0
+
+
+def _quiet_libtpu() -> None:
+    """Where there is no TPU, libtpu is here to compile for one, and warns that it finds none."""
+    if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/*"):
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 
 def _one_line(error: Exception) -> str:

@@ -90,7 +90,10 @@ def add_age(
     none."""
     slots = age.shape[1]
     pinned, frames = jnp.split(buffer, [buffer.shape[1] - slots * tokens], axis=1)
-    per_slot = table[jnp.clip(age, 0, table.shape[0] - 1)]  # [B, S, H, K]
+    # A choice among a few rows: a gather would cost TPUs a copy for each slot.
+    rows = jnp.arange(table.shape[0])
+    chosen = (jnp.clip(age, 0, table.shape[0] - 1)[..., None] == rows)[..., None, None]
+    per_slot = jnp.sum(jnp.where(chosen, table, 0), axis=2)  # [B, S, H, K]
     return jnp.concatenate([pinned, frames + jnp.repeat(per_slot, tokens, axis=1)], axis=1)
 
 
