@@ -8,6 +8,7 @@ import importlib
 CASES = {
     "stack": "ops.denoise_stack, all blocks of a frame's one pass",
     "frame": "stream.frame_step, from pixels to pixels",
+    "calibrate": "a Trainium model against published points; with --profile, refit from it",
 }
 
 ROWS = {
@@ -61,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", choices=CASES, help="what to time")
     parser.add_argument("--chip", required=True, help="such as v6e")
     parser.add_argument("--config", default="reference", help="a .py file or a shipped name")
+    parser.add_argument("--profile", metavar="SUMMARY.json", help="calibrate: by neuron-profile")
+    parser.add_argument("--out", metavar="CHIP.json", help="calibrate: where the refit chip goes")
+    parser.add_argument("--cores", type=int, default=1, help="calibrate: that the profile ran on")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -68,12 +72,18 @@ def run(args: argparse.Namespace) -> None:
     from rich.table import Table
 
     from lsd_jax import config as configs
+    from lsd_jax.cli.calibrate import calibrate
     from lsd_jax.hw import chips
     from lsd_jax.reports import provenance, write_json
 
     config = configs.override(configs.load(args.config), args.set)
     chip = chips.load(args.chip)
-    target = next((t for prefix, t in ROWS[args.case].items() if chip.name.startswith(prefix)), None)
+    if args.case == "calibrate":
+        write_json(args.json, calibrate(args, config, chip) | provenance())
+        return
+    target = next(
+        (t for prefix, t in ROWS[args.case].items() if chip.name.startswith(prefix)), None
+    )
     if target is None:
         raise ValueError(f"nothing here times {args.case} on {chip.name}")
     module, _, function = target.partition(":")
