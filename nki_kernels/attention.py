@@ -33,15 +33,14 @@ def gather_key_ages(s, c):
 def fetch_chunk(s, c, number):
     """Starts the transfers of a chunk of the buffer, if there is such a chunk."""
     if number < len(s["chunks"]):
-        chunk = s["chunks"][number]
-        for i in range(len(chunk)):
-            _, start, count, _ = chunk[i]
-            nisa.dma_copy(
-                dst=c["raw_k" + str(i)][0:count], src=c["k_buffer"][start : start + count]
-            )
-            nisa.dma_copy(
-                dst=c["raw_v" + str(i)][0:count], src=c["v_buffer"][start : start + count]
-            )
+        for i, pieces, start, count in s["loads"][number]:
+            end = start + pieces * count
+            for raw, buffer in ((c["raw_k"], c["k_buffer"]), (c["raw_v"], c["v_buffer"])):
+                if pieces > 1:
+                    rows = buffer[start:end].reshape((count, pieces, s["width"]))
+                    nisa.dma_copy(dst=raw[0:count, i : i + pieces], src=rows)
+                else:
+                    nisa.dma_copy(dst=raw[0:count, i], src=buffer[start:end])
 
 
 def attention(s, c, t):
@@ -71,7 +70,7 @@ def attention(s, c, t):
             fetch_chunk(s, c, i + 2)
         k, v = prepared[i % 2]
         chunk = s["chunks"][i]
-        work = [(k, j * LANE, v, j, chunk[j][2], chunk[j][0]) for j in range(len(chunk))]
+        work = [(k, j * LANE, v, j, chunk[j][1], chunk[j][0]) for j in range(len(chunk))]
         attend_chunk(s, c, t, work, acc, False)
     divide(s, c, t, acc)
 
@@ -83,8 +82,8 @@ def prepare_chunk(s, c, number, prepared):
     per = c["half"] // LANE
     ages = {}
     for i in range(len(chunk)):
-        _, _, count, slot = chunk[i]
-        raw = c["raw_v" + str(i)][0:count].reshape((count, heads, LANE))
+        _, count, slot = chunk[i]
+        raw = c["raw_v"][0:count, i].reshape((count, heads, LANE))
         if slot >= 0:
             if str(slot) not in ages:
                 ages[str(slot)] = value_age(s, c, slot)
@@ -97,15 +96,15 @@ def prepare_chunk(s, c, number, prepared):
             nisa.tensor_copy(dst=v[0:count, i, :, 0:LANE], src=raw)
     # Neighbouring pieces of one slot leave PSUM together, as they share an age.
     for group in groups(chunk, per):
-        first, slot = group[0], chunk[group[0]][3]
-        end = (len(group) - 1) * LANE + chunk[group[len(group) - 1]][2]
+        first, slot = group[0], chunk[group[0]][2]
+        end = (len(group) - 1) * LANE + chunk[group[len(group) - 1]][1]
         for head in range(heads):
             bank = transpose_bank(c)
             for i in group:
-                count = chunk[i][2]
+                count = chunk[i][1]
                 nisa.nc_transpose(
                     dst=bank[:, (i - first) * LANE : (i - first) * LANE + count],
-                    data=c["raw_k" + str(i)][0:count, head * LANE : (head + 1) * LANE],
+                    data=c["raw_k"][0:count, i, head * LANE : (head + 1) * LANE],
                 )
             out = k[:, head, first * LANE : first * LANE + end]
             if slot >= 0:
@@ -125,7 +124,7 @@ def groups(chunk, most):
         if joins:
             last = chunk[found[len(found) - 1][0]]
             before = chunk[i - 1]
-            joins = last[3] == chunk[i][3] and before[2] == LANE
+            joins = last[2] == chunk[i][2] and before[1] == LANE
         if joins:
             found[len(found) - 1].append(i)
         else:

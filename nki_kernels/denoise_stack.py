@@ -73,7 +73,11 @@ def make_kernel(shapes: Shapes):
 def constants(shapes: Shapes) -> dict:
     """The plan as plain numbers, tuples and string keys: all that NKI's tracer understands."""
     pieces, blocks = shapes.buffering
-    numbered = [(j, p.start, p.count, p.slot) for j, p in enumerate(shapes.buffer_pieces)]
+    numbered = [(j, p.count, p.slot) for j, p in enumerate(shapes.buffer_pieces)]
+    chunks, at = [], 0
+    for chunk in shapes.buffer_chunks:
+        chunks.append(tuple(numbered[at : at + len(chunk)]))
+        at += len(chunk)
     first = 0
     own = []  # the frame's own pieces, numbered through its token tiles
     for start, count in shapes.token_tiles:
@@ -91,7 +95,8 @@ def constants(shapes: Shapes) -> dict:
         "tiles": tuple(shapes.token_tiles),
         "lanes": tuple(tuple(shapes.lanes(0, n)) for _, n in shapes.token_tiles),
         "own": tuple(own), "own_chunks": tuple(tuple(c) for c in shapes.chunks(own)),
-        "buffer": tuple(numbered), "chunks": tuple(tuple(c) for c in shapes.chunks(numbered)),
+        "buffer": tuple(numbered), "chunks": tuple(chunks),
+        "loads": tuple(tuple(shapes.loads(chunk)) for chunk in shapes.buffer_chunks),
         "depth": dict(reads), "first": shapes.first_block, "per_block": shapes.per_block,
         "split": {k: tuple(shapes.tiles_of_block(k)) for k, _ in reads},
     }  # fmt: skip

@@ -47,7 +47,7 @@ def denoise_stack_ref(
             v_new.append(v)
             keys, values, logit_bias = [k], [v], [np.zeros(tokens, np.float32)]
             for j, piece in enumerate(shapes.buffer_pieces):
-                rows = slice(piece.start, piece.start + piece.count)
+                rows = piece.start + piece.step * np.arange(piece.count)
                 added_k = added_v = np.zeros(shapes.heads * LANE, np.float32)
                 if piece.slot >= 0:
                     chosen = onehot[b, :, piece.slot, 0]

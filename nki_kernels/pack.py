@@ -146,7 +146,9 @@ def _bias_of_pieces(bias: Array, shapes: Shapes) -> Array:
     if not shapes.buffer_pieces:
         return jnp.zeros((shapes.sessions, LANE, 1), jnp.float32)
     columns = [
-        jnp.pad(bias[:, p.start : p.start + p.count], ((0, 0), (0, LANE - p.count)))
+        jnp.pad(
+            bias[:, p.start : p.start + p.count * p.step : p.step], ((0, 0), (0, LANE - p.count))
+        )
         for p in shapes.buffer_pieces
     ]
     return jnp.stack(columns, axis=-1).astype(jnp.float32)

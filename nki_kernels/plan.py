@@ -13,11 +13,12 @@ SMALLEST_BLOCK = 2048  # elements a partition: 4 KiB of bfloat16 keep DMA effici
 
 @dataclass(frozen=True)
 class Piece:
-    """Up to 128 neighbouring keys of one frame slot (or of none: slot -1)."""
+    """Up to 128 keys of one frame slot (or of none: slot -1): `start`, `start + step`, ..."""
 
     start: int
     count: int
     slot: int
+    step: int
 
 
 @dataclass(frozen=True)
@@ -123,16 +124,52 @@ class Shapes:
         return self.ageless + self.slots * self.tokens
 
     @cached_property
+    def segments(self) -> list[tuple[int, int, int]]:
+        """(start, keys, slot) of the parts of the buffer that no piece may span."""
+        ageless = [(0, self.ageless, -1)] if self.ageless else []
+        starts = [self.ageless + slot * self.tokens for slot in range(self.slots)]
+        return ageless + [(start, self.tokens, slot) for slot, start in enumerate(starts)]
+
+    @cached_property
+    def buffer_chunks(self) -> list[list[Piece]]:
+        """The buffer, cut into pieces, as many to a chunk as are attended to at once.
+
+        Keys are a set, so full pieces of one segment and chunk share its keys out in turn, and a
+        partition's keys of all of them are neighbours in HBM: one long row for DMA. (Two cores that
+        act as one hold columns of the same rows, and take them piece by piece.)
+        """
+        size, chunks = self.buffering[0], [[]]
+        for start, keys, slot in self.segments:
+            end = start + keys
+            while start < end:
+                if len(chunks[-1]) == size:
+                    chunks.append([])
+                together = min(size - len(chunks[-1]), (end - start) // LANE)
+                together = min(together, 1) if self.cores > 1 else together
+                if together:
+                    chunks[-1] += [Piece(start + i, LANE, slot, together) for i in range(together)]
+                    start += together * LANE
+                else:
+                    chunks[-1].append(Piece(start, end - start, slot, 1))
+                    start = end
+        return [chunk for chunk in chunks if chunk]
+
+    @cached_property
     def buffer_pieces(self) -> list[Piece]:
-        """The buffer, cut so that no piece spans two slots."""
-        pieces = [Piece(s, n, -1) for s, n in _cut(0, self.ageless, LANE)]
-        for slot in range(self.slots):
-            start = self.ageless + slot * self.tokens
-            pieces += [Piece(s, n, slot) for s, n in _cut(start, self.tokens, LANE)]
-        return pieces
+        """All pieces, in the order of their chunks."""
+        return [piece for chunk in self.buffer_chunks for piece in chunk]
+
+    def loads(self, chunk: list[Piece]) -> list[tuple[int, int, int, int]]:
+        """(first piece, pieces, first key, keys of each) of the transfers that bring a chunk."""
+        found, i = [], 0
+        while i < len(chunk):
+            piece = chunk[i]
+            found.append((i, piece.step, piece.start, piece.count))
+            i += piece.step
+        return found
 
     def chunks(self, pieces: list) -> list[list]:
-        """Neighbouring pieces, as many together as are attended to at once."""
+        """Neighbouring pieces of the frame's own keys, as many as are attended to at once."""
         size = self.buffering[0]
         return [pieces[i : i + size] for i in range(0, len(pieces), size)]
 
@@ -170,7 +207,7 @@ class Shapes:
             + size * 2 * self.tokens  # cosines, sines
             + (8 * size + 8 * 4) * columns  # temporaries
             + size * (2 + pieces + 1) * width  # age tables, and rows of them
-            + 4 * (6 * across + self.heads * self.slots + len(self.buffer_pieces))
+            + 4 * (6 * across + self.heads * self.slots + self.keys // LANE + self.slots + 1)
             + size * (self.slots + 6) * LANE
             + 1024  # scales and the like
         )

@@ -30,9 +30,9 @@ def tiles(s, dtype):
     }  # fmt: skip
     if len(s["buffer"]) > 0:
         c["bias"] = nl.ndarray((LANE, len(s["buffer"])), dtype=nl.float32, name="bias")
-        for i in range(s["pieces"]):
-            c["raw_k" + str(i)] = nl.ndarray((LANE, s["width"]), dtype=dtype, name="raw_k")
-            c["raw_v" + str(i)] = nl.ndarray((LANE, s["width"]), dtype=dtype, name="raw_v")
+        shape = (LANE, s["pieces"], s["width"])
+        c["raw_k"] = nl.ndarray(shape, dtype=dtype, name="raw_k")
+        c["raw_v"] = nl.ndarray(shape, dtype=dtype, name="raw_v")
     if s["slots"] > 0:
         ages, slots, width = s["ages"], s["slots"], s["width"]
         c["onehot"] = nl.ndarray((ages, slots, LANE), dtype=dtype, name="onehot")

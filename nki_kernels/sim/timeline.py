@@ -59,8 +59,8 @@ class Timeline:
 
     @property
     def mfu(self) -> float:
-        """Share of the tensor engine's bf16 peak that matmuls use, padding and transposes not
-        counted."""
+        """Share of the tensor engine's bf16 peak that matmuls use: all of them, those of norms and
+        rotations too, but no transposes."""
         return self.flops * 1e9 / (self.total_ns * self.chip["pe_flops_bf16"])
 
     @property
