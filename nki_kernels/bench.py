@@ -17,7 +17,15 @@ from nki_kernels.sim import report
 from nki_kernels.sim.run import run
 from nki_kernels.sim.trace import Trace
 
-RANKS = (1, 2, 4, 8, 16)
+LAYOUTS = (
+    ("nki", 1, 1),
+    ("nki-lnc2", 2, 2),
+    ("nki", 2, 1),
+    ("nki", 4, 1),
+    ("nki", 8, 1),
+    ("nki", 16, 1),
+)
+"""Rows: what they are called, how many cores share the work, how many of them act as one (LNC)."""
 
 
 def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
@@ -26,22 +34,24 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
     `config` is a `lsd_jax.config.Config`. Kind: modelled, by `sim.timeline` on the numbers of
     `chip`, in bfloat16. `us_low` and `us_high` are the edges of those numbers' uncertainty;
     `us_serial` is the time of the same instructions one after the other. `frame_us` adds up the
-    passes and the one that commits; `floor_us` is what the matmuls' FLOPs at the tensor engine's
-    peak, or the bytes at HBM's bandwidth, take at least.
+    passes and the one that commits, without what XLA does around them; `floor_us` is what the
+    matmuls' FLOPs at the tensor engine's peak, or the bytes at HBM's bandwidth, take at least.
     """
     found = []
-    for ranks in RANKS:
+    for impl, ranks, together in LAYOUTS:
+        if together > chip["physical_cores_per_logical"]:
+            continue
         try:
-            shapes = shapes_of(config.model, chip, ranks)
+            shapes = shapes_of(config.model, chip, ranks, together)
         except NotImplementedError as refusal:
-            found.append(refused(chip, ranks, str(refusal)))
+            found.append(refused(impl, chip, ranks, str(refusal)))
             continue
         shown = report.figures([trace(shapes, chip)], chip)
         commit = report.figures([trace(alone(shapes, config.model.pinned), chip)], chip)
         launch_us = chip["launch_ns"] / 1e3
         frame_us = config.stream.passes * shown["us"] + commit["us"]
         found.append({
-            "impl": "nki", "chip": chip.name, "kind": "modelled", "cores": ranks,
+            "impl": impl, "chip": chip.name, "kind": "modelled", "cores": ranks,
             "floor_us": max(
                 shown["mfu"] * shown["us"], shown["hbm_bytes"] * 1e6 / chip["hbm_bandwidth"]
             ),
@@ -52,21 +62,21 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
     return found
 
 
-def refused(chip: Chip, ranks: int, why: str) -> dict[str, Any]:
+def refused(impl: str, chip: Chip, ranks: int, why: str) -> dict[str, Any]:
     """A row that holds no figure but the reason."""
     empty = dict.fromkeys((
         "cycles", "us", "floor_us", "mxu_busy", "hbm_bytes", "vmem_peak_bytes", "launches",
         "libtpu",
     ))  # fmt: skip
-    return {"impl": "nki", "chip": chip.name, "kind": "modelled", "cores": ranks, **empty,
+    return {"impl": impl, "chip": chip.name, "kind": "modelled", "cores": ranks, **empty,
             "refused": why}  # fmt: skip
 
 
-def shapes_of(model: Any, chip: Chip, ranks: int = 1) -> Shapes:
+def shapes_of(model: Any, chip: Chip, ranks: int = 1, cores: int = 1) -> Shapes:
     """The sizes of one pass of a `lsd_jax.config.ModelConfig`, in bfloat16."""
     x, weights, kv = abstract_call(model)
     limit = int(chip["sbuf_bytes_per_partition"])
-    return pack.shapes_of(x, weights, kv, ranks, sbuf_bytes=limit)
+    return pack.shapes_of(x, weights, kv, ranks, cores, sbuf_bytes=limit)
 
 
 def abstract_call(
@@ -104,13 +114,15 @@ def vars_of(shapes: Shapes) -> dict[str, Any]:
 
 def trace(shapes: Shapes, chip: Chip) -> Trace:
     """The instructions of one core, without numerics."""
-    done = run(make_kernel(shapes), arguments(shapes), chip, numerics=False, ranks=shapes.ranks)
+    kernel = make_kernel(shapes)[shapes.cores]
+    ranks = 1 if shapes.cores > 1 else shapes.ranks
+    done = run(kernel, arguments(shapes), chip, numerics=False, ranks=ranks)
     return done.traces[0]
 
 
 def arguments(shapes: Shapes) -> list[jax.ShapeDtypeStruct]:
     """Abstract arguments of the kernel on one rank; `denoise_stack.body` names them."""
-    dim, heads, k = shapes.dim, shapes.heads, 128
+    dim, heads, k = shapes.dim, shapes.heads * shapes.cores, 128
     layers, sessions, tokens = shapes.layers, shapes.sessions, shapes.tokens
     compute = jnp.bfloat16 if shapes.itemsize == 2 else jnp.float32
 
@@ -134,7 +146,7 @@ def arguments(shapes: Shapes) -> list[jax.ShapeDtypeStruct]:
         of(sessions, 0, dtype=jnp.int32),
     )  # fmt: skip
     table = of(tokens, k // 2, dtype=np.float32)
-    packed = of(1, layers, shapes.first_block["end"], k, shapes.block)
+    packed = of(shapes.cores, layers, shapes.first_block["end"], k, shapes.block)
     first, *rest = jax.eval_shape(
         call, of(sessions, tokens, dim), weights, kv, of(sessions, shapes.keys, dtype=np.float32),
         of(layers, 1, 6, dim), table, table,

@@ -43,7 +43,7 @@ EXTRA = {
     "us_high": "us, slow edge",
     "us_serial": "us, one by one",
     "over_serial": "overlap gains",
-    "frame_us": "frame us",
+    "frame_us": "us, all passes",
     "pe_busy": "TensorE",
     "act_busy": "ScalarE",
     "dve_busy": "VectorE",
