@@ -73,7 +73,9 @@ def run(args: argparse.Namespace) -> None:
 
     config = configs.override(configs.load(args.config), args.set)
     chip = chips.load(args.chip)
-    target = next((t for prefix, t in ROWS[args.case].items() if chip.name.startswith(prefix)), None)
+    target = next(
+        (t for prefix, t in ROWS[args.case].items() if chip.name.startswith(prefix)), None
+    )
     if target is None:
         raise ValueError(f"nothing here times {args.case} on {chip.name}")
     module, _, function = target.partition(":")
