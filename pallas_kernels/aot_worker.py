@@ -27,31 +27,34 @@ def main(wanted: dict, out: Path) -> None:
     with jax.sharding.use_abstract_mesh(Mesh(np.array([device]), ("core",)).abstract_mesh):
         try:
             case = getattr(importlib.import_module(module), function)
-            compiled = compile_case(*case(**wanted["options"]), device=device)
+            free = wanted["free_layouts"]
+            compiled = compile_case(*case(**wanted["options"]), device=device, free=free)
         except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
             out.write_text(json.dumps({"error": str(error).splitlines()[0][:400]}))
             return
     out.write_text(json.dumps(figures(compiled)))
 
 
-def compile_case(function, arguments: tuple, donated: tuple[int, ...], device):
-    """Compiled for `device`, with whatever layout in HBM suits it best; what is donated comes back
-    as it went in."""
-    free = Format(Layout.AUTO, SingleDeviceSharding(device))
-    formats = jax.tree.map(lambda _: free, arguments)
-    jitted = jax.jit(function, in_shardings=formats, out_shardings=free, donate_argnums=donated)
+def compile_case(function, arguments: tuple, donated: tuple[int, ...], device, free: bool):
+    """Compiled for `device`, with the layouts in HBM that suit it best if they are `free`."""
+    here = SingleDeviceSharding(device)
+    lies = Format(Layout.AUTO, here) if free else here
+    formats = jax.tree.map(lambda _: lies, arguments)
+    jitted = jax.jit(function, in_shardings=formats, out_shardings=lies, donate_argnums=donated)
     return jitted.lower(*arguments).compile()
 
 
 def figures(compiled) -> dict:
     """What the executable's text and memory analysis say."""
-    operations = profile(compiled.as_text())
-    memory = compiled.memory_analysis()
-    large = {name: n for name, n in operations.items() if n >= SMALLEST_LAUNCH}
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    operations = profile(text)
+    known = any(n is not None for n in operations.values())
+    large = {name: n for name, n in operations.items() if n is None or n >= SMALLEST_LAUNCH}
     return {
-        "cycles": sum(operations.values()),
+        "cycles": sum(n or 0 for n in operations.values()) if known else None,
         "launches": len(large),
-        "operations": dict(sorted(large.items(), key=lambda item: -item[1])),
+        "kernels": text.count('custom_call_target="tpu_custom_call"'),
+        "operations": dict(sorted(large.items(), key=lambda item: -(item[1] or 0))),
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes,
@@ -60,19 +63,29 @@ def figures(compiled) -> dict:
     }
 
 
-_OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = ")
+_OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*?[\])}] ([a-z][\w-]*)\(")
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "copy-start",
+    "copy-done",
+}
 _CYCLES = re.compile(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"')
 _BODY = re.compile(r"\bwhile\(.*condition=%?([\w.-]+), body=%?([\w.-]+)")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _CONSTANT = re.compile(r"constant\((\d+)\)")
 
 
-def profile(text: str) -> dict[str, int]:
-    """Cycles of each operation of the entry computation; of a loop, of all its turns.
+def profile(text: str) -> dict[str, int | None]:
+    """Cycles of each operation of the entry computation; of a loop, of all its turns. Without a
+    profile, None for each operation that computes or copies.
 
     Raises ValueError where a loop's number of turns is not written in its condition.
     """
-    lines, entry, name = {}, "", ""
+    lines, entry, name, profiled = {}, "", "", _CYCLES.search(text)
     for line in text.splitlines():
         if head := _HEAD.match(line):
             name = head[2]
@@ -81,8 +94,8 @@ def profile(text: str) -> dict[str, int]:
         elif name:
             lines[name].append(line)
 
-    def walk(computation: str, turns: int) -> dict[str, int]:
-        found: dict[str, int] = {}
+    def walk(computation: str, turns: int) -> dict[str, int | None]:
+        found: dict[str, int | None] = {}
         for line in lines[computation]:
             operation = _OPERATION.match(line)
             if loop := _BODY.search(line):
@@ -92,6 +105,8 @@ def profile(text: str) -> dict[str, int]:
                 found |= walk(loop[2], turns * bounds[0])
             elif operation and (cycles := _CYCLES.search(line)):
                 found[operation[1]] = turns * int(cycles[1])
+            elif operation and not profiled and operation[2] not in _FREE:
+                found[operation[1]] = None
         return found
 
     return walk(entry, 1)

@@ -14,6 +14,41 @@ from pallas_kernels.tpu.planner import choose
 from pallas_kernels.tpu.schedule import program
 
 IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
+NO_PROFILE = "it compiles, but the compiler's profiler stops at one of its operations: no cycles"
+
+
+def frame_rows(config: Any, chip: Chip) -> list[dict]:
+    """`stream.frame_step` of a `lsd_jax.config.Config`, one session, its state donated and laid out
+    as a stream does, by the kernel and without.
+
+    Raises ValueError where it does not compile.
+    """
+    rows = []
+    for implementation in IMPLEMENTATIONS[:2]:
+        options = {"implementation": implementation, "config": asdict(config)}
+        case = "lsd_jax.cli.bench_cases:frame"
+        found = aot.compile_for(chip.name, case, options, free_layouts=False)
+        moved = found.argument_bytes + found.output_bytes - found.alias_bytes
+        rows.append(
+            {
+                "impl": implementation,
+                "chip": chip.name,
+                "kind": "compiled",
+                "cycles": found.cycles,
+                "us": found.cycles and aot.time_us(found.cycles, moved, chip),
+                "hbm_bytes": moved,
+                "launches": found.launches,
+                "kernels": found.kernels,
+                "alias_bytes": found.alias_bytes,
+                "code_bytes": found.code_bytes,
+                "libtpu": found.libtpu,
+                "plan": f"{found.kernels} megakernels of {found.launches} operations; "
+                f"{found.alias_bytes / 1e6:.1f} MB of state updated in place",
+                "note": None if found.cycles else NO_PROFILE,
+                "operations": found.operations,
+            }
+        )
+    return rows
 
 
 def stack_rows(config: Any, chip: Chip) -> list[dict]:
@@ -77,23 +112,26 @@ def _figures(shape: Shape, chip: Chip, implementation: str) -> dict[str, Any]:
     options = {"implementation": implementation, **asdict(shape)}
     found = aot.compile_for(chip.name, "pallas_kernels.tpu.cases:stack", options)
     least = macs(shape) / chip["macs_bf16"]
+    moved = found.argument_bytes + found.output_bytes
+    if plan:
+        moved = total(program(plan), plan, chip).hbm_bytes
+    known = {
+        "floor_us": aot.time_us(math.ceil(least), least_bytes(shape), chip),
+        "hbm_bytes": moved,
+        "vmem_peak_bytes": plan.vmem_bytes if plan else None,
+        "launches": found.launches,
+        "code_bytes": found.code_bytes,
+        "plan": plan.describe() if plan else None,
+    }
+    if found.cycles is None:
+        return known | {"note": NO_PROFILE}
     if found.cycles < least:
         raise ValueError(
             f"the compiler's profile says {found.cycles:,} cycles, fewer than the {least:,.0f} "
             "that the multiply-adds alone take: it has miscounted a loop"
         )
-    moved = found.argument_bytes + found.output_bytes
-    if plan:
-        moved = total(program(plan), plan, chip).hbm_bytes
-    return {
+    return known | {
         "cycles": found.cycles,
         "us": aot.time_us(found.cycles, moved, chip),
-        "floor_us": aot.time_us(math.ceil(least), least_bytes(shape), chip),
         "mxu_busy": least / found.cycles,
-        "hbm_bytes": moved,
-        "vmem_peak_bytes": plan.vmem_bytes if plan else None,
-        "launches": found.launches,
-        "alias_bytes": found.alias_bytes,
-        "code_bytes": found.code_bytes,
-        "plan": plan.describe() if plan else None,
     }

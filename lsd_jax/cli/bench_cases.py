@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-def frame(implementation: str, config: str, overrides: list[str]) -> tuple[Callable, tuple, tuple]:
-    """`stream.frame_step` of a config for one session, its state donated, as a stream compiles it.
+def frame(implementation: str, config: dict) -> tuple[Callable, tuple, tuple]:
+    """`stream.frame_step` for one session of the config that `asdict` made a dict, its state
+    donated, as a stream compiles it.
 
     Gives the function, its abstract arguments and the numbers of those donated.
     """
@@ -18,7 +19,7 @@ def frame(implementation: str, config: str, overrides: list[str]) -> tuple[Calla
     from lsd_jax.model import abstract_model
     from lsd_jax.ops import dispatch
 
-    chosen = configs.override(configs.load(config), overrides)
+    chosen = configs.from_dict(config)
     model = chosen.model
     prepared = jax.eval_shape(lambda m: stream.prepare(m, chosen), abstract_model(model))
     state = jax.eval_shape(lambda: stream.init_state(chosen, jnp.zeros(1, jnp.int32)))

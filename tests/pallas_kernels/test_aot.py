@@ -1,6 +1,7 @@
 """The real TPU compiler on one megakernel, and how its report is read."""
 
 import json
+import re
 from dataclasses import asdict
 
 import pytest
@@ -63,6 +64,8 @@ ENTRY %main (p: s32[]) -> s32[] {
 
 def test_loops_count_as_often_as_they_turn():
     assert aot_worker.profile(HLO) == {"first": 40, "inner": 1200, "last": 7}
+    bare = re.sub(r", backend_config=.*", "", HLO)
+    assert aot_worker.profile(bare) == dict.fromkeys(["first", "inner", "last"])
     with pytest.raises(ValueError, match="no single bound"):
         aot_worker.profile(HLO.replace("constant(12)", "parameter(0)"))
 
@@ -74,7 +77,7 @@ def test_the_command_prints_rows_and_writes_them(tmp_path, monkeypatch, capsys):
         name = options["implementation"]
         if name not in cycles:
             raise ValueError("the profiler stopped")
-        return aot.Compiled(cycles[name], 3, {}, 10**7, 10**6, 0, 10**6, None, "0")
+        return aot.Compiled(cycles[name], 3, 1, {}, 10**7, 10**6, 0, 10**6, None, "0")
 
     monkeypatch.setattr(aot, "compile_for", compiled)
     path = tmp_path / "rows.json"
