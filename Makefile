@@ -6,10 +6,13 @@ PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 	&& echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint types check sample soak install clean
+.PHONY: demo serve test test-slow lint types check sample soak install clean
 
 demo: install
 	$(BIN)/lsd demo --out out
+
+serve: install
+	$(BIN)/lsd serve
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"

@@ -75,20 +75,36 @@ def frame_step(
     Returns:
         The next state and the frame out.
     """
+    state, out, _ = checked_step(model, state, frame, controls, one_by_one)
+    return state, out
+
+
+def checked_step(
+    model: StreamModel,
+    state: StreamState,
+    frame: Frame,
+    controls: UInt8[Array, "b height width n"],
+    one_by_one: bool = False,
+) -> tuple[StreamState, Frame, Bool[Array, " b"]]:
+    """`frame_step`, and for each session whether all that it predicted was finite.
+
+    A picture cannot say so: what is not a number becomes black.
+    """
     key, noise = _next_noise(state.key, frame.shape[1:], model.commit.dtype)
     show = partial(_show_and_remember, model)
     if one_by_one:
-        show = each_session(show, (ring.SESSION, 0, 0, 0), (0, 1, 1))
-    out, k, v = show(state.kv, noise, frame, controls)
+        show = each_session(show, (ring.SESSION, 0, 0, 0), (0, 1, 1, 0))
+    out, k, v, finite = show(state.kv, noise, frame, controls)
     with jax.named_scope("commit"):
         kv = ring.commit(state.kv, k, v, model.denoiser.config)
-    return StreamState(kv=kv, key=key, frame=state.frame + 1), out
+    return StreamState(kv=kv, key=key, frame=state.frame + 1), out, finite
 
 
 def _show_and_remember(
     model: StreamModel, kv: KVBuffer, noise: Array, frame: Frame, controls: Array
-) -> tuple[Frame, Array, Array]:
-    """The frames out, and the keys and values `[L, B, T, H, K]` by which to remember them."""
+) -> tuple[Frame, Array, Array, Bool[Array, " b"]]:
+    """The frames out, the keys and values `[L, B, T, H, K]` by which to remember them, and
+    whether they are finite."""
     denoiser, codec = model.denoiser, PixelCodec()
     dtype = model.commit.dtype
     source = codec.encode(frame).astype(dtype)
@@ -102,7 +118,14 @@ def _show_and_remember(
     out = confine(codec.decode(latent), frame, controls, denoiser.config.controls)
     with jax.named_scope("remember"):
         shown = codec.encode(out).astype(dtype)
-        return out, *denoiser.remember(source, shown, planes, kv, model.commit)
+        k, v = denoiser.remember(source, shown, planes, kv, model.commit)
+    return out, k, v, _finite(latent, 0) & _finite(k, 1) & _finite(v, 1)
+
+
+def _finite(values: Array, axis: int) -> Bool[Array, " b"]:
+    """Whether all of a session's values are finite; sessions lie along `axis`."""
+    others = tuple(a for a in range(values.ndim) if a != axis)
+    return jnp.all(jnp.isfinite(values), axis=others)
 
 
 def control_planes(

@@ -16,8 +16,12 @@ LONGEST = 500
 
 # Package to the modules it must never import, and to the only ones of ours that it may.
 FORBIDDEN = {
-    "lsd_jax.runtime": ("lsd_jax.train", "lsd_jax.serve", "aiohttp", "aiortc"),
-    "lsd_jax.serve": ("lsd_jax.train", "lsd_jax.model"),
+    "lsd_jax.runtime": (
+        *("lsd_jax.train", "lsd_jax.serve", "lsd_jax.live", "lsd_jax.model"),
+        *("aiohttp", "aiortc", "jax"),
+    ),
+    "lsd_jax.serve": ("lsd_jax.train", "lsd_jax.model", "lsd_jax.stream", "lsd_jax.live"),
+    "lsd_jax.live": ("lsd_jax.train", "lsd_jax.serve", "aiohttp", "aiortc"),
     "lsd_jax.ops": ("pallas_kernels", "nki_kernels"),
 }
 ALLOWED = {

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000
+_WEB = ("JPEG", "PNG", "WEBP")  # what strangers may send: no format that runs an interpreter
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 # Pillow only warns between its own limit and twice that; a bomb is an error here.
@@ -63,22 +66,44 @@ def natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(digits), "") if digits else (1, 0, text) for digits, text in parts]
 
 
+def decode_picture(
+    data: bytes, height: int, width: int, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """The picture in `data`, as `load_picture` gives one from a file."""
+    image = _decode(io.BytesIO(data), "the picture", max_pixels)
+    return np.array(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
+
+
+def picture_kind(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
+    """The MIME type of the picture in `data`, by its own header; nothing is decoded.
+
+    Raises ValueError where it is no picture, or has more than `max_pixels`.
+    """
+    header = _decode(io.BytesIO(data), "the picture", max_pixels, whole=False)
+    return Image.MIME["JPEG" if header.format == "MPO" else header.format]  # some phones' JPEGs
+
+
 def _open(path: Path) -> Image.Image:
     if not path.is_file():
         raise ValueError(f"no picture {str(path)!r}; give an image file such as a PNG or a JPEG")
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty; give an image file such as a PNG or a JPEG")
-    too_large = f"{path} has more than {MAX_PIXELS // 10**6} million pixels; give a smaller picture"
+    return _decode(path, str(path), MAX_PIXELS)
+
+
+def _decode(source: Path | io.BytesIO, name: str, max_pixels: int, whole: bool = True) -> Any:
+    """The picture upright in RGB; or only its header read where it is not wanted `whole`."""
+    too_large = f"{name} has more than {max_pixels / 1e6:g} million pixels; give a smaller picture"
     try:
-        with Image.open(path) as image:
-            if image.width * image.height <= MAX_PIXELS:
-                return _upright_rgb(image)
+        with Image.open(source, formats=None if isinstance(source, Path) else _WEB) as image:
+            if image.width * image.height <= max_pixels:
+                return _upright_rgb(image) if whole else image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         pass
     except Exception as error:  # decoders raise nearly anything on damaged files
         reason = " ".join(str(error).split())[:120]
         raise ValueError(
-            f"{path} is damaged or no picture ({reason}); give an image file such as a PNG"
+            f"{name} is damaged or no picture ({reason}); give an image file such as a PNG"
         ) from error
     raise ValueError(too_large)
 

@@ -1,0 +1,126 @@
+"""What `lsd serve` reaches on this machine: glass to glass in a browser, overload, memory, fuzz.
+
+python -m benchmarks.serve --json out/serve.json
+
+Starts its own server on loopback. Every figure is measured, by the clock of this machine, with the
+server, the browser and the clients sharing its cores. `--soak`, `--overload` and `--fuzz` set how
+long it takes; 0 leaves one out. Exit code 1 says that a picture or a process was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import serve_load
+from lsd_jax.reports import provenance, write_json
+
+PASS = "lsd_jax.live.passthrough:PassThroughModel"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
+STAMP_JS = Path(__file__).with_name("serve_stamps.js")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default=PASS)
+    parser.add_argument("--size", default="640x360", help="of the pictures, for the pass-through")
+    parser.add_argument("--step-ms", type=float, default=0.0, help="a step's time, pass-through")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of glass to glass")
+    parser.add_argument("--sessions", type=int, default=4)
+    parser.add_argument("--soak", type=float, default=60.0, help="seconds of sessions, for memory")
+    parser.add_argument(
+        "--fuzz", type=float, default=0.02, help="1: a million datagrams, and so on"
+    )
+    parser.add_argument("--overload", type=float, default=8.0, help="seconds of overload")
+    parser.add_argument("--chromium", default=shutil.which("chromium"))
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    width, height = (int(side) for side in args.size.split("x"))
+    options = [f"width={width}", f"height={height}", f"step_ms={args.step_ms}"]
+    report: dict = {"model": args.model, "size": [width, height], "kind": "measured"}
+    with server(args.model, args.sessions, options if args.model == PASS else []) as (url, pid):
+        if args.chromium:
+            report |= glass_to_glass(url, args.chromium, args.seconds, width, height)
+        report["sessions"] = args.sessions
+        if args.soak:
+            soak = serve_load.soak(url, pid, args.sessions, args.soak, width, height)
+            report |= asyncio.run(soak)
+        if args.overload:
+            overload = serve_load.overload(url, args.sessions, width, height, args.overload)
+            report["overload"] = asyncio.run(overload)
+        if args.fuzz:
+            report["fuzz"] = asyncio.run(serve_load.fuzz(url, pid, args.fuzz, width, height))
+    report |= {"load_average": os.getloadavg()[0], **provenance()}
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+    write_json(args.json, report)
+    print(json.dumps(report, indent=1))
+    return int(report.get("fuzz", {}).get("engine_restarts", 0) > 0)
+
+
+@contextmanager
+def server(model: str, slots: int, options: list[str]):
+    """A running `lsd serve`: its address and process id."""
+    command = [sys.executable, "-m", "lsd_jax.cli.main", "serve", model, "--port", "0"]
+    command += ["--slots", str(slots), *(x for option in options for x in ("--option", option))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        if process.stdout is None:
+            raise RuntimeError("the server has no output")
+        url = process.stdout.readline().split("; ")[1].split()[0]
+        if "ready" not in process.stdout.readline():
+            raise ValueError("the server did not become ready; its own words say why")
+        yield url, process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+def glass_to_glass(url: str, chromium: str, seconds: float, width: int, height: int) -> dict:
+    """From a picture drawn in a browser to its return there, by stamps in its pixels."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        page = browser.new_page()
+        page.goto(url)
+        found = page.evaluate(STAMP_JS.read_text(), [seconds, width, height])
+        browser.close()
+    latency = np.array(found["latency_ms"] or [np.nan])
+    dropped = metric(url, "lsd_frames_dropped_total")
+    return {
+        "glass_to_glass_ms": {
+            "p50": float(np.percentile(latency, 50)),
+            "p99": float(np.percentile(latency, 99)),
+            "max": float(latency.max()),
+        },
+        "first_to_last_third_ms": [
+            float(np.median(third)) for third in np.array_split(latency, 3)[::2]
+        ],
+        "time_to_first_frame_ms": found["first_frame_ms"],
+        "fps": found["frames"] / seconds,
+        "unreadable_stamps": found["unreadable"],
+        "dropped": dropped,
+    }
+
+
+def metric(url: str, name: str) -> float:
+    """The sum of a metric over its labels."""
+    with urllib.request.urlopen(f"{url}/metrics") as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(x.split()[-1]) for x in lines if x.startswith((name + "{", name + " ")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""One session's slot: its frames, its condition, its whole state as bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import zipfile
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from lsd_jax.conditioning import ask
+from lsd_jax.live.slots import Shown, Slots
+from lsd_jax.types import StreamState
+
+
+class Slot:
+    """A cold session in a free slot of `slots`; `close` frees it. Raises RuntimeError where none
+    is free."""
+
+    def __init__(self, slots: Slots, seed: int = 0):
+        model = slots.config.model
+        self.prompt, self.reference, self.seed = "", None, seed
+        self.mask = np.full((model.height, model.width), 255, np.uint8)
+        self._slots, self._index, self._closed = slots, slots.take(), False
+        self._change(lambda: self._begin(seed))
+
+    def _begin(self, seed: int) -> None:
+        self._slots.begin(self._index, seed)
+        self._slots.set_mask(self._index, self.mask)
+
+    def _change(self, make) -> asyncio.Future:
+        return asyncio.wrap_future(self._slots.change(make))
+
+    async def step(self, image: UInt8[np.ndarray, "h w 3"]) -> Shown:
+        """The next frame, transformed."""
+        return await asyncio.wrap_future(self._slots.step(self._index, image))
+
+    async def condition(
+        self, prompt: str, reference: UInt8[np.ndarray, "h w 3"] | None
+    ) -> None:  # fmt: skip
+        """Another prompt and reference, which the next frame shows. The history is forgotten,
+        unless the prompt is `prompts.CARRY_ON`.
+
+        Raises ValueError for a prompt that the model does not take.
+        """
+        wanted, anew = ask([prompt], [reference], self._slots.config.model)
+        pinned = await asyncio.to_thread(self._slots.pinned, wanted)
+        await self._change(lambda: self._slots.steer(self._index, pinned, anew))
+        self.prompt, self.reference = prompt, reference
+
+    async def set_mask(self, mask: UInt8[np.ndarray, "h w"]) -> None:
+        """Confines the edit to where `mask` is 128 or more. Raises ValueError for a model that has
+        no mask plane."""
+        if "mask" not in self._slots.config.model.controls:
+            raise ValueError("this model has no mask plane; it edits the whole picture")
+        await self._change(lambda: self._slots.set_mask(self._index, mask))
+        self.mask = mask
+
+    async def reset(self) -> None:
+        """A cold session again, under the same condition, mask and seed."""
+        if not self.prompt:
+            await self._change(lambda: self._begin(self.seed))
+            return
+        wanted, anew = ask([self.prompt], [self.reference], self._slots.config.model)
+        pinned = await asyncio.to_thread(self._slots.pinned, wanted)
+
+        def begin() -> None:
+            self._begin(self.seed)
+            self._slots.steer(self._index, pinned, anew)
+
+        await self._change(begin)
+
+    async def snapshot(self) -> bytes:
+        """The whole state: what `restore` needs to go on bit for bit."""
+        state: StreamState = await self._change(lambda: self._slots.get(self._index))
+        leaves: dict[str, Any] = {f"state/{name}": leaf for name, leaf in _named(state).items()}
+        leaves["prompt"] = np.frombuffer(self.prompt.encode(), np.uint8)
+        leaves["seed"], leaves["mask"] = np.int64(self.seed), self.mask
+        nothing = np.zeros(0, np.uint8)
+        leaves["reference"] = nothing if self.reference is None else self.reference
+        file = io.BytesIO()
+        np.savez(file, **leaves)
+        return file.getvalue()
+
+    async def restore(self, snapshot: bytes) -> None:
+        """Goes on from `snapshot`. Raises ValueError where it is none of this model's shapes, and
+        then changes nothing."""
+        now: StreamState = await self._change(lambda: self._slots.get(self._index))
+        leaves = _read_leaves(snapshot, limit=2 * sum(x.nbytes for x in jax.tree.leaves(now)))
+        wanted = {f"state/{name}": leaf for name, leaf in _named(now).items()}
+        wanted["mask"] = self.mask
+        for name, leaf in wanted.items():
+            found = leaves.get(name)
+            if found is None or found.shape != leaf.shape or found.dtype != leaf.dtype:
+                raise ValueError(f"no snapshot of this model: {name} is absent or of another shape")
+            if np.issubdtype(leaf.dtype, np.inexact) and not np.isfinite(found).all():
+                raise ValueError(f"the snapshot is damaged: {name} is not finite")
+        reference = leaves.get("reference", np.zeros(0, np.uint8))
+        model = self._slots.config.model
+        if reference.size and reference.shape != (model.height, model.width, 3):
+            raise ValueError("the snapshot's reference is of another size")
+        tree = jax.tree.structure(now)
+        state = jax.tree.unflatten(tree, [leaves[f"state/{name}"] for name in _named(now)])
+        mask = leaves["mask"]
+
+        def put() -> None:
+            self._slots.put(self._index, state)
+            self._slots.set_mask(self._index, mask)
+
+        await self._change(put)
+        self.prompt = bytes(leaves["prompt"]).decode()
+        self.reference = reference.astype(np.uint8) if reference.size else None
+        self.seed, self.mask = int(leaves["seed"]), mask
+
+    def close(self) -> None:
+        """Frees the slot."""
+        if not self._closed:
+            self._closed = True
+            self._slots.release(self._index)
+
+
+def _named(state: StreamState) -> dict[str, np.ndarray]:
+    leaves = jax.tree.leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+
+
+def _read_leaves(snapshot: bytes, limit: int) -> dict[str, np.ndarray]:
+    """The arrays of a snapshot, refused where they would unpack to more than `limit` bytes."""
+    damaged = "this is no snapshot, or it is damaged; take another"
+    try:
+        with zipfile.ZipFile(io.BytesIO(snapshot)) as archive:
+            if sum(info.file_size for info in archive.infolist()) > limit:
+                raise ValueError("the snapshot is larger than any state of this model")
+            if archive.testzip() is not None:
+                raise ValueError(damaged)
+        with np.load(io.BytesIO(snapshot), allow_pickle=False) as found:
+            leaves = {name: found[name] for name in found.files}
+    except (zipfile.BadZipFile, OSError, EOFError, KeyError, NotImplementedError) as error:
+        raise ValueError(damaged) from error
+    if not {"prompt", "seed", "mask"} <= leaves.keys():
+        raise ValueError(damaged)
+    return leaves

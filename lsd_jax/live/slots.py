@@ -1,0 +1,332 @@
+"""N sessions in the slots of one compiled step: each joins, leaves, changes and stalls alone.
+
+One thread owns the state. Between two steps it makes the changes that sessions ask for; a step
+advances the slots that have a frame waiting and leaves the others as they are, bit for bit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Int, UInt8
+
+from lsd_jax import ring, stream
+from lsd_jax.conditioning import ask
+from lsd_jax.config import Config
+from lsd_jax.data.prompts import IDENTITY
+from lsd_jax.live.yuv import yuv420
+from lsd_jax.stream import StreamModel
+from lsd_jax.types import Conditioning, StreamState
+
+_AXES = StreamState(kv=ring.SESSION, key=0, frame=0)  # pyright: ignore[reportArgumentType]
+
+
+class Shown(NamedTuple):
+    """One frame out: the picture, its planes for a video encoder, whether it is to be trusted."""
+
+    image: UInt8[np.ndarray, "height width 3"]
+    planes: UInt8[np.ndarray, "rows width"]
+    finite: bool
+    step_ms: float
+
+
+def read(state: StreamState, slot: Int[Array, ""]) -> StreamState:
+    """The session in `slot`, as a state of one session."""
+    return jax.tree.map(
+        lambda axis, x: lax.dynamic_slice_in_dim(x, slot, 1, axis), _AXES, state
+    )  # fmt: skip
+
+
+def write(state: StreamState, one: StreamState, slot: Int[Array, ""]) -> StreamState:
+    """`state` with the session `one` in `slot`."""
+    return jax.tree.map(
+        lambda axis, x, new: lax.dynamic_update_slice_in_dim(x, new, slot, axis), _AXES, state, one
+    )
+
+
+def pin(
+    state: StreamState,
+    pinned: tuple[Array, Array, Array],
+    slot: Int[Array, ""],
+    anew: Bool[Array, "1"],
+) -> StreamState:
+    """Gives the session in `slot` what `Denoiser.pin` made; `anew` forgets what it has shown."""
+    one = read(state, slot)
+    steered = one.replace(kv=ring.pin(one.kv, *pinned, jnp.ones(1, bool)))
+    return write(state, stream.forget(steered, anew), slot)
+
+
+def step_listed(
+    model: StreamModel,
+    state: StreamState,
+    frames: UInt8[Array, "b height width 3"],
+    controls: UInt8[Array, "b height width n"],
+    order: Int[Array, " b"],
+    count: Int[Array, ""],
+) -> tuple[StreamState, Array, Array, Bool[Array, " b"]]:
+    """Advances the first `count` slots of `order`, one after the other.
+
+    For CPUs: costs what the waiting sessions cost, and the bits are those of a session alone.
+    """
+
+    def one(i, carry):
+        state, images, planes, finite = carry
+        slot = order[i]
+        row = partial(lax.dynamic_slice_in_dim, start_index=slot, slice_size=1, axis=0)
+        put = partial(lax.dynamic_update_slice_in_dim, start_index=slot, axis=0)
+        alone, image, good = stream.checked_step(
+            model, read(state, slot), row(frames), row(controls)
+        )
+        state = write(state, alone, slot)
+        return state, put(images, image), put(planes, yuv420(image)), put(finite, good)
+
+    b, height, width = frames.shape[:3]
+    empty = jnp.zeros_like(frames), jnp.zeros((b, height * 3 // 2, width), jnp.uint8)
+    return lax.fori_loop(0, count, one, (state, *empty, jnp.zeros(b, bool)))
+
+
+def step_masked(
+    model: StreamModel,
+    state: StreamState,
+    frames: UInt8[Array, "b height width 3"],
+    controls: UInt8[Array, "b height width n"],
+    order: Int[Array, " b"],
+    count: Int[Array, ""],
+) -> tuple[StreamState, Array, Array, Bool[Array, " b"]]:
+    """`step_listed` for accelerators: all slots at once and without a branch; those that are not
+    listed keep their state."""
+    chosen = jnp.zeros(order.shape, bool).at[order].set(jnp.arange(order.size) < count)
+    after, images, finite = stream.checked_step(model, state, frames, controls)
+
+    def keep(axis, old, new):
+        shape = [-1 if a == axis else 1 for a in range(old.ndim)]
+        return jnp.where(chosen.reshape(shape), new, old)
+
+    return jax.tree.map(keep, _AXES, state, after), images, yuv420(images), finite
+
+
+@dataclass
+class _Waiting:
+    slot: int
+    image: np.ndarray
+    done: Future[Shown]
+
+
+class Slots:
+    """The compiled step of `count` sessions, and the thread that runs it.
+
+    All executables are compiled here, ahead of time; nothing compiles afterwards. `reload` gives
+    the weights anew: called when a cold session is still not finite. `together` is how many
+    sessions a step takes at most; on a CPU, which computes them one after the other, it is one, so
+    that none waits for another's.
+    """
+
+    def __init__(
+        self,
+        model: StreamModel,
+        config: Config,
+        count: int,
+        reload: Callable[[], StreamModel] | None = None,
+        together: int | None = None,
+    ):
+        if count < 1:
+            raise ValueError(f"slots={count} must be at least 1")
+        on_cpu = jax.default_backend() == "cpu"
+        self.config, self.count = config, count
+        self.together = together or (1 if on_cpu else count)
+        self.step_ms: deque[float] = deque(maxlen=4096)
+        self.reloads = 0
+        self._model, self._reload = model, reload
+        self._free = list(range(count))
+        size = config.model.height, config.model.width
+        self._frames = np.zeros((count, *size, 3), np.uint8)
+        self._controls = np.zeros((count, *size, len(config.model.controls)), np.uint8)
+        self._compile(step_listed if on_cpu else step_masked)
+        self._state = stream.init_state(config, jnp.zeros(count, jnp.int32))
+        self._suspect = np.zeros(count, bool)  # not finite at its last step
+        self._changes: deque[tuple[Callable[[], Any], Future]] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._wake = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._work, name="slots", daemon=True)
+        self._thread.start()
+
+    def _compile(self, step: Callable) -> None:
+        def shape(x):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+        config, count = self.config, self.count
+        state, one = (
+            jax.eval_shape(lambda n=n: stream.init_state(config, jnp.zeros(n, jnp.int32)))
+            for n in (count, 1)
+        )
+        slot = jax.ShapeDtypeStruct((), jnp.int32)
+        order = jax.ShapeDtypeStruct((count,), jnp.int32)
+        wanted, anew = ask([IDENTITY[0][0]], [None], config.model)  # compiles what it needs itself
+        frames, controls = shape(self._frames), shape(self._controls)
+        self._step = (
+            jax.jit(step, donate_argnums=1)
+            .lower(self._model, state, frames, controls, order, slot)
+            .compile()
+        )
+        make = jax.jit(lambda model, wanted: model.denoiser.pin(wanted))
+        pinned = jax.eval_shape(make, self._model, wanted)
+        self._make_pinned = make.lower(self._model, wanted).compile()
+        self._pin = jax.jit(pin, donate_argnums=0).lower(state, pinned, slot, anew).compile()
+        self._write = jax.jit(write, donate_argnums=0).lower(state, one, slot).compile()
+        self._read = jax.jit(read).lower(state, slot).compile()
+        cold = jax.jit(lambda seed: stream.init_state(config, seed))
+        self._cold = cold.lower(jax.ShapeDtypeStruct((1,), jnp.int32)).compile()
+
+    def take(self) -> int:
+        """The number of a free slot, which is free no longer. Raises RuntimeError where none is."""
+        if not self._free:
+            raise RuntimeError(f"all {self.count} slots are taken; wait or try another server")
+        return self._free.pop(0)
+
+    def release(self, slot: int) -> None:
+        """Frees a slot for another session."""
+        self._free.append(slot)
+
+    @property
+    def free(self) -> int:
+        """How many slots are free."""
+        return len(self._free)
+
+    def change(self, make: Callable[[], Any]) -> Future:
+        """Runs `make` in the thread that owns the state, between two steps."""
+        done: Future = Future()
+        self._submit(self._changes, (make, done))
+        return done
+
+    def step(self, slot: int, image: np.ndarray) -> Future[Shown]:
+        """The next frame of `slot`, transformed."""
+        done: Future[Shown] = Future()
+        self._submit(self._waiting, _Waiting(slot, image, done))
+        return done
+
+    def _submit(self, queue: deque, item: Any) -> None:
+        with self._wake:
+            if self._stopped:
+                raise RuntimeError("the model is unloaded; open a session on another server")
+            queue.append(item)
+            self._wake.notify()
+
+    def pinned(self, wanted: Conditioning) -> tuple[Array, Array, Array]:
+        """Keys and values of a prompt and reference; costs other sessions no step."""
+        return jax.block_until_ready(self._make_pinned(self._model, wanted))
+
+    def steer(
+        self, slot: int, pinned: tuple[Array, Array, Array], anew: Bool[np.ndarray, "1"]
+    ) -> None:
+        """Gives `slot` another condition, `anew` without its history. Call it by `change`."""
+        self._state = self._pin(self._state, pinned, np.int32(slot), anew)
+
+    def begin(self, slot: int, seed: int) -> None:
+        """Makes `slot` a cold session, with nothing of what was there. Call it by `change`."""
+        self.put(slot, self._cold(np.full(1, seed, np.int32)))
+
+    def get(self, slot: int) -> StreamState:
+        """The session in `slot`, on the host. Call it by `change`."""
+        return jax.tree.map(np.asarray, self._read(self._state, np.int32(slot)))
+
+    def put(self, slot: int, one: StreamState) -> None:
+        """Puts a session into `slot`. Call it by `change`."""
+        self._state = self._write(self._state, one, np.int32(slot))
+
+    def set_mask(self, slot: int, mask: UInt8[np.ndarray, "height width"]) -> None:
+        """Confines the edit of `slot`. Call it by `change`."""
+        for plane, name in enumerate(self.config.model.controls):
+            self._controls[slot, ..., plane] = mask if name == "mask" else 0
+
+    def replace_model(self, model: StreamModel) -> None:
+        """Exchanges the weights, of the same shapes. Call it by `change`."""
+        self._model = model
+
+    def close(self) -> None:
+        """Ends the thread; what waits is refused."""
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+        self._thread.join(timeout=60)
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._changes or self._waiting or self._stopped):
+                    self._wake.wait()
+                changes = [self._changes.popleft() for _ in range(len(self._changes))]
+                batch, stopped = self._next_batch(), self._stopped
+            for make, done in changes:
+                _settle(done, make)
+            if batch:
+                self._advance(batch)
+            if stopped:
+                for waiting in self._waiting:
+                    waiting.done.cancel()
+                return
+
+    def _next_batch(self) -> dict[int, _Waiting]:
+        """Whose frame waits longest, and others. A frame whose session is gone is dropped: its slot
+        may be another's already."""
+        batch: dict[int, _Waiting] = {}
+        while self._waiting and len(batch) < self.together:
+            if self._waiting[0].slot in batch:
+                break
+            waiting = self._waiting.popleft()
+            if waiting.done.set_running_or_notify_cancel():
+                batch[waiting.slot] = waiting
+        return batch
+
+    def _advance(self, batch: dict[int, _Waiting]) -> None:
+        started = time.perf_counter()
+        order = np.zeros(self.count, np.int32)
+        listed = list(batch)
+        order[: len(listed)] = listed
+        order[len(listed) :] = [s for s in range(self.count) if s not in batch]
+        try:
+            for slot, waiting in batch.items():
+                self._frames[slot] = waiting.image
+            self._state, images, planes, finite = self._step(
+                self._model, self._state, self._frames, self._controls, order, np.int32(len(listed))
+            )
+            images, planes, finite = (np.asarray(x) for x in (images, planes, finite))
+        except Exception as error:
+            for waiting in batch.values():
+                waiting.done.set_exception(error)
+            return
+        step_ms = (time.perf_counter() - started) * 1e3
+        self.step_ms.append(step_ms)
+        for slot, waiting in batch.items():
+            good = bool(finite[slot])
+            self._heal(slot, good)
+            waiting.done.set_result(Shown(images[slot], planes[slot], good, step_ms))
+
+    def _heal(self, slot: int, finite: bool) -> None:
+        """A session that was made cold and is not finite even so has bad weights."""
+        if not finite and self._suspect[slot] and self._reload:
+            self._model = self._reload()
+            self.reloads += 1
+            self._suspect[:] = False
+        else:
+            self._suspect[slot] = not finite
+
+
+def _settle(done: Future, make: Callable[[], Any]) -> None:
+    if not done.set_running_or_notify_cancel():
+        return
+    try:
+        done.set_result(make())
+    except Exception as error:
+        done.set_exception(error)

@@ -1,0 +1,1 @@
+"""Live sessions over HTTP, WebSocket and WebRTC: a front holds the clients, engines step."""

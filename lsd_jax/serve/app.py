@@ -1,0 +1,206 @@
+"""The HTTP application: pages, health, tokens, and the WebSockets of the protocols."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from lsd_jax import __version__
+from lsd_jax.reports import commit
+from lsd_jax.serve import openapi
+from lsd_jax.serve.decart import DecartClient
+from lsd_jax.serve.guard import Guard
+from lsd_jax.serve.live import LiveClient
+from lsd_jax.serve.metrics import Metrics
+from lsd_jax.serve.registry import Registry
+from lsd_jax.serve.settings import Settings
+from lsd_jax.serve.tokens import Grant, Refused, mint, turn_credentials
+
+WEB = Path(__file__).parent / "web"
+_log = logging.getLogger("lsd.serve")
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
+    "media-src 'self' blob:; connect-src 'self' ws: wss:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def problem(status: int, code: str, message: str) -> web.Response:
+    """A refusal: what is wrong and what to do."""
+    return web.json_response({"error": {"code": code, "message": message}}, status=status)
+
+
+class Server:
+    """The application and all that it holds."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.metrics = settings, Metrics()
+        self.registry = Registry(settings, self.metrics)
+        self.guard = Guard(settings)
+        self._commit = commit()
+        self.app = web.Application(client_max_size=1_000_000, middlewares=[self._protect])
+        routes = self.app.router
+        routes.add_get("/healthz", self.health)
+        routes.add_get("/readyz", self.ready)
+        routes.add_get("/metrics", self.show_metrics)
+        routes.add_get("/openapi.json", self.show_openapi)
+        routes.add_get("/docs", self.page("docs.html"))
+        routes.add_get("/", self.page("index.html"))
+        routes.add_get("/models", self.models)
+        routes.add_get("/v1/live", self.live)
+        routes.add_get("/v1/stream", self.stream)
+        routes.add_get("/v1/ice-servers", self.ice_servers)
+        routes.add_post("/v1/client/tokens", self.tokens)
+        routes.add_get("/v1/realtime/quota", self.quota)
+        routes.add_static("/web", WEB)
+        self.app.on_startup.append(self._start)
+        self.app.on_shutdown.append(self._stop)
+
+    async def _start(self, _: web.Application) -> None:
+        self.registry.start()
+
+    async def _stop(self, _: web.Application) -> None:
+        await self.registry.drain()
+
+    @web.middleware
+    async def _protect(self, request: web.Request, handler: Handle) -> web.StreamResponse:
+        try:
+            self.guard.check_host(request)
+            response = await handler(request)
+        except Refused as refused:
+            unauthorized = "api key" in str(refused) or str(refused).startswith("401")
+            return problem(401 if unauthorized else 403, "refused", str(refused))
+        except web.HTTPException as error:
+            return problem(error.status, "http", error.reason)
+        if not response.prepared:
+            response.headers.update(_HEADERS)
+        return response
+
+    def page(self, name: str) -> Handle:
+        """A handler that gives a file of `web`."""
+
+        async def show(_: web.Request) -> web.StreamResponse:
+            return web.FileResponse(WEB / name)
+
+        return show
+
+    async def health(self, _: web.Request) -> web.Response:
+        """The process lives."""
+        return web.json_response({"status": "ok", "version": __version__, "commit": self._commit})
+
+    async def ready(self, _: web.Request) -> web.Response:
+        """Loaded, compiled, and with a slot free: 200; else 503, and why."""
+        registry = self.registry
+        engines = [
+            {
+                "ready": engine.ready.is_set(),
+                "slots": engine.slots,
+                "sessions": len(engine.sessions),
+                "backend": engine.backend,
+                "starts": engine.starts,
+                "failure": engine.failure,
+            }
+            for engine in registry.engines
+        ]
+        found = {
+            "ready": registry.free > 0,
+            "draining": registry.draining,
+            "free_slots": registry.free,
+            "queue_size": registry.waiting,
+            "engines": engines,
+            "version": __version__,
+            "commit": self._commit,
+        }
+        return web.json_response(found, status=200 if registry.free > 0 else 503)
+
+    async def show_metrics(self, _: web.Request) -> web.Response:
+        """Counters and clocks for Prometheus."""
+        body = self.metrics.text()
+        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def show_openapi(self, _: web.Request) -> web.Response:
+        """This interface, for machines."""
+        return web.json_response(openapi.document())
+
+    async def models(self, _: web.Request) -> web.Response:
+        """The manifest of the model that runs."""
+        manifest = self.registry.manifest
+        return web.json_response({"models": [manifest] if manifest else []})
+
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        """A session of our own protocol, over a WebSocket."""
+        socket, grant = await self._admit(request)
+        await LiveClient(self.registry, socket, grant.max_session_s).run()
+        return socket
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """A session of Decart's realtime messages, over a WebSocket."""
+        socket, grant = await self._admit(request)
+        host, _, port = request.host.rpartition(":")
+        address = (host, int(port)) if port.isdigit() else (request.host, 443)
+        await DecartClient(self.registry, socket, address, grant.max_session_s).run()
+        return socket
+
+    async def _admit(self, request: web.Request) -> tuple[web.WebSocketResponse, Grant]:
+        """The opened socket of a client that may come in. Raises Refused."""
+        self.guard.check_origin(request)
+        self.guard.check_rate(request)
+        grant = self.guard.grant(request)
+        manifest = self.registry.manifest
+        if manifest:
+            grant.check(manifest["model"]["name"], request.headers.get("Origin"))
+        socket = web.WebSocketResponse(
+            heartbeat=self.settings.heartbeat_s, max_msg_size=self.settings.max_message_bytes
+        )
+        await socket.prepare(request)
+        return socket, grant
+
+    async def ice_servers(self, request: web.Request) -> web.Response:
+        """STUN and TURN servers, the latter with credentials for an hour."""
+        self.guard.check_origin(request)
+        self.guard.grant(request)
+        settings = self.settings
+        servers: list[dict[str, Any]] = [{"urls": list(settings.stun)}] if settings.stun else []
+        if settings.turn:
+            login = turn_credentials(settings.turn_secret, "lsd")
+            servers.append({"urls": list(settings.turn), **login})
+        return web.json_response({"iceServers": servers})
+
+    async def tokens(self, request: web.Request) -> web.Response:
+        """Mints a short-lived token; only the API key itself may ask for one."""
+        self.guard.check_origin(request)
+        self.guard.check_rate(request)
+        if not self.settings.api_key:
+            return problem(409, "no_key", "this server asks for no tokens; set LSD_API_KEY to")
+        if self.guard.grant(request) != Grant():
+            return problem(403, "refused", "a token mints no tokens; give the API key")
+        try:
+            asked = await request.json()
+            limits = (asked.get("constraints") or {}).get("realtime") or {}
+            grant = Grant(
+                tuple(map(str, asked.get("allowedModels") or ()))[:20],
+                tuple(map(str, asked.get("allowedOrigins") or ()))[:20],
+                None if limits.get("maxSessionDuration") is None
+                else float(limits["maxSessionDuration"]),
+            )  # fmt: skip
+            seconds = int(asked.get("expiresIn", 60))
+            token = mint(self.settings.api_key, grant, seconds)
+        except (ValueError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            return problem(400, "bad_request", " ".join(str(error).split())[:200])
+        return web.json_response({"apiKey": token, "token": token, "expiresIn": seconds})
+
+    async def quota(self, request: web.Request) -> web.Response:
+        """How many sessions there may be, and are."""
+        self.guard.grant(request)
+        limit = sum(engine.slots for engine in self.registry.engines)
+        active = len(self.registry.sessions)
+        free = max(0, self.registry.free)
+        return web.json_response({"limit": limit, "active": active, "remaining": free})

@@ -1,0 +1,84 @@
+"""Who may come in: host and origin of a request, its token, and how often."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from lsd_jax.serve.settings import LOOPBACK_NAMES, Settings
+from lsd_jax.serve.tokens import Grant, Refused, read
+
+ADDRESSES = 10_000
+"""Of which a rate is remembered; beyond, that of the one seen longest ago is forgotten."""
+
+
+class Bucket:
+    """A rate of `per_s` with bursts of as much as `burst`."""
+
+    def __init__(self, per_s: float | int, burst: float | int):
+        self._per_s, self._burst = per_s, burst
+        self._level, self._at = burst, time.monotonic()
+
+    def take(self) -> bool:
+        """Whether there is room for one more."""
+        now = time.monotonic()
+        self._level = min(self._burst, self._level + (now - self._at) * self._per_s)
+        self._at = now
+        if self._level < 1:
+            return False
+        self._level -= 1
+        return True
+
+
+class Guard:
+    """Checks requests against the settings."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+
+    def check_host(self, request: web.Request) -> None:
+        """Raises Refused where a loopback server is asked for by another name: so a page of another
+        site cannot reach it by pointing its own name here."""
+        name = urlsplit(f"//{request.host}").hostname or ""
+        if self._settings.loopback and name not in LOOPBACK_NAMES:
+            raise Refused("this server is for this machine; open it as localhost")
+
+    def check_origin(self, request: web.Request) -> None:
+        """Raises Refused where a page of another origin asks, unless it is allowed."""
+        origin = request.headers.get("Origin")
+        if origin is None or origin in self._settings.origins:
+            return
+        if urlsplit(origin).netloc != request.host:
+            raise Refused(
+                f"origin {origin[:100]!r} is not allowed; start with --origin {origin[:100]}"
+            )
+
+    def grant(self, request: web.Request) -> Grant:
+        """What the request's token grants. Raises Refused."""
+        key = self._settings.api_key
+        if not key:
+            return Grant()
+        bearer = request.headers.get("Authorization", "")
+        token = (
+            bearer.removeprefix("Bearer ")
+            if bearer.startswith("Bearer ")
+            else request.headers.get("X-API-Key") or request.query.get("api_key", "")
+        )
+        if not token:
+            raise Refused("401 unauthorized: give an API key or a token")
+        return read(key, token)
+
+    def check_rate(self, request: web.Request) -> None:
+        """Raises Refused where an address opens sessions or mints tokens too often."""
+        address = request.remote or ""
+        per_minute = self._settings.opens_per_minute
+        bucket = self._buckets.setdefault(address, Bucket(per_minute / 60, per_minute))
+        self._buckets.move_to_end(address)
+        if len(self._buckets) > ADDRESSES:
+            self._buckets.popitem(last=False)
+        if not bucket.take():
+            raise Refused(f"more than {per_minute} requests a minute; slow down")

@@ -1,0 +1,292 @@
+"""`/v1/live`: one client of our own protocol, from its first message to its last."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+from aiohttp import WSMsgType, web
+
+from lsd_jax.runtime import InputError
+from lsd_jax.serve import convert, protocol
+from lsd_jax.serve.guard import Bucket
+from lsd_jax.serve.protocol import ProtocolError
+from lsd_jax.serve.registry import Full, Registry
+from lsd_jax.serve.rtc import Peer
+from lsd_jax.serve.sessions import LiveSession, Sample
+
+_log = logging.getLogger("lsd.serve")
+POLICY, OVERLOADED = 1008, 1013
+MAX_TASKS = 64
+"""Requests of one client that may wait for their answers."""
+
+
+class LiveClient:
+    """Drives one session for one WebSocket. `max_session_s` is what its token allows."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        socket: web.WebSocketResponse,
+        max_session_s: float | None,
+    ):
+        self._registry, self._socket = registry, socket
+        self._max_session_s = max_session_s
+        self._settings = registry.settings
+        self._session: LiveSession | None = None
+        self._peer: Peer | None = None
+        self._announced: protocol.Upload | protocol.Restore | None = None
+        self._tasks: set[asyncio.Task] = set()
+        self._shown = asyncio.Semaphore(protocol.IN_FLIGHT)
+        self._unshown: set[int] = set()
+        self._rate = Bucket(self._settings.messages_per_s, 2.0 * self._settings.messages_per_s)
+
+    async def run(self) -> None:
+        """Serves the client until it leaves, ends, or must go."""
+        try:
+            async for message in self._socket:
+                if not self._rate.take():
+                    await self._refuse("too_many", "too many messages; slow down", POLICY)
+                    return
+                if message.type is WSMsgType.TEXT:
+                    if not await self._text(message.data):
+                        return
+                elif message.type is WSMsgType.BINARY:
+                    await self._binary(message.data)
+        except ProtocolError as error:
+            await self._refuse("bad_message", str(error), POLICY)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            if self._session:  # first: a half-open connection takes seconds to close
+                await self._session.end("client_left")
+            if self._peer:
+                await self._peer.close()
+
+    async def send(self, message: dict[str, Any]) -> None:
+        """Sends a JSON message, if the client is still there."""
+        if not self._socket.closed:
+            try:
+                await self._socket.send_json(message)
+            except ConnectionError:
+                _log.debug("a client left before it could be told %s", message["type"])
+
+    async def _text(self, text: str) -> bool:
+        """Takes a message; gives whether to go on."""
+        message = protocol.parse(text)
+        if isinstance(message, protocol.Ping):
+            await self.send({"type": "pong", "client_ts_ms": message.client_ts_ms})
+            return True
+        if self._session is None:
+            if not isinstance(message, protocol.Start):
+                raise ProtocolError("send start first")
+            return await self._start(message)
+        match message:
+            case protocol.Start():
+                raise ProtocolError("the session has started already")
+            case protocol.Upload() | protocol.Restore():
+                if self._announced:
+                    raise ProtocolError("a file was announced already; send it first")
+                self._announced = message
+            case protocol.Shown():
+                if message.seq in self._unshown:
+                    self._unshown.discard(message.seq)
+                    self._shown.release()
+            case protocol.Offer():
+                await self._offer(message)
+            case protocol.Candidate():
+                if self._peer:
+                    await self._peer.add_candidate(message.candidate)
+            case _:
+                self._answer_later(message.id, self._request(message))
+        return True
+
+    async def _start(self, message: protocol.Start) -> bool:
+        def waits(place: int, length: int) -> None:
+            told = {"type": "queue_position", "position": place, "queue_size": length}
+            self._spawn(self.send(told))
+
+        opening = asyncio.create_task(
+            self._registry.open(message.seed, waits if message.wait else None)
+        )
+        try:
+            session = await (self._until_left(opening) if message.wait else opening)
+        except Full as full:
+            await self._refuse("full", str(full), OVERLOADED)
+            return False
+        if session is None:
+            return False
+        self._session = session
+        session.on_taken = lambda name: self._spawn(self.send({"type": "want", "input": name}))
+        session.ended.add_done_callback(lambda _: self._spawn(self._ended(session)))
+        if self._max_session_s is not None:
+            self._spawn(self._expire(session, self._max_session_s))
+        await self.send(
+            {
+                "type": "started",
+                "session_id": session.id,
+                "media": message.media,
+                "manifest": session.manifest,
+            }
+        )
+        if message.media == "jpeg":
+            self._spawn(self._send_pictures(session))
+        else:
+            self._peer = Peer(session, self._settings, self._registry.metrics)
+        self._spawn(self._send_events(session))
+        self._spawn(self._send_metrics(session))
+        return True
+
+    async def _until_left(self, opening: asyncio.Task[LiveSession]) -> LiveSession | None:
+        """The session when its turn has come, or None where the client left before."""
+        while True:
+            leaving = asyncio.ensure_future(self._socket.receive())
+            await asyncio.wait([opening, leaving], return_when="FIRST_COMPLETED")
+            if opening.done():
+                leaving.cancel()
+                await asyncio.gather(leaving, return_exceptions=True)
+                return opening.result()
+            message = leaving.result()
+            if message.type is WSMsgType.TEXT and isinstance(
+                ping := protocol.parse(message.data), protocol.Ping
+            ):
+                await self.send({"type": "pong", "client_ts_ms": ping.client_ts_ms})
+                continue
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            return None
+
+    async def _binary(self, data: bytes) -> None:
+        session = self._session
+        if session is None:
+            raise ProtocolError("send start first")
+        kind, _, ts_ms, content = protocol.unpack(data)
+        if kind == protocol.PICTURE:
+            session.offer(content, ts_ms)
+            return
+        announced, self._announced = self._announced, None
+        if kind == protocol.FILE and isinstance(announced, protocol.Upload):
+            one = announced
+            work = session.upload(one.filename, one.mime_type, content, one.sha256)
+            self._answer_later(one.id, work, "upload_id")
+        elif kind == protocol.SNAPSHOT and isinstance(announced, protocol.Restore):
+            self._answer_later(announced.id, session.restore(content))
+        else:
+            raise ProtocolError(f"a binary message of kind {kind} was not announced")
+
+    async def _request(self, message: Any) -> None:
+        session = self._session
+        if session is None:
+            raise InputError("ended", "the session is over; open another")
+        match message:
+            case protocol.Input():
+                await session.call(message.name, message.args)
+            case protocol.Control(type="pause"):
+                await session.pause()
+            case protocol.Control(type="resume"):
+                await session.resume()
+            case protocol.Control(type="snapshot"):
+                content = await session.snapshot()
+                await self._socket.send_bytes(protocol.pack(protocol.SNAPSHOT, content))
+            case protocol.Control(type="end"):
+                self._spawn(session.end("ended"))
+
+    def _answer_later(self, id: int, work: Any, result: str | None = None) -> None:
+        """Answers request `id` when `work` is done; of too many at a time it refuses the newest."""
+        if len(self._tasks) >= MAX_TASKS:
+            work.close()
+            refusal = {"ok": False, "code": "queue_full", "message": "too many requests wait"}
+            self._spawn(self.send({"type": "ack", "id": id, **refusal}))
+            return
+
+        async def answer() -> None:
+            told: dict[str, Any] = {"type": "ack", "id": id, "ok": True}
+            try:
+                value = await work
+                if result:
+                    told[result] = value
+            except InputError as error:
+                told |= {"ok": False, "code": error.code, "message": str(error)}
+            await self.send(told)
+
+        self._spawn(answer())
+
+    async def _offer(self, message: protocol.Offer) -> None:
+        if self._peer is None:
+            raise ProtocolError("this session has media 'jpeg'; start one with 'webrtc'")
+        try:
+            await self.send({"type": "answer", "sdp": await self._peer.answer(message.sdp)})
+        except ValueError as error:
+            await self.send({"type": "error", "code": "bad_offer", "message": str(error)})
+
+    async def _send_pictures(self, session: LiveSession) -> None:
+        """The newest pictures as JPEGs, no faster than the client shows them."""
+        while True:
+            await self._shown.acquire()
+            try:
+                sample = await session.video.take()
+            except EOFError:
+                return
+            jpeg = await asyncio.to_thread(convert.to_jpeg, sample.data, sample.output)
+            self._unshown.add(sample.seq)
+            packed = protocol.pack(protocol.PICTURE, jpeg, sample.seq, sample.client_ts_ms)
+            await self._socket.send_bytes(packed)
+            session.note_sent(sample)
+
+    async def _send_events(self, session: LiveSession) -> None:
+        """Samples of the other outputs; JSON as JSON, the rest as binary messages of kind 4."""
+        while not session.ended.done():
+            await session.events_ready.wait()
+            session.events_ready.clear()
+            while session.events:
+                await self._send_event(session.events.popleft())
+
+    async def _send_event(self, sample: Sample) -> None:
+        name, kind = sample.output["name"], sample.output["kind"]
+        if kind == "json":
+            value = json.loads(sample.data)
+            await self._socket.send_json({"type": "output", "name": name, "value": value})
+        else:
+            named = name.encode().ljust(32, b"\0")[:32] + sample.data
+            await self._socket.send_bytes(protocol.pack(protocol.SAMPLE, named, sample.seq))
+
+    async def _send_metrics(self, session: LiveSession) -> None:
+        while True:
+            await asyncio.sleep(1)
+            await self.send(
+                {
+                    "type": "metrics",
+                    "frames_in": session.frames_in,
+                    "frames_out": session.frames_out,
+                    "dropped": session.dropped,
+                    "input_size": session.input_size,
+                    "queue": self._registry.waiting,
+                    "age_ms_p50": session.age_ms_p50,
+                    **session.report,
+                }
+            )
+
+    async def _expire(self, session: LiveSession, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await session.end("its token's time is over")
+
+    async def _ended(self, session: LiveSession) -> None:
+        await self.send({"type": "ended", "reason": session.ended.result()})
+        await self._socket.close()
+
+    async def _refuse(self, code: str, message: str, close: int) -> None:
+        await self.send({"type": "error", "code": code, "message": message})
+        await self._socket.close(code=close, message=message.encode()[:120])
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            if not isinstance(error, ConnectionError | RuntimeError):
+                _log.error("serving a client failed", exc_info=error)

@@ -1,0 +1,182 @@
+"""Who holds which slot, who waits for one, and what becomes of both when an engine is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+from lsd_jax.serve.engines import EngineFailed, EngineHandle
+from lsd_jax.serve.metrics import Metrics
+from lsd_jax.serve.sessions import LiveSession
+from lsd_jax.serve.settings import Settings
+
+Position = Callable[[int, int], None]
+"""Told a waiting client's place in the queue, from 1, and the queue's length."""
+
+
+class Full(RuntimeError):
+    """No slot is free, and the client does not wait for one, or may not."""
+
+
+class Registry:
+    """All engines and sessions of a server."""
+
+    def __init__(self, settings: Settings, metrics: Metrics):
+        self.settings, self.metrics = settings, metrics
+        self.sessions: dict[str, LiveSession] = {}
+        self.draining = False
+        self._promised = 0  # slots whose turn has been given to a client that has yet to take it
+        self._waiting: deque[tuple[asyncio.Future[None], Position]] = deque()
+        self._ends: set[asyncio.Task] = set()
+        self._seen: dict[str, int] = {}  # nonfinite frames by session, as last reported
+        self.engines = [
+            EngineHandle(n, settings, self._on_message, self._on_lost)
+            for n in range(settings.engines)
+        ]
+
+    def start(self) -> None:
+        """Starts the engines."""
+        for engine in self.engines:
+            engine.start()
+
+    async def wait_ready(self) -> None:
+        """Returns when every engine is ready. Raises EngineFailed where a model does not load."""
+        for engine in self.engines:
+            while not engine.ready.is_set():
+                if engine.failure:
+                    raise EngineFailed(engine.failure)
+                await asyncio.sleep(0.05)
+
+    @property
+    def free(self) -> int:
+        """Free slots of all engines."""
+        if self.draining:
+            return 0
+        return sum(max(0, engine.free) for engine in self.engines) - self._promised
+
+    @property
+    def waiting(self) -> int:
+        """Clients in the queue."""
+        return len(self._waiting)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The model's manifest, once an engine has been ready."""
+        return next((e.manifest for e in self.engines if e.manifest), {})
+
+    async def open(self, seed: int = 0, waits: Position | None = None) -> LiveSession:
+        """A session in a free slot. Raises Full where none is free and there is nobody to tell
+        that it waits, or the queue is full as well."""
+        if self.free <= 0 or self._waiting:
+            if waits is None or len(self._waiting) >= self.settings.queue or self.draining:
+                reason = "draining" if self.draining else "full"
+                self.metrics.rejected.labels(reason).inc()
+                raise Full(
+                    "the server is shutting down; connect to another"
+                    if self.draining
+                    else f"all slots are taken and {len(self._waiting)} clients wait; try later"
+                )
+            await self._wait(waits)
+            self._promised -= 1
+        engine = max(self.engines, key=lambda engine: engine.free)
+        session = LiveSession(uuid4().hex, engine, self.settings, self.metrics, seed)
+        self.sessions[session.id] = session
+        session.ended.add_done_callback(lambda _: self._over(session))
+        lifetime = asyncio.get_running_loop().call_later(
+            self.settings.max_session_s, self._expire, session
+        )
+        session.ended.add_done_callback(lambda _: lifetime.cancel())
+        self._count()
+        return session
+
+    async def _wait(self, waits: Position) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (turn, waits)
+        self._waiting.append(entry)
+        self._tell()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # the turn came to a client that has left
+                self._promised -= 1
+                asyncio.get_running_loop().call_soon(self._next)
+            raise
+        finally:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+                self._tell()
+
+    def _next(self) -> None:
+        """Gives as many waiting clients their turn as there are free slots."""
+        for _ in range(self.free):
+            while self._waiting:
+                turn, _ = self._waiting.popleft()
+                if not turn.done():
+                    turn.set_result(None)
+                    self._promised += 1
+                    break
+        self._tell()
+
+    def _tell(self) -> None:
+        self.metrics.queue.set(len(self._waiting))
+        for place, (_, waits) in enumerate(self._waiting, 1):
+            waits(place, len(self._waiting))
+
+    def _expire(self, session: LiveSession) -> None:
+        task = asyncio.create_task(session.end("its time is over"))
+        self._ends.add(task)
+        task.add_done_callback(self._ends.discard)
+
+    def _over(self, session: LiveSession) -> None:
+        self.sessions.pop(session.id, None)
+        self._seen.pop(session.id, None)
+        self.metrics.ended.labels(session.ended.result().partition(":")[0][:40]).inc()
+        self._count()
+        self._next()
+
+    def _count(self) -> None:
+        self.metrics.sessions_active.set(len(self.sessions))
+        ready = [engine for engine in self.engines if engine.ready.is_set()]
+        self.metrics.engines_ready.set(len(ready))
+        self.metrics.slots.set(sum(engine.slots for engine in ready))
+
+    def _on_message(self, engine: EngineHandle, header: dict[str, Any], body: bytes) -> None:
+        match header["type"]:
+            case "ready":
+                self.metrics.engine_starts.inc()
+                self._count()
+                self._next()
+            case "report":
+                self._note(engine, header)
+            case _ if session := self.sessions.get(header.get("session", "")):
+                session.handle(header, body)
+
+    def _note(self, engine: EngineHandle, report: dict[str, Any]) -> None:
+        for step_ms in report["step_ms"]:
+            self.metrics.step_seconds.observe(step_ms / 1e3)
+        self.metrics.recompiles.set(sum(one.recompiles for one in self.engines))
+        for id, found in report["sessions"].items():
+            if session := self.sessions.get(id):
+                session.report = found
+                self.metrics.nonfinite.inc(found["nonfinite"] - self._seen.get(id, 0))
+                self._seen[id] = found["nonfinite"]
+
+    def _on_lost(self, engine: EngineHandle) -> None:
+        for id in list(engine.sessions):
+            if session := self.sessions.get(id):
+                session.finish("engine_lost: the model's process was lost")
+        engine.sessions.clear()
+        self._count()
+
+    async def drain(self) -> None:
+        """Admits nobody any more, ends every session, stops the engines."""
+        self.draining = True
+        for turn, _ in self._waiting:
+            if not turn.done():
+                turn.set_exception(Full("the server is shutting down; connect to another"))
+        ends = [session.end("draining") for session in list(self.sessions.values())]
+        await asyncio.wait([asyncio.gather(*ends)], timeout=self.settings.drain_s)
+        await asyncio.gather(*(engine.stop() for engine in self.engines))

@@ -1,0 +1,232 @@
+"""A live session as the front sees it: newest pictures in and out, requests, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from av import VideoFrame
+
+from lsd_jax.runtime import InputError, Mailbox
+from lsd_jax.serve import convert
+from lsd_jax.serve.engines import EngineHandle
+from lsd_jax.serve.metrics import Metrics
+from lsd_jax.serve.settings import Settings
+
+LATE_EVENTS = 64
+"""Samples of outputs other than video that may wait for a client; the oldest give way."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture on its way in: a decoded frame or a JPEG, with its client's own stamp."""
+
+    data: VideoFrame | bytes
+    client_ts_ms: float
+    received_s: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample on its way out. For video, the stamps are those of the picture it came of."""
+
+    data: bytes
+    output: dict[str, Any]
+    client_ts_ms: float
+    received_s: float | None
+    seq: int
+
+
+class LiveSession:
+    """One client's session in a slot of `engine`.
+
+    The next stage takes from `video`, the mailbox of the first video output, and from `events`.
+    """
+
+    def __init__(
+        self, id: str, engine: EngineHandle, settings: Settings, metrics: Metrics, seed: int
+    ):
+        self.id, self.engine, self.seed = id, engine, seed
+        self.manifest = engine.manifest
+        self._settings, self._metrics = settings, metrics
+        self._outputs = {one["name"]: one for one in self.manifest["outputs"]}
+        self.video_output = next((o for o in self._outputs.values() if o["kind"] == "video"), None)
+        self.video: Mailbox[Sample] = Mailbox()
+        self.events: deque[Sample] = deque(maxlen=LATE_EVENTS)
+        self.events_ready = asyncio.Event()
+        self.taps: list[Callable[[Sample], None]] = []  # each sees every video sample
+        self.on_taken: Callable[[str], None] = lambda name: None  # a picture left for the engine
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.opened_s, self.first_frame_s = time.monotonic(), None
+        self.input_size: tuple[int, int] | None = None
+        self.report: dict[str, Any] = {}
+        self.frames_in = self.frames_out = 0
+        self._ages_ms: deque[float] = deque(maxlen=128)
+        self.paused = False
+        self._inputs: dict[str, Any] = {one["name"]: one for one in self.manifest["video_inputs"]}
+        self._boxes: dict[str, Mailbox[Picture]] = {name: Mailbox() for name in self._inputs}
+        self._wanted = {name: asyncio.Event() for name in self._inputs}
+        self._stamps: dict[float, Picture] = {}
+        self._seq = 0
+        self._pumps = [asyncio.create_task(self._pump(name)) for name in self._inputs]
+        engine.sessions.add(id)
+        engine.send({"type": "open", "session": id, "seed": seed})
+
+    @property
+    def dropped(self) -> int:
+        """Pictures in and samples out that a newer one has replaced."""
+        return self.video.dropped + sum(box.dropped for box in self._boxes.values())
+
+    def offer(self, data: VideoFrame | bytes, client_ts_ms: float, name: str | None = None) -> None:
+        """The newest picture of a video input; by default of the first. Raises InputError."""
+        name = next(iter(self._inputs), "") if name is None else name
+        box = self._boxes.get(name)
+        if box is None:
+            raise InputError("unknown_input", f"this model has no video input {name!r}")
+        self.frames_in += 1
+        self._metrics.frames_in.inc()
+        before = box.dropped
+        box.put(Picture(data, client_ts_ms, time.perf_counter()))
+        if box.dropped > before:
+            self._metrics.dropped.labels("in").inc()
+
+    async def call(self, name: str, args: object) -> None:
+        """Gives the session an input; returns when it was taken. Raises InputError."""
+        await self._ask({"type": "input", "name": name, "args": args})
+
+    async def upload(
+        self, filename: str, mime_type: str, data: bytes, sha256: str | None = None
+    ) -> str:
+        """Holds a file for an input, and gives its id. Raises InputError."""
+        header = {"type": "upload", "filename": filename, "mime_type": mime_type, "sha256": sha256}
+        answer, _ = await self._ask(header, data)
+        return answer["upload_id"]
+
+    async def pause(self) -> None:
+        """Takes no pictures until `resume`."""
+        await self._ask({"type": "pause"})
+        self.paused = True
+
+    async def resume(self) -> None:
+        """Goes on after `pause`."""
+        await self._ask({"type": "resume"})
+        self.paused = False
+
+    async def snapshot(self) -> bytes:
+        """The stream's whole state. Raises InputError."""
+        return (await self._ask({"type": "snapshot"}))[1]
+
+    async def restore(self, state: bytes) -> None:
+        """Goes on from a snapshot. Raises InputError."""
+        await self._ask({"type": "restore"}, state)
+
+    async def end(self, reason: str) -> None:
+        """Ends the session and frees its slot."""
+        if not self.ended.done():
+            await self._ask({"type": "end", "reason": reason}, check=False)
+            self.finish(reason)
+
+    def finish(self, reason: str) -> None:
+        """Notes that the engine has ended the session, or is gone."""
+        if self.ended.done():
+            return
+        self.ended.set_result(reason)
+        self.engine.sessions.discard(self.id)
+        for pump in self._pumps:
+            pump.cancel()
+        self.video.close()
+        self.events_ready.set()
+        self._stamps.clear()
+
+    def handle(self, header: dict[str, Any], body: bytes) -> None:
+        """A message of the engine about this session."""
+        match header["type"]:
+            case "want":
+                self._wanted[header["input"]].set()
+            case "output":
+                self._output(header, body)
+            case "ended":
+                self.finish(header["reason"])
+
+    def _output(self, header: dict[str, Any], body: bytes) -> None:
+        output = self._outputs[header["output"]]
+        came = self._stamps.pop(header["ts_ms"], None)
+        self._seq += 1
+        ts_ms = came.client_ts_ms if came else header["ts_ms"]
+        sample = Sample(body, output, ts_ms, came.received_s if came else None, self._seq)
+        if output is not self.video_output:
+            self.events.append(sample)
+            self.events_ready.set()
+            return
+        if self.first_frame_s is None:
+            self.first_frame_s = time.monotonic()
+            self._metrics.ttff.observe(self.first_frame_s - self.opened_s)
+        if came:
+            self._metrics.stage.labels("engine").observe(time.perf_counter() - came.received_s)
+        before = self.video.dropped
+        self.video.put(sample)
+        if self.video.dropped > before:
+            self._metrics.dropped.labels("out").inc()
+        for tap in self.taps:
+            tap(sample)
+
+    def note_sent(self, sample: Sample) -> None:
+        """Notes that a transport has handed a video sample to its client."""
+        self.frames_out += 1
+        self._metrics.frames_out.inc()
+        if sample.received_s is not None:
+            age_s = time.perf_counter() - sample.received_s
+            self._ages_ms.append(age_s * 1e3)
+            self._metrics.frame_age.observe(age_s)
+
+    @property
+    def age_ms_p50(self) -> float | None:
+        """Median of the last 128 pictures' time in the server, from received to handed on."""
+        return median(self._ages_ms) if self._ages_ms else None
+
+    async def _pump(self, name: str) -> None:
+        """Sends the engine the newest picture whenever it wants one, and converts no other."""
+        wanted, box = self._wanted[name], self._boxes[name]
+        size = self._inputs[name]["width"], self._inputs[name]["height"]
+        while True:
+            await wanted.wait()
+            picture = await box.take()
+            self.on_taken(name)
+            started = time.perf_counter()
+            try:
+                seen = convert.picture_size(picture.data)
+                limit = self._settings.max_picture_pixels
+                image = await asyncio.to_thread(convert.to_rgb, picture.data, *size, limit)
+            except ValueError:
+                self._metrics.bad_frames.inc()
+                continue
+            self._note_size(seen)
+            self._metrics.stage.labels("decode").observe(time.perf_counter() - started)
+            wanted.clear()
+            ts_ms = picture.received_s * 1e3
+            self._stamps[ts_ms] = picture
+            while len(self._stamps) > 16:  # of pictures that the model made nothing of
+                self._stamps.pop(next(iter(self._stamps)))
+            header = {"type": "frame", "session": self.id, "input": name, "ts_ms": ts_ms}
+            self.engine.send({**header, "seq": self.frames_in}, image)
+
+    def _note_size(self, size: tuple[int, int]) -> None:
+        self.input_size = size
+        self._metrics.input_size.labels("width").set(size[0])
+        self._metrics.input_size.labels("height").set(size[1])
+
+    async def _ask(
+        self, header: dict[str, Any], body: bytes = b"", check: bool = True
+    ) -> tuple[dict[str, Any], bytes]:
+        if self.ended.done():
+            raise InputError("ended", "the session is over; open another")
+        answer, data = await self.engine.ask({**header, "session": self.id}, body)
+        self._metrics.inputs.labels(answer.get("code", "ok")).inc()
+        if check and not answer["ok"]:
+            raise InputError(answer["code"], answer["message"])
+        return answer, data

@@ -1,0 +1,436 @@
+// The page: wires the controls to a live session and shows what comes of it.
+
+import { bindKeys, keyHelp } from "/web/bindings.js";
+import { LiveClient } from "/web/client.js";
+import * as sources from "/web/sources.js";
+
+const EXAMPLES = ["make it night", "film noir", "make it snow", "oil painting", "thermal camera",
+  "make it a pencil sketch", "sunset", "colour negative"];
+const TYPING_MS = 600;
+const $ = (id) => document.getElementById(id);
+const token = new URLSearchParams(location.hash.slice(1)).get("token") ?? "";
+const params = new URLSearchParams(location.search);
+const client = new LiveClient({ token, media: params.get("media") ?? "webrtc" });
+const kept = { prompt: "", reference: null, mask: null };
+const shown = { times: [], latency: NaN, frames: 0 };
+let stream = null, stopSending = () => {}, releaseKeys = () => {}, recorder = null, painting = false;
+
+function status(state, text) {
+  $("status").dataset.state = state;
+  $("status").textContent = text;
+  $("notice").hidden = !(state === "bad" || (state === "busy" && client.wanted));
+  $("notice").textContent = text;
+  const live = state === "live";
+  for (const id of ["pause", "full", "record"]) $(id).disabled = !live;
+  $("brush").disabled = !live;
+  $("compare").disabled = !(live && stream);
+  $("stop").disabled = !client.wanted;
+}
+
+// ---- sources
+
+async function choose(name, blob) {
+  try {
+    const next = await (name === "file" ? sources.file(blob) : sources[name]());
+    stream?.getTracks().forEach((track) => track.stop());
+    stream = next;
+  } catch (error) {
+    status("bad", error.message);
+    return;
+  }
+  for (const button of document.querySelectorAll("[data-source]")) {
+    button.setAttribute("aria-pressed", button.dataset.source === name);
+  }
+  stream.getVideoTracks()[0].onended = () => stop("The source has ended.");
+  $("before").srcObject = stream;
+  client.start(stream);
+}
+
+function stop(text) {
+  client.stop(text);
+  stream?.getTracks().forEach((track) => track.stop());
+  stream = null;
+  $("before").srcObject = $("video").srcObject = null;
+}
+
+for (const button of document.querySelectorAll("[data-source]")) {
+  const name = button.dataset.source;
+  button.onclick = () => (name === "file" ? $("file").click() : choose(name));
+}
+$("file").onchange = ({ target }) => {
+  if (target.files[0]) choose("file", target.files[0]);
+  target.value = "";
+};
+$("start").onclick = () => client.start(null);
+$("stop").onclick = () => stop("Stopped.");
+
+// ---- what comes back
+
+client.addEventListener("state", ({ detail }) => {
+  if (detail.state !== "live") stopSending();
+  status(detail.state, detail.text);
+});
+
+client.addEventListener("started", ({ detail: manifest }) => {
+  describe(manifest);
+  $("media").textContent = client.media === "webrtc" ? "WebRTC" : "WebSocket";
+  $("canvas").hidden = client.media === "webrtc";
+  $("video").hidden = client.media !== "webrtc";
+  if (client.media === "jpeg" && stream) stopSending = client.sendPictures($("before"));
+  pressed("pause", false);
+  restore();
+});
+
+client.addEventListener("track", ({ detail }) => {
+  $("video").srcObject = detail;
+  count($("video"));
+});
+
+client.addEventListener("picture", ({ detail: { bitmap, tsMs } }) => {
+  const canvas = $("canvas");
+  if (canvas.width !== bitmap.width) canvas.width = bitmap.width;
+  if (canvas.height !== bitmap.height) canvas.height = bitmap.height;
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  bitmap.close();
+  frame(performance.now());
+  if (stream) shown.latency = performance.now() - tsMs;
+});
+
+function count(video) {
+  const next = (now) => {
+    frame(now);
+    if (video.srcObject) video.requestVideoFrameCallback?.(next);
+  };
+  video.requestVideoFrameCallback?.(next);
+}
+
+function frame(now) {
+  shown.frames += 1;
+  shown.times.push(now);
+  if (shown.times.length > 31) shown.times.shift();
+  document.body.dataset.frames = shown.frames;
+}
+
+const ms = (value) => (Number.isFinite(value) ? `${value.toFixed(0)} ms` : "–");
+
+client.addEventListener("metrics", async ({ detail }) => {
+  const { times } = shown;
+  const fps = (1000 * (times.length - 1)) / (times.at(-1) - times[0]);
+  $("fps").textContent = times.length > 1 ? fps.toFixed(1) : "–";
+  if (client.peer && stream) shown.latency = await estimate(detail.age_ms_p50);
+  const about = client.peer ? "≈ " : "";
+  $("latency").textContent = stream ? about + ms(shown.latency) : "–";
+  $("step").textContent = detail.inference_ms_p50 == null ? "–"
+    : `${detail.inference_ms_p50.toFixed(0)} / ${ms(detail.inference_ms_p99)}`;
+  $("dropped").textContent = detail.dropped;
+  $("queue").textContent = detail.queue;
+  $("size").textContent = detail.input_size ? detail.input_size.join("×") : "–";
+});
+
+/** Of a WebRTC frame: one round trip, the server's own time, and what waits in our decoder. */
+async function estimate(serverMs) {
+  let trip = NaN, buffered = 0;
+  for (const one of (await client.peer?.getStats())?.values() ?? []) {
+    if (one.type === "candidate-pair" && one.nominated) trip = 1000 * one.currentRoundTripTime;
+    if (one.type === "inbound-rtp" && one.framesDecoded) {
+      const perFrame = one.jitterBufferDelay / one.jitterBufferEmittedCount;
+      buffered = 1000 * (perFrame + one.totalDecodeTime / one.framesDecoded);
+    }
+  }
+  return trip + buffered + (serverMs ?? NaN);
+}
+
+// ---- what the model takes
+
+function describe(manifest) {
+  const inputs = new Map(manifest.inputs.map((one) => [one.name, one]));
+  $("model").textContent = manifest.model.name;
+  $("model").title = manifest.model.description;
+  $("prompt-form").hidden = !inputs.has("set_prompt");
+  $("reference").hidden = !inputs.has("set_image");
+  $("brush").hidden = !inputs.has("set_mask");
+  const watches = manifest.video_inputs.length > 0;
+  $("sources").hidden = !watches;
+  $("start").hidden = watches;
+  if (!watches) {
+    const picture = manifest.outputs.find((one) => one.kind === "video");
+    if (picture) $("view").style.aspectRatio = `${picture.width} / ${picture.height}`;
+  }
+  const help = keyHelp(manifest);
+  $("keys").hidden = help.length === 0;
+  $("key-list").replaceChildren(...help.map(([keys, words]) => {
+    const item = document.createElement("li");
+    item.append(...keys.flatMap((key) => [Object.assign(document.createElement("kbd"),
+      { textContent: key }), " "]), words);
+    return item;
+  }));
+  releaseKeys();
+  releaseKeys = bindKeys(manifest, $("view"), (name, args) => {
+    client.input(name, args).catch((error) => note(error.message, true));
+  });
+}
+
+$("before").onresize = () => {
+  const { videoWidth, videoHeight } = $("before");
+  if (videoWidth) $("view").style.aspectRatio = `${videoWidth} / ${videoHeight}`;
+};
+
+/** After a reconnection: what the user had asked for. */
+async function restore() {
+  try {
+    if (kept.reference) await sendReference();
+    if (kept.prompt) await applyPrompt(kept.prompt);
+    if (kept.mask) await sendMask();
+  } catch (error) {
+    note(error.message, true);
+  }
+}
+
+function note(text, bad = false) {
+  $("prompt-note").textContent = text;
+  $("prompt-note").classList.toggle("bad", bad);
+}
+
+let typing = 0;
+async function applyPrompt(text) {
+  clearTimeout(typing);
+  text = text.trim();
+  if (!text) return;
+  kept.prompt = text;
+  if (!client.live) return;
+  try {
+    await client.input("set_prompt", { prompt: text });
+    note(`Applied: ${text}`);
+  } catch (error) {
+    note(error.message, true);
+  }
+}
+
+function remember(text) {
+  const past = JSON.parse(localStorage.getItem("prompts") ?? "[]").filter((one) => one !== text);
+  const all = text ? [text, ...past].slice(0, 20) : past;
+  localStorage.setItem("prompts", JSON.stringify(all));
+  $("history").replaceChildren(...all.map((value) => new Option(value, value)));
+}
+
+$("prompt").oninput = ({ target }) => {
+  clearTimeout(typing);
+  typing = setTimeout(() => applyPrompt(target.value), TYPING_MS);
+};
+$("prompt-form").onsubmit = (event) => {
+  event.preventDefault();
+  const text = $("prompt").value.trim();
+  if (!text) return note("Say what to do, for example: make it night.", true);
+  remember(text);
+  return applyPrompt(text);
+};
+$("examples").append(...EXAMPLES.map((text) => {
+  const button = Object.assign(document.createElement("button"), { type: "button" });
+  button.textContent = text;
+  button.onclick = () => {
+    $("prompt").value = text;
+    remember(text);
+    applyPrompt(text);
+  };
+  return button;
+}));
+
+const Recognition = window.SpeechRecognition ?? window.webkitSpeechRecognition;
+if (Recognition) {
+  $("voice").hidden = false;
+  $("voice").onclick = () => {
+    const listener = new Recognition();
+    listener.onresult = ({ results }) => {
+      $("prompt").value = results[0][0].transcript;
+      applyPrompt($("prompt").value);
+    };
+    listener.onerror = ({ error }) => note(`Nothing was understood (${error}).`, true);
+    note("Listening …");
+    listener.start();
+  };
+}
+
+// ---- reference picture
+
+async function sendReference() {
+  const id = await client.upload(kept.reference, "reference");
+  await client.input("set_image", { image: id });
+}
+
+async function takeReference(blob) {
+  if (!blob?.type.startsWith("image/")) return note("That is no picture.", true);
+  try {
+    const bitmap = await createImageBitmap(blob);
+    const scale = Math.min(1, 1024 / Math.max(bitmap.width, bitmap.height));
+    const canvas = document.createElement("canvas");
+    canvas.width = Math.max(1, Math.round(bitmap.width * scale));
+    canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+    canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    kept.reference = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.92));
+    $("thumb").src = URL.createObjectURL(kept.reference);
+    $("thumb").hidden = $("remove").hidden = false;
+    $("drop-text").textContent = "Prompts can now say: use the reference as the background";
+    if (client.live) await sendReference();
+    note("The reference picture is set.");
+  } catch (error) {
+    note(error.name === "InvalidStateError" ? "That picture is damaged." : error.message, true);
+  }
+}
+
+const drop = $("drop");
+drop.onclick = () => $("picture").click();
+drop.onkeydown = (event) => {
+  if (event.key !== "Enter" && event.key !== " ") return;
+  event.preventDefault();
+  $("picture").click();
+};
+drop.ondragover = (event) => { event.preventDefault(); drop.classList.add("over"); };
+drop.ondragleave = () => drop.classList.remove("over");
+drop.ondrop = (event) => {
+  event.preventDefault();
+  drop.classList.remove("over");
+  takeReference(event.dataTransfer.files[0]);
+};
+document.onpaste = (event) => {
+  const picture = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
+  if (picture) takeReference(picture);
+};
+$("picture").onchange = ({ target }) => { takeReference(target.files[0]); target.value = ""; };
+$("remove").onclick = async () => {
+  kept.reference = null;
+  $("thumb").hidden = $("remove").hidden = true;
+  $("drop-text").textContent = "Drop, paste or choose a picture";
+  if (client.live) await client.input("clear_image").catch((error) => note(error.message, true));
+};
+
+// ---- region brush
+
+async function sendMask() {
+  const id = await client.upload(kept.mask, "mask");
+  await client.input("set_mask", { mask: id });
+}
+
+function brushAt({ offsetX, offsetY }) {
+  const canvas = $("mask"), context = canvas.getContext("2d");
+  context.fillStyle = "#fff";
+  context.beginPath();
+  const x = (offsetX / canvas.clientWidth) * canvas.width;
+  const y = (offsetY / canvas.clientHeight) * canvas.height;
+  context.arc(x, y, canvas.width / 16, 0, 2 * Math.PI);
+  context.fill();
+}
+
+$("brush").onclick = async () => {
+  const canvas = $("mask");
+  const on = canvas.hidden;
+  canvas.hidden = !on;
+  pressed("brush", on);
+  if (on) {
+    const { width, height } = client.manifest.video_inputs[0];
+    Object.assign(canvas, { width, height });
+    note("Paint where to edit. Press Brush again for the whole picture.");
+  } else {
+    kept.mask = null;
+    await client.input("clear_mask").catch((error) => note(error.message, true));
+    note("The whole picture is edited.");
+  }
+};
+$("mask").onpointerdown = (event) => {
+  painting = true;
+  event.target.setPointerCapture(event.pointerId);
+  brushAt(event);
+};
+$("mask").onpointermove = (event) => { if (painting) brushAt(event); };
+$("mask").onpointerup = async ({ target }) => {
+  painting = false;
+  const opaque = document.createElement("canvas");
+  Object.assign(opaque, { width: target.width, height: target.height });
+  const context = opaque.getContext("2d");
+  context.fillRect(0, 0, opaque.width, opaque.height);
+  context.drawImage(target, 0, 0);
+  kept.mask = await new Promise((done) => opaque.toBlob(done, "image/png"));
+  await sendMask().catch((error) => note(error.message, true));
+};
+
+// ---- stream controls
+
+function pressed(id, on) {
+  $(id).setAttribute("aria-pressed", on);
+  return on;
+}
+const isPressed = (id) => $(id).getAttribute("aria-pressed") === "true";
+
+$("pause").onclick = async () => {
+  const on = !isPressed("pause");
+  try {
+    await client.ask({ type: on ? "pause" : "resume" });
+    pressed("pause", on);
+    $("pause").textContent = on ? "Resume" : "Pause";
+  } catch (error) {
+    note(error.message, true);
+  }
+};
+
+function split() {
+  const on = isPressed("compare");
+  const at = on ? $("split").value : 0;
+  $("after").style.clipPath = `inset(0 0 0 ${at}%)`;
+  $("divider").style.left = `${at}%`;
+  $("divider").hidden = $("split-label").hidden = !on;
+}
+$("compare").onclick = () => { pressed("compare", !isPressed("compare")); split(); };
+$("split").oninput = split;
+$("full").onclick = () => (document.fullscreenElement ? document.exitFullscreen()
+  : $("view").requestFullscreen().catch((error) => note(error.message, true)));
+
+$("record").onclick = () => {
+  if (recorder) return recorder.stop();
+  const taken = client.peer ? $("video").srcObject : $("canvas").captureStream(30);
+  const kinds = ["video/mp4", "video/webm"].filter((one) => MediaRecorder.isTypeSupported(one));
+  const parts = [];
+  recorder = new MediaRecorder(taken, { mimeType: kinds[0] });
+  recorder.ondataavailable = ({ data }) => parts.push(data);
+  recorder.onstop = () => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob(parts, { type: kinds[0] }));
+    link.download = `lsd.${kinds[0].split("/")[1]}`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+    recorder = null;
+    pressed("record", false);
+    $("record").textContent = "Record";
+  };
+  recorder.start(1000);
+  pressed("record", true);
+  $("record").textContent = "Save";
+  return undefined;
+};
+
+const SHORTCUTS = { Space: "pause", KeyS: "compare", KeyF: "full", KeyR: "record" };
+window.addEventListener("keydown", (event) => {  // after the model's own keys
+  const { target, code } = event;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+  if (/^(INPUT|TEXTAREA)$/.test(target.tagName)) return;
+  const isButton = /^(BUTTON|SUMMARY)$/.test(target.tagName) || target.role === "button";
+  if (isButton && code === "Space") return;  // presses that button
+  if (event.key === "/") {
+    event.preventDefault();
+    $("prompt").focus();
+  } else if (SHORTCUTS[code] && !$(SHORTCUTS[code]).disabled) {
+    event.preventDefault();
+    $(SHORTCUTS[code]).click();
+  }
+});
+
+// ---- begin
+
+remember("");
+try {
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const { models } = await (await fetch("/models", { headers })).json();
+  if (models[0]) describe(models[0]);
+  else status("busy", "The model is loading; a source can be chosen already.");
+  if (models[0]?.video_inputs.length === 0) status("idle", "Press Start.");
+} catch {
+  status("bad", "The server cannot be reached.");
+}

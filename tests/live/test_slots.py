@@ -1,0 +1,278 @@
+"""Slots: a session's frames are bit for bit those of a session alone, whatever the others do."""
+
+import asyncio
+from concurrent.futures import CancelledError
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from av import VideoFrame
+
+from lsd_jax import stream
+from lsd_jax.live.slot import Slot
+from lsd_jax.live.slots import Slots, step_masked
+from lsd_jax.live.yuv import yuv420
+from lsd_jax.session import Clock, Session, count_compiles
+
+SIZE = (32, 32)
+
+
+@pytest.fixture(scope="module")
+def prepared(small_config, small_model):
+    return stream.prepare(small_model, small_config)
+
+
+@pytest.fixture(scope="module")
+def slots(small_config, prepared):
+    made = Slots(prepared, small_config, 3)
+    yield made
+    made.close()
+
+
+def pictures(count, seed):
+    return np.random.default_rng(seed).integers(0, 256, (count, *SIZE, 3), np.uint8)
+
+
+def scenario(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 120))
+
+
+async def play(slot, frames, prompts, pause_s=0.0):
+    """The frames out; `prompts` are changes by the frame before which they come."""
+    shown = []
+    for n, image in enumerate(frames):
+        if n in prompts:
+            await slot.condition(prompts[n], None)
+        shown.append((await slot.step(image)).image)
+        await asyncio.sleep(pause_s)
+    return np.stack(shown)
+
+
+def alone(session, frames, prompts, seed):
+    """The same by `lsd stream`'s own session."""
+    session._state = stream.init_state(session.config, jnp.full(1, seed, jnp.int32))
+    shown = []
+    for n, image in enumerate(frames):
+        if n in prompts:
+            session.condition(prompts[n], None)
+        shown.append(session.step(image))
+    return np.stack(shown)
+
+
+SCRIPTS = [({0: "night"}, 1), ({0: "snow", 4: "film noir"}, 2), ({0: "fog", 6: "night"}, 3)]
+
+
+@pytest.fixture(scope="module")
+def solo(small_config, small_model):
+    session = Session(small_model, small_config)
+    return [alone(session, pictures(9, seed), prompts, seed) for prompts, seed in SCRIPTS]
+
+
+def test_sessions_are_bit_equal_to_solo_runs(slots, solo):
+    """Three at a time, of different pace; one leaves midway and another takes its slot; nothing
+    compiles."""
+
+    async def run():
+        async def session(number, pace):
+            prompts, seed = SCRIPTS[number]
+            slot = Slot(slots, seed)
+            try:
+                return await play(slot, pictures(9, seed), prompts, pace)
+            finally:
+                slot.close()
+
+        async def leaves_then_another():
+            slot = Slot(slots, 9)
+            await play(slot, pictures(4, 77), {0: "make it rain"})
+            slot.close()
+            return await session(0, 0.0)
+
+        return await asyncio.gather(session(1, 0.0), session(2, 0.013), leaves_then_another())
+
+    clock = Clock()
+    with count_compiles(clock):
+        found = scenario(run())
+    for ours, theirs in zip(found, [solo[1], solo[2], solo[0]], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert clock.compiles == 0 and slots.free == 3
+
+
+def test_a_stalled_session_delays_nobody(slots, solo):
+    async def run():
+        stalled = Slot(slots, 5)
+        await stalled.step(pictures(1, 5)[0])  # and never again
+        prompts, seed = SCRIPTS[0]
+        slot = Slot(slots, seed)
+        found = await play(slot, pictures(9, seed), prompts)
+        slot.close(), stalled.close()
+        return found
+
+    np.testing.assert_array_equal(scenario(run()), solo[0])
+
+
+def test_a_step_of_all_slots_leaves_those_that_wait_as_they_are(small_config, prepared):
+    """The form for accelerators, on a CPU: slots that are not listed keep their state."""
+    state = stream.init_state(small_config, jnp.arange(3))
+    controls = jnp.full((3, *SIZE, 1), 255, np.uint8)
+    step = jax.jit(step_masked)
+    frames, before = jnp.asarray(pictures(3, 0)), jax.tree.map(np.asarray, state)
+    order, count = np.array([2, 0, 1], np.int32), np.int32(2)
+    after, images, planes, finite = step(prepared, state, frames, controls, order, count)
+    assert after.frame.tolist() == [1, 0, 1] and finite.all()
+    np.testing.assert_array_equal(after.kv.k[:, 1], before.kv.k[:, 1])
+    np.testing.assert_array_equal(after.key[1], before.key[1])
+    assert np.any(np.asarray(after.kv.k[:, 0]) != before.kv.k[:, 0])
+    np.testing.assert_array_equal(planes, yuv420(images))
+
+
+def test_when_all_slots_are_taken_another_is_refused(slots):
+    async def run():
+        held = [Slot(slots, n) for n in range(3)]
+        with pytest.raises(RuntimeError, match="all 3 slots are taken"):
+            Slot(slots, 4)
+        held[0].close(), held[0].close()  # twice is once
+        Slot(slots, 5).close()
+        for slot in held[1:]:
+            slot.close()
+
+    scenario(run())
+    assert slots.free == 3
+
+
+def test_a_frame_of_a_session_that_left_never_reaches_the_next_one(slots, solo):
+    async def run():
+        first = Slot(slots, 8)
+        waiting = [asyncio.create_task(first.step(image)) for image in pictures(5, 8)]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        first.close()
+        prompts, seed = SCRIPTS[2]
+        second = Slot(slots, seed)
+        found = await play(second, pictures(9, seed), prompts)
+        second.close()
+        return found
+
+    np.testing.assert_array_equal(scenario(run()), solo[2])
+
+
+def test_a_snapshot_goes_on_bit_for_bit(slots, solo):
+    async def run():
+        prompts, seed = SCRIPTS[1]
+        frames = pictures(9, seed)
+        slot = Slot(slots, seed)
+        await play(slot, frames[:6], prompts)
+        kept = await slot.snapshot()
+        await play(slot, frames[:3], {})  # another future
+        slot.close()
+        blocker, other = Slot(slots, 1), Slot(slots, 99)  # another slot
+        await other.restore(kept)
+        assert (other.prompt, other.seed) == ("film noir", seed)
+        found = await play(other, frames[6:], {})
+        for broken in (b"", b"PK", kept[:-100], kept[:5000] + b"x" + kept[5001:]):
+            with pytest.raises(ValueError, match="snapshot"):
+                await other.restore(broken)
+        blocker.close(), other.close()
+        return found
+
+    np.testing.assert_array_equal(scenario(run()), solo[1][6:])
+
+
+def poison_state(slots, slot):
+    kv = slots._state.kv
+    slots._state = slots._state.replace(kv=replace(kv, k=kv.k.at[:, slot].set(np.nan)))
+
+
+def test_a_state_that_is_not_finite_is_seen_at_once_and_healed(slots, solo):
+    """Another session goes on, bit for bit; after a reset this one is as good as new."""
+
+    async def run():
+        prompts, seed = SCRIPTS[0]
+        bad, good = Slot(slots, seed), Slot(slots, seed)
+        frames = pictures(9, seed)
+        await play(bad, frames[:3], prompts)
+        first = await play(good, frames[:3], prompts)
+        await asyncio.wrap_future(slots.change(lambda: poison_state(slots, bad._index)))
+        shown = await bad.step(frames[3])
+        assert not shown.finite
+        await bad.reset()
+        again = await play(bad, frames, {})
+        rest = await play(good, frames[3:], {})
+        bad.close(), good.close()
+        return again, np.concatenate([first, rest])
+
+    again, other = scenario(run())
+    np.testing.assert_array_equal(again, solo[0])
+    np.testing.assert_array_equal(other, solo[0])
+
+
+def test_weights_that_are_not_finite_are_loaded_again(slots, prepared, monkeypatch):
+    monkeypatch.setattr(slots, "_reload", lambda: prepared)
+
+    async def run():
+        slot = Slot(slots, 1)
+        image = pictures(1, 1)[0]
+        await slot.condition("night", None)
+        expected = (await slot.step(image)).image
+        broken = jax.tree.map(lambda x: x * np.float32(np.nan), prepared)
+        await asyncio.wrap_future(slots.change(lambda: slots.replace_model(broken)))
+        finite = []
+        for _ in range(4):
+            shown = await slot.step(image)
+            finite.append(shown.finite)
+            if not shown.finite:
+                await slot.reset()
+        assert finite == [False, False, True, True] and slots.reloads == 1
+        await slot.reset()
+        np.testing.assert_array_equal((await slot.step(image)).image, expected)
+        slot.close()
+
+    scenario(run())
+
+
+def test_a_mask_confines_one_session(slots):
+    async def run():
+        slot, image = Slot(slots, 1), pictures(1, 1)[0]
+        mask = np.zeros(SIZE, np.uint8)
+        mask[:, :16] = 255
+        await slot.condition("night", None)
+        await slot.set_mask(mask)
+        shown = (await slot.step(image)).image
+        slot.close()
+        whole = Slot(slots, 1)  # in the same slot
+        await whole.condition("night", None)
+        other = (await whole.step(image)).image
+        whole.close()
+        return image, shown, other
+
+    image, shown, other = scenario(run())
+    np.testing.assert_array_equal(shown[:, 16:], image[:, 16:])
+    assert np.any(other[:, 16:] != image[:, 16:]) and np.any(shown[:, :16] != image[:, :16])
+
+
+def test_planes_are_those_of_a_video_encoder():
+    """Against FFmpeg's own conversion, on smooth pictures, to two levels of 255."""
+    ramp = np.linspace(0, 255, 64)
+    image = np.stack(np.broadcast_arrays(ramp[None], ramp[:, None], ramp[None, ::-1]), -1)
+    image = image.astype(np.uint8)
+    theirs = VideoFrame.from_ndarray(image, format="rgb24").reformat(
+        format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG"
+    )
+    ours = np.asarray(yuv420(jnp.asarray(image[None])))[0]
+    assert ours.shape == (96, 64)
+    assert np.abs(ours.astype(int) - theirs.to_ndarray()).max() <= 2
+
+
+def test_a_closed_model_refuses(slots):
+    """The last test here: it closes the slots that the others share."""
+
+    async def run():
+        slot = Slot(slots, 1)
+        slots.close()
+        with pytest.raises((RuntimeError, CancelledError)):
+            await slot.step(pictures(1, 1)[0])
+
+    scenario(run())

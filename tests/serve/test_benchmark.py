@@ -1,0 +1,56 @@
+"""The benchmark's short forms: its clock is read, junk harms nobody, a crowd is refused."""
+
+import asyncio
+import os
+
+import aiohttp
+from browser import find, needed
+from harness import scenario, serving
+
+from benchmarks import serve as benchmark
+from benchmarks import serve_load
+
+SIZE = {"width": 320, "height": 180}
+
+
+@needed
+def test_the_clock_in_the_pixels_is_read():
+    async def run():
+        async with serving(config={**SIZE, "slots": 1}) as server:
+            return await asyncio.to_thread(
+                benchmark.glass_to_glass, server.url, find(), 3.0, 320, 180
+            )
+
+    found = scenario(run())
+    assert found["fps"] > 3 and found["unreadable_stamps"] <= 0.1 * 3 * 30
+    assert 1 < found["glass_to_glass_ms"]["p50"] < 1000
+    assert 0 < found["time_to_first_frame_ms"] < 10_000
+
+
+def test_a_slow_model_does_not_fall_behind():
+    """Steps of 100 ms for pictures every 33: each answer is of a picture that was new."""
+
+    async def run():
+        config = {**SIZE, "slots": 1, "step_ms": 100.0}
+        async with serving(config=config) as server, aiohttp.ClientSession() as http:
+            data = serve_load.picture(320, 180)
+            (client,) = await serve_load.admitted(http, server.url, 1, data)
+            await client.play(3.0)
+            third = len(client.latency_ms) // 3
+            first, last = client.latency_ms[:third], client.latency_ms[-third:]
+            assert sorted(last)[third // 2] < 2 * sorted(first)[third // 2]
+
+    scenario(run())
+
+
+def test_junk_harms_nobody_and_too_many_are_refused():
+    async def run():
+        async with serving(config={**SIZE, "slots": 2}, opens_per_minute=100_000) as server:
+            fuzz = await serve_load.fuzz(server.url, os.getpid(), 0.002, 320, 180, pause_s=0.0)
+            assert fuzz["engine_restarts"] == 0 and fuzz["bystander_frames"] > 10
+            assert set(fuzz["sdp"]) <= {"bad_offer", "answer", "bad_message", "ended"}
+            assert fuzz["datagrams"]["ports"] > 0 and fuzz["datagrams"]["fps_during"] > 0
+            crowd = await serve_load.overload(server.url, 2, 320, 180, seconds=2.0)
+            assert crowd["refused"] == 8 and crowd["refused_ms"]["p50"] < 1000
+
+    scenario(run())

@@ -1,0 +1,211 @@
+"""Who may come in, what is minted, what is never told."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import logging
+import time
+
+import aiohttp
+import pytest
+from harness import PASS, connected, scenario, serving
+
+from lsd_jax.serve.guard import Bucket
+from lsd_jax.serve.settings import Settings
+from lsd_jax.serve.tokens import Grant, Refused, mint, read, turn_credentials
+
+KEY = "a key of some length"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"host": "0.0.0.0"}, "LSD_API_KEY"),
+        ({"host": "10.0.0.1"}, "LSD_API_KEY"),
+        ({"host": "example.org"}, "LSD_API_KEY"),
+        ({"api_key": "short"}, "16 characters"),
+        ({"model": "nothing"}, "package.module:Class"),
+        ({"model": "os; rm:x"}, "package.module:Class"),
+        ({"port": 70_000}, "port=70000"),
+        ({"engines": 0}, "engines=0"),
+        ({"turn": ("turn:a:1",)}, "LSD_TURN_SECRET"),
+    ],
+)
+def test_settings_without_sense_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        Settings(**{"model": PASS, **changes})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.3.2.1"])
+def test_loopback_needs_no_key(host):
+    assert Settings(model=PASS, host=host).loopback
+    assert not Settings(model=PASS, host="0.0.0.0", api_key=KEY).loopback
+
+
+def test_secrets_are_not_shown():
+    assert KEY not in repr(Settings(model=PASS, api_key=KEY, turn_secret=KEY))
+
+
+def test_tokens():
+    grant = Grant(("a",), ("https://b",), 5.0)
+    assert read(KEY, mint(KEY, grant, 60)) == grant
+    assert read(KEY, KEY) == Grant()
+    token = mint(KEY, grant, 60)
+    head, _, signature = token.split(".")
+    claims = base64.urlsafe_b64encode(b'{"models":[]}').decode().rstrip("=")
+    unsigned = base64.urlsafe_b64encode(b'{"alg":"none"}').decode().rstrip("=")
+    for bad in ("", "x", token[:-2], mint(KEY + "!", grant, 60), f"{head}.{claims}.{signature}",
+                f"{unsigned}.{claims}."):  # fmt: skip
+        with pytest.raises(Refused, match="invalid api key"):
+            read(KEY, bad)
+    for seconds in (0, 3601):
+        with pytest.raises(ValueError, match="expiresIn"):
+            mint(KEY, grant, seconds)
+    with pytest.raises(Refused, match="not for model"):
+        grant.check("other", "https://b")
+    with pytest.raises(Refused, match="another origin"):
+        grant.check("a", None)
+    grant.check("a", "https://b")
+
+
+def test_an_old_token_is_refused(monkeypatch):
+    token = mint(KEY, Grant(), 1)
+    now = time.time()
+    monkeypatch.setattr("jwt.api_jwt.datetime", _later(now + 5), raising=True)
+    with pytest.raises(Refused, match="expired"):
+        read(KEY, token)
+
+
+def _later(at):
+    import datetime
+
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.datetime.fromtimestamp(at, tz)
+
+    return Later
+
+
+def test_turn_credentials_are_those_that_coturn_computes():
+    login = turn_credentials("secret", "me", 60)
+    until, name = login["username"].split(":")
+    assert name == "me" and 55 < int(until) - time.time() <= 61
+    expected = hmac.new(b"secret", login["username"].encode(), hashlib.sha1).digest()
+    assert base64.b64decode(login["credential"]) == expected
+
+
+def test_a_bucket_lets_through_its_rate():
+    bucket = Bucket(1000.0, 5.0)
+    assert sum(bucket.take() for _ in range(50)) < 20
+    time.sleep(0.01)
+    assert bucket.take()
+
+
+async def status(server, path, method="GET", **options):
+    async with aiohttp.ClientSession() as http:
+        async with http.request(method, server.url + path, **options) as response:
+            return response.status, await response.text()
+
+
+def test_a_server_with_a_key_lets_in_who_has_it_or_a_token(caplog):
+    caplog.set_level(logging.DEBUG)
+
+    async def run():
+        async with serving(api_key=KEY, opens_per_minute=1000) as server:
+            key = {"Authorization": f"Bearer {KEY}"}
+            assert (await status(server, "/v1/realtime/quota"))[0] == 401
+            assert (await status(server, "/v1/realtime/quota", headers=key))[0] == 200
+            for query, headers in (("", None), ("?api_key=wrong", None)):
+                with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                    async with connected(server, query, headers):
+                        pass
+                assert refused.value.status == 401
+            asked = {"expiresIn": 30, "allowedModels": ["pass-through"]}
+            asked["constraints"] = {"realtime": {"maxSessionDuration": 1}}
+            assert (await status(server, "/v1/client/tokens", "POST", json=asked))[0] == 401
+            async with aiohttp.ClientSession(headers=key) as http:
+                async with http.post(f"{server.url}/v1/client/tokens", json=asked) as response:
+                    token = (await response.json())["apiKey"]
+                for bad in ({"expiresIn": 0}, {"expiresIn": "x"}, [], {"constraints": 3}):
+                    async with http.post(f"{server.url}/v1/client/tokens", json=bad) as response:
+                        assert response.status == 400
+            again = await status(
+                server, "/v1/client/tokens", "POST", json={}, headers={"X-API-Key": token}
+            )
+            assert again[0] == 403
+            async with connected(server, f"?api_key={token}") as client:
+                await client.start()
+                assert "time is over" in (await client.until("ended"))["reason"]
+            other = mint(KEY, Grant(("another",)), 60)
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                async with connected(server, f"?api_key={other}"):
+                    pass
+            assert refused.value.status == 403
+            return token
+
+    token = scenario(run())
+    assert KEY not in caplog.text and token not in caplog.text
+
+
+def test_pages_of_other_origins_and_names_are_refused():
+    async def run():
+        async with serving(origins=("https://friend.example",)) as server:
+            for origin, allowed in (
+                ("https://evil.example", False),
+                ("null", False),
+                ("https://friend.example", True),
+                (server.url, True),
+            ):
+                try:
+                    async with connected(server, headers={"Origin": origin}) as client:
+                        await client.start()
+                    assert allowed, origin
+                except aiohttp.WSServerHandshakeError as refused:
+                    assert refused.status == 403 and not allowed, origin
+            rebound = {"Host": "evil.example"}
+            assert (await status(server, "/readyz", headers=rebound))[0] == 403
+
+    scenario(run())
+
+
+def test_who_opens_too_often_is_refused():
+    async def run():
+        async with serving(opens_per_minute=3) as server:
+            codes = []
+            for _ in range(5):
+                try:
+                    async with connected(server):
+                        codes.append(101)
+                except aiohttp.WSServerHandshakeError as refused:
+                    codes.append(refused.status)
+            assert codes == [101, 101, 101, 403, 403]
+
+    scenario(run())
+
+
+def test_the_small_endpoints():
+    async def run():
+        async with serving(stun=("stun:a:1",), turn=("turn:b:2",), turn_secret="s") as server:
+            code, text = await status(server, "/healthz")
+            assert code == 200 and '"ok"' in text
+            code, text = await status(server, "/readyz")
+            assert code == 200 and '"free_slots": 2' in text
+            code, text = await status(server, "/v1/ice-servers")
+            assert "stun:a:1" in text and "credential" in text
+            assert (await status(server, "/models"))[1].count("pass-through") == 1
+            code, text = await status(server, "/openapi.json")
+            assert "LiveMessage" in text and "$defs" not in text
+            assert (await status(server, "/nothing"))[0] == 404
+            assert (await status(server, "/web/../app.py"))[0] == 404
+            async with aiohttp.ClientSession() as http, http.get(server.url) as page:
+                assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+            async with connected(server) as client, connected(server) as other:
+                await asyncio.gather(client.start(), other.start())
+                code, text = await status(server, "/readyz")
+                assert code == 503 and '"free_slots": 0' in text
+                text = (await status(server, "/metrics"))[1]
+                assert "lsd_sessions_active 2.0" in text and "lsd_slots_total 2.0" in text
+
+    scenario(run())

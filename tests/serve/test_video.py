@@ -1,0 +1,71 @@
+"""The diffusion stream behind the server: a process of its own, real frames, nothing recompiles."""
+
+import asyncio
+import io
+
+import numpy as np
+import pytest
+from flax import nnx
+from harness import connected, scenario, serving
+from PIL import Image
+
+from lsd_jax.checkpoint import save_weights
+from lsd_jax.config import Config
+from lsd_jax.serve import protocol
+
+VIDEO = "lsd_jax.live.video:VideoModel"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_config, small_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "small"
+    params = nnx.to_pure_dict(nnx.state(small_model, nnx.Param))
+    save_weights(path, params, Config(name="small", model=small_config.model))
+    return str(path)
+
+
+def png(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_every_input_while_it_streams_and_nothing_recompiles(checkpoint):
+    """Two sessions; and a snapshot goes on in another session, picture for picture."""
+    image = np.full((32, 32, 3), 90, np.uint8)
+    image[8:20, 8:20] = (200, 40, 30)
+
+    async def run():
+        config = {"checkpoint": checkpoint, "slots": 2}
+        async with serving(VIDEO, config) as server:
+            async with connected(server) as a, connected(server) as b:
+                await a.start(seed=3)
+                await b.start(seed=4)
+                for name, args in (("set_prompt", {"prompt": "make it night"}), ("restart", {})):
+                    await a.show(image)
+                    await b.show(image)
+                    assert (await a.ask("input", name=name, args=args))["ok"]
+                for name, argument in (("set_image", "image"), ("set_mask", "mask")):
+                    id = (await a.upload(png(image)))["upload_id"]
+                    assert (await a.ask("input", name=name, args={argument: id}))["ok"]
+                    await a.show(image)
+                for name in ("clear_image", "clear_mask"):
+                    assert (await a.ask("input", name=name))["ok"]
+                    await a.show(image)
+                assert (await a.ask("snapshot"))["ok"]
+                kind, kept = a.binaries[-1]
+                assert kind == protocol.SNAPSHOT
+                expected = (await a.show(image))[2]
+                await b.socket.send_json({"type": "restore", "id": 99})
+                await b.socket.send_bytes(protocol.pack(protocol.SNAPSHOT, kept))
+                assert (await b.until("ack", id=99))["ok"]
+                np.testing.assert_array_equal((await b.show(image))[2], expected)
+                await b.socket.send_json({"type": "restore", "id": 100})
+                await b.socket.send_bytes(protocol.pack(protocol.SNAPSHOT, kept[:-50]))
+                refused = await b.until("ack", id=100)
+                assert refused["code"] == "invalid_args" and "snapshot" in refused["message"]
+                await asyncio.sleep(1.2)  # the engine reports once a second
+                text = server.metrics.text().decode()
+                assert "lsd_recompiles_total 0.0" in text and "lsd_nonfinite_total 0.0" in text
+
+    scenario(run(), 120)
