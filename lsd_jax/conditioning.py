@@ -39,6 +39,16 @@ def ask(
     return asked, anew
 
 
+def taken_back(condition: Conditioning) -> Conditioning:
+    """What a model hears of a `condition` that has been taken back: to carry on."""
+    prompt = prompts.encode(prompts.CARRY_ON, condition.prompt.shape[1])
+    return Conditioning(
+        prompt=jnp.broadcast_to(prompt, condition.prompt.shape),
+        reference=condition.reference,
+        has_reference=jnp.zeros_like(condition.has_reference),
+    )
+
+
 class Pool(nnx.Module):
     """Learned queries that read a sequence by one cross-attention: any length to `tokens`."""
 

@@ -132,6 +132,7 @@ class StreamConfig:
     passes: int = 1
     history_level: float = 0.0  # 0: history is taken as clean; 1: as worthless
     compute_dtype: str = "float32"
+    backend: str = "auto"  # of the ops; auto: the first that does not refuse
 
     def __post_init__(self):
         _require(1 <= self.passes <= 4, f"passes={self.passes} must be 1, 2, 3 or 4")
@@ -240,13 +241,6 @@ class Config:
     history: HistoryConfig = field(default_factory=HistoryConfig)
     shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
-
-    def __post_init__(self):
-        _require(
-            self.train.old_frames <= self.model.memory,
-            f"train.old_frames={self.train.old_frames} need as many slots; "
-            f"model.memory is {self.model.memory}",
-        )
 
 
 SECTIONS = {

@@ -108,6 +108,11 @@ class Session:
             jax.block_until_ready(self._state)
         return float(np.median(times))
 
+    @property
+    def backends(self) -> dict[str, str]:
+        """By which implementation each op runs."""
+        return self._compiled.backends
+
 
 def play(
     session: Session,
@@ -161,6 +166,7 @@ def play(
         "interrupted": bool(stopped),
         "config": session.config.name,
         "backend": jax.default_backend(),
+        "ops": session.backends,
         "kind": "measured",
         **provenance(),
     }

@@ -14,6 +14,7 @@ from lsd_jax import diffusion, ring
 from lsd_jax.codec import PixelCodec
 from lsd_jax.config import Config
 from lsd_jax.model import Denoiser
+from lsd_jax.ops import dispatch
 from lsd_jax.types import Conditioning, Frame, KVBuffer, StreamState
 
 
@@ -203,18 +204,20 @@ def restart(state: StreamState, sessions: Bool[Array, " b"], seeds: jax.Array) -
 @dataclass(frozen=True)
 class CompiledStream:
     """The executables of a running stream. All donate the state; the first two take the model
-    before it."""
+    before it. `backends` says by which implementation each op runs in `step`."""
 
     step: jax.stages.Compiled
     condition: jax.stages.Compiled
     forget: jax.stages.Compiled
     model: StreamModel
+    backends: dict[str, str]
 
 
 def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> CompiledStream:
     """Compiles the frame step and the change of condition for `batch` sessions, ahead of time.
 
-    The results refuse any other shape, dtype or placement instead of compiling again.
+    The results refuse any other shape, dtype or placement instead of compiling again. Raises
+    ValueError where `config.stream.backend` is unknown or cannot serve this config.
     """
     height, width = config.model.height, config.model.width
     frame = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)
@@ -227,10 +230,14 @@ def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> Compil
         fixed = partial(function, one_by_one=one_by_one)
         return jax.jit(fixed, donate_argnums=1).lower(model, state, *args).compile()
 
-    step = compiled(frame_step, frame, controls)
+    with dispatch.using(config.stream.backend) as backends:
+        try:
+            step = compiled(frame_step, frame, controls)
+        except NotImplementedError as refusal:
+            raise ValueError(f"backend {config.stream.backend}: {refusal}") from refusal
     change = compiled(condition, abstract_condition(config, batch), flags)
     blank = jax.jit(forget, donate_argnums=0).lower(state, flags).compile()
-    return CompiledStream(step, change, blank, model)
+    return CompiledStream(step, change, blank, model, backends)
 
 
 def abstract_condition(config: Config, batch: int) -> Conditioning:

@@ -249,3 +249,16 @@ def test_a_session_that_forgets_goes_on_as_a_cold_one(live):
     after, _ = play(live, frames[5:], state)
     cold = begin(live).replace(key=jnp.asarray(key))
     np.testing.assert_array_equal(after, play(live, frames[5:], cold)[0])
+
+
+def test_a_stream_says_who_computes_it_and_refuses_who_cannot(small_model, small_config):
+    def with_backend(name):
+        chosen = dataclasses.replace(small_config.stream, backend=name)
+        config = dataclasses.replace(small_config, stream=chosen)
+        return stream.compile_stream(stream.prepare(small_model, config), config)
+
+    assert with_backend("auto").backends == {"denoise_stack": "xla"}
+    with pytest.raises(ValueError, match="no backend 'gpu'; known: auto, xla, pallas"):
+        with_backend("gpu")
+    with pytest.raises(ValueError, match="backend pallas: "):
+        with_backend("pallas")

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from lsd_jax.cli.options import at_least
-from lsd_jax.data.prompts import PARAPHRASES
+
+LONG_STREAMS = 19  # evaluate.drift.STREAMS, without importing JAX
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,14 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=200,
         metavar="N",
-        help="frames of the long streams, one per footage edit (default: 200; 0: none)",
+        help="frames of the long streams, each of another edit (default: 200; 0: none)",
     )
     parser.add_argument(
         "--drift-streams",
         type=int,
-        default=16,
+        default=LONG_STREAMS,
         metavar="N",
-        help="how many of those (default: 16)",
+        help=f"how many of those (default: {LONG_STREAMS}; the last three edit an object)",
     )
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="keep long streams there, and go on from there"
@@ -43,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     at_least(args, worlds=1, frames=1, drift_frames=0, drift_streams=1, batch=1, seed=0)
-    if args.drift_streams > len(PARAPHRASES):
+    if args.drift_streams > LONG_STREAMS:
         raise ValueError(
-            f"--drift-streams {args.drift_streams}: there are {len(PARAPHRASES)}, one per footage "
-            "edit"
+            f"--drift-streams {args.drift_streams}: there are {LONG_STREAMS}, one for each edit of "
+            "footage or of an object"
         )
     compared = parse_passes(args.passes)
     if args.plots:

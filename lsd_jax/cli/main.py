@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import importlib
 import os
 import sys
@@ -15,7 +16,9 @@ COMMANDS = {
     "eval": "fidelity and drift of a checkpoint, on worlds it has never seen",
     "prune": "a checkpoint with fewer layers, heads and channels, or with 2:4 sparsity",
     "quantize": "a checkpoint with eight-bit weights, and what that costs",
+    "export": "a frame step packed for a Trainium machine, and what to run there",
     "info": "parameters, tokens, FLOPs and bytes of a config",
+    "bench": "cycles of the blocks on a chip, measured, compiled or modelled",
 }
 
 EXAMPLES = {
@@ -26,7 +29,9 @@ EXAMPLES = {
     "eval": "lsd eval checkpoints/tiny --json report.json --plots plots",
     "prune": "lsd prune checkpoints/tiny --keep mlp=768,layers=5 -o pruned",
     "quantize": "lsd quantize checkpoints/tiny --format int8 -o tiny-int8",
+    "export": "lsd export tiny --checkpoint checkpoints/tiny --chip trn2 -o tiny-trn2",
     "info": "lsd info tiny --set model.layers=12",
+    "bench": "lsd bench stack --chip v6e",
 }
 
 
@@ -34,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand. Bad input prints one line and gives 2, as does an interruption, after
     what was done so far has been kept."""
     argv = sys.argv[1:] if argv is None else argv
+    _quiet_libtpu()
     parser = argparse.ArgumentParser(
         prog="lsd",
         description="Live-stream diffusion: transforms a stream one frame per call.",
@@ -73,6 +79,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lsd {args.command}: {note}", file=sys.stderr)
         return 2
     return 0
+
+
+def _quiet_libtpu() -> None:
+    """Where there is no TPU, libtpu is here to compile for one, and warns that it finds none."""
+    if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/*"):
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 
 def _one_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import time
 from pathlib import Path
@@ -29,11 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--checkpoint", help="default: the shipped checkpoints/tiny")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--backend", help="who computes the blocks, such as xla or pallas; default: the best here"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     schedule = [(0.0, args.prompt), *((parse_time(t), prompt) for t, prompt in args.at)]
+
+    if args.backend == "nki-sim":
+        # Its callback waits for a copy that XLA makes in another thread: one alone waits for ever.
+        os.environ.setdefault("NPROC", "4")
 
     from lsd_jax.data.prompts import encode
     from lsd_jax.data.writers import check_target
@@ -52,9 +60,10 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.reports import write_json
     from lsd_jax.session import Session, play
 
+    overrides = [*args.set, f"stream.backend={args.backend}"] if args.backend else args.set
     waiting = Console(stderr=True).status("loading and compiling")
     with waiting:
-        model, config = load_model(args.checkpoint, args.set)
+        model, config = load_model(args.checkpoint, overrides)
     height, width = config.model.height, config.model.width
     reference = load_picture(args.reference, height, width) if args.reference else None
     mask = resize(read_image(args.mask), height, width)[..., 0] if args.mask else None

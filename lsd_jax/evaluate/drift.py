@@ -1,9 +1,9 @@
-"""How long a stream stays near the truth: footage edits of held-out worlds, for any time."""
+"""How long a stream stays near the truth: edits of held-out worlds, for any time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,17 @@ from lsd_jax.config import ModelConfig
 from lsd_jax.data import edits
 from lsd_jax.evaluate import metrics
 from lsd_jax.evaluate.held_out import OneOfEach
-from lsd_jax.evaluate.streams import Resumable, Stream
+from lsd_jax.evaluate.streams import Advance, Resumable, Stream
 
-STREAMS = len(edits.NAMES)
+OBJECTS = ("recolour", "reshape", "object_from_reference")
+STREAMS = len(edits.NAMES) + len(OBJECTS)
 BINS = 50
 SAVE_EVERY_S = 60
 CHUNK = 16  # frames of each stream rendered at once
-AVERAGED = ("psnr_db", "ssim", "features", "brightness", "contrast", "texture", "flicker")
+ANEW = 10  # chunks at the end that cold streams are shown too
+AVERAGED = (
+    "psnr_db", "edited_db", "ssim", "features", "brightness", "contrast", "texture", "flicker",
+)  # fmt: skip
 
 Series = dict[str, Float[np.ndarray, "streams frames"]]
 
@@ -35,7 +39,10 @@ def long_run(
     count: int = STREAMS,
     work: Path | None = None,
 ) -> dict:
-    """Streams `count` worlds, each under a footage edit of its own, for `frames` frames each.
+    """Streams `count` worlds, each under an edit of its own, for `frames` frames each.
+
+    At the end, cold streams are shown the last frames too: what differs is drift, the rest is
+    what there is to see in these frames.
 
     Args:
         batch: streams at once.
@@ -47,12 +54,14 @@ def long_run(
     Returns:
         `summarise` of the statistics of every frame.
     """
-    worlds = OneOfEach(model, np.random.default_rng([seed, 2]))
+    worlds = OneOfEach(model, np.random.default_rng([seed, 2]), OBJECTS)
     found: Series = {name: np.zeros((count, frames)) for name in AVERAGED}
+    last = slice(frames - min(frames, ANEW * CHUNK), frames)
+    anew = np.zeros((count, last.stop - last.start))
     for low in range(0, count, batch):
         some = slice(low, min(low + batch, count))
-        texts = worlds.texts[some]
-        advance = streams(texts, [None] * len(texts))
+        texts, references = worlds.texts[some], worlds.references[some]
+        advance = streams(texts, references)
         kept = Unfinished(work, f"{seed}-{some.start}-{some.stop}", advance, found, some)
         offset, before = kept.restore(frames)
         done(offset * len(texts))
@@ -64,13 +73,26 @@ def long_run(
             if before is None:
                 before = np.stack([out[:, 0], truth[:, 0]], axis=1)
             for i in range(len(out)):
-                for name, values in _statistics(out[i], truth[i], before[i]).items():
+                seen = _statistics(out[i], truth[i], before[i], source[i])
+                for name, values in seen.items():
                     found[name][low + i, offset : offset + left] = values[:left]
             before = np.stack([out[:, left - 1], truth[:, left - 1]], axis=1)
             offset += left
             kept.save(offset, before)
             done(out.shape[0] * left)
-    return summarise(found)
+        anew[some] = cold(streams(texts, references), worlds, some, last)
+    return summarise(found, anew, worlds.names)
+
+
+def cold(advance: Advance, worlds: OneOfEach, some: slice, last: slice) -> Float[np.ndarray, "b f"]:
+    """PSNR of cold streams over the frames `last`."""
+    curves = []
+    for offset in range(last.start, last.stop, CHUNK):
+        left = min(CHUNK, last.stop - offset)
+        source, truth = (x[:, :left] for x in worlds.frames(some, offset, CHUNK))
+        out = advance(source)
+        curves.append(metrics.psnr_db(np.mean((out / 255.0 - truth / 255.0) ** 2, axis=(2, 3, 4))))
+    return np.concatenate(curves, axis=1)
 
 
 class Unfinished:
@@ -118,14 +140,15 @@ class Unfinished:
         beside.replace(self._path)
 
 
-def _statistics(out, truth, before) -> dict[str, np.ndarray]:
-    found = {
-        k: np.asarray(v, np.float64) for k, v in metrics.statistics(out, truth, before).items()
-    }
-    return {"psnr_db": metrics.psnr_db(found.pop("mse")), **found}
+def _statistics(out, truth, before, source) -> dict[str, np.ndarray]:
+    found = metrics.statistics(out, truth, before)
+    edited = metrics.edited_mse(out, truth, source)
+    errors = {"psnr_db": found.pop("mse"), "edited_db": edited}
+    decibels = {k: metrics.psnr_db(np.asarray(v, np.float64)) for k, v in errors.items()}
+    return decibels | {k: np.asarray(v, np.float64) for k, v in found.items()}
 
 
-def summarise(series: Series) -> dict:
+def summarise(series: Series, anew: Float[np.ndarray, "b f"], names: Sequence[str]) -> dict:
     """The figures of a long run.
 
     Early is from a hundredth of the run to a tenth, past the cold start; late is its last tenth.
@@ -133,9 +156,11 @@ def summarise(series: Series) -> dict:
     Returns:
         `early_db` and `late_db`: mean PSNR; `worst_stream_drop_db`: the most that a stream falls
         from early to late; `brightness_ratio` and `contrast_ratio`: output over truth, late over
-        early, 1 where nothing shifts; `slope_db_per_1000_frames`; `flicker`: bytes; `by_edit`:
-        early and late PSNR of each stream; `curves`: the mean of the streams, and of the worst of
-        them the PSNR, in `BINS` bins that end at `bin_ends`.
+        early, 1 where nothing shifts; `slope_db_per_1000_frames`; `flicker`: bytes;
+        `identity`: early and late PSNR of the edited objects alone; `cold`: over the frames that
+        cold streams were shown too, how far the mean and the worst stream are behind them, dB;
+        `by_edit`: early and late PSNR of each stream; `curves`: the mean of the streams, and of
+        the worst of them the PSNR, in `BINS` bins that end at `bin_ends`.
     """
     psnr = series["psnr_db"]
     streams, frames = psnr.shape
@@ -149,10 +174,12 @@ def summarise(series: Series) -> dict:
         return float(ours[0] / ours[1])
 
     bins = np.array_split(np.arange(frames), min(BINS, frames))
-    curves = {name: [float(values[:, b].mean()) for b in bins] for name, values in series.items()}
+    whole = {name: values for name, values in series.items() if name != "edited_db"}
+    curves = {name: [float(values[:, b].mean()) for b in bins] for name, values in whole.items()}
     mean = psnr.mean(axis=0)
     slope = np.polyfit(np.arange(frames), mean, 1)[0] * 1000 if frames > 1 else 0.0
     worst = int(np.argmax(start - end))
+    behind = (anew - psnr[:, frames - anew.shape[1] :]).mean(axis=1)
     return {
         "frames": frames,
         "streams": streams,
@@ -163,10 +190,26 @@ def summarise(series: Series) -> dict:
         "contrast_ratio": ratio("contrast"),
         "slope_db_per_1000_frames": float(slope),
         "flicker": float(series["flicker"].mean()),
+        "identity": identity(series["edited_db"][len(edits.NAMES) :], early, late),
+        "cold": {
+            "frames": anew.shape[1],
+            "behind_db": float(behind.mean()),
+            "worst_behind_db": float(behind.max()),
+        },
         "by_edit": {
             name: {"early_db": float(a), "late_db": float(b)}
-            for name, a, b in zip(edits.NAMES[:streams], start, end, strict=True)
+            for name, a, b in zip(names, start, end, strict=False)
         },
         "bin_ends": [int(b[-1]) + 1 for b in bins],
         "curves": curves | {"worst_psnr_db": [float(psnr[worst, b].mean()) for b in bins]},
     }
+
+
+def identity(psnr: Float[np.ndarray, "b f"], early: slice, late: slice) -> dict | None:
+    """Early and late PSNR of the edited objects, of the frames that show one; None where none is
+    seen early or late."""
+    parts = {"early_db": psnr[:, early], "late_db": psnr[:, late]}
+    seen = {name: part[np.isfinite(part)] for name, part in parts.items()}
+    if not all(x.size for x in seen.values()):
+        return None
+    return {name: float(x.mean()) for name, x in seen.items()}

@@ -143,31 +143,68 @@ def _truths(world, fields, reference, start, bank, *, frames, size):
 
 
 class OneOfEach:
-    """A world under each footage edit, in the order of `edits.NAMES`, for any number of frames."""
+    """A world under each footage edit, in the order of `edits.NAMES`, then one under each of the
+    `scenes` edits, for any number of frames."""
 
-    def __init__(self, model: ModelConfig, rng: np.random.Generator):
-        self.texts = [prompts.PARAPHRASES[name][0][1] for name in edits.NAMES]
-        self._slots = np.array([edits.slots((name,)) for name in edits.NAMES], np.int32)
-        self._drawn, self._starts = draw(rng, len(edits.NAMES))
+    def __init__(self, model: ModelConfig, rng: np.random.Generator, scenes: tuple[str, ...] = ()):
         self._size = (model.height, model.width)
+        self.names = (*edits.NAMES, *scenes)
+        slots = [edits.slots((name,)) for name in edits.NAMES] + [edits.slots(())] * len(scenes)
+        self._slots = np.array(slots, np.int32)
+        self.texts = [prompts.PARAPHRASES[name][0][1] for name in edits.NAMES]
+        self._drawn, self._starts = draw(rng, len(edits.NAMES))
+        self._fields = dict.fromkeys(
+            ("kind", "object", "shape", "colour", "background"),
+            np.zeros(len(edits.NAMES), np.int32),
+        )
+        self._pictures = np.zeros((len(self.names), *self._size, 3), np.float32)
+        if scenes:
+            self._add(model, rng, scenes)
+        self.references: list[np.ndarray | None] = [
+            np.asarray(rendered.to_bytes(jnp.asarray(picture)))
+            if name.endswith("from_reference")
+            else None
+            for name, picture in zip(self.names, self._pictures, strict=True)
+        ]
+
+    def _add(self, model: ModelConfig, rng: np.random.Generator, scenes: tuple[str, ...]) -> None:
+        count = len(scenes)
+        drawn, starts = draw(rng, 2 * count)  # the second half for their pictures
+        shape, colour, visible = (np.asarray(x) for x in (drawn.shape, drawn.colour, drawn.visible))
+        for i, name in enumerate(scenes):
+            there = visible[i]
+            edit = rendered.scene_edit(rng, KINDS.index(name), shape[i][there], colour[i][there])
+            self.texts.append(rendered.scene_text(rng, edit, shape[i], colour[i], False))
+            self._fields = {k: np.append(v, np.int32(edit[k])) for k, v in self._fields.items()}
+        ours = jax.tree.map(lambda x: x[:count], drawn)
+        others = jax.tree.map(lambda x: x[count:], drawn)
+        self._drawn = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), self._drawn, ours)
+        self._starts = np.concatenate([self._starts, starts[:count]])
+        pictures = rendered.render_clips(others, starts[count:], 1, self._size, textures.bank())
+        self._pictures[-count:] = np.asarray(pictures)[:, 0]
 
     def frames(self, some: slice, after: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Input and truth of some of the worlds, `count` frames from `after` behind their starts
         on, each `[B, F, H, W, 3]` bytes."""
         drawn = jax.tree.map(lambda x: x[some], self._drawn)
+        edit = {name: values[some] for name, values in self._fields.items()}
         starts = self._starts[some] + np.int32(after)
-        made = _footage(
-            drawn, self._slots[some], starts, textures.bank(), frames=count, size=self._size
-        )
+        made = _edited(
+            drawn, edit, self._pictures[some], self._slots[some], starts, textures.bank(),
+            frames=count, size=self._size,
+        )  # fmt: skip
         return np.asarray(made[0]), np.asarray(made[1])
 
 
 @partial(jax.jit, static_argnames=("frames", "size"))
-def _footage(drawn, slots, starts, bank, *, frames, size):
+def _edited(drawn, edit, pictures, slots, starts, bank, *, frames, size):
     """Input and truth of each world's frames, `[B, F, H, W, 3]` bytes."""
-    source = rendered.render_clips(drawn, starts, frames, size, bank)
+    changed = jax.vmap(worlds.edit_world)(drawn, SceneEdit(**edit, reference=pictures))
+    source, plain = (
+        rendered.render_clips(world, starts, frames, size, bank) for world in (drawn, changed)
+    )
     index = starts[:, None] + jnp.arange(frames, dtype=jnp.int32)
     edited = jax.lax.map(
-        lambda x: edits.compose(x[0][0], x[0][1], x[1], x[2]), (slots, source, index)
+        lambda x: edits.compose(x[0][0], x[0][1], x[1], x[2]), (slots, plain, index)
     )
     return rendered.to_bytes(source), rendered.to_bytes(edited)

@@ -51,6 +51,7 @@ def texture_ratio(ours: Iterable[float], truth: Iterable[float]) -> float:
     return (sum(ours) + 1e-9) / (sum(truth) + 1e-9)
 
 
+CHANGED = 4  # bytes by which an edit changes a pixel that counts
 STILL = 2  # bytes by which a pixel may change from frame to frame and count as unchanged
 BANDS = (1.0, 2.0, 4.0, 8.0)  # sigmas, in pixels of a frame 128 high
 SILENCE = 1e-6  # energy of a band, of pictures in [0, 1], that counts as none
@@ -92,6 +93,21 @@ def statistics(
         "texture": (texture[0] + SILENCE) / (texture[1] + SILENCE),
         "flicker": jnp.sum(change * still, axis=(1, 2)) / jnp.maximum(jnp.sum(still, (1, 2)), 1),
     }
+
+
+@jax.jit
+def edited_mse(
+    out: UInt8[Array, "f h w 3"], truth: UInt8[Array, "f h w 3"], source: UInt8[Array, "f h w 3"]
+) -> Float[Array, " f"]:
+    """Mean squared error, of pictures in [0, 1], of the pixels that the edit changes by more than
+    `CHANGED` bytes; NaN where there are none."""
+    ours, theirs, before = (x.astype(jnp.float32) for x in (out, truth, source))
+    changed = jnp.any(jnp.abs(theirs - before) > CHANGED, axis=-1).astype(jnp.float32)
+    squares = jnp.mean(jnp.square(ours - theirs), axis=-1) / 255**2
+    pixels = jnp.sum(changed, axis=(1, 2))
+    return jnp.where(
+        pixels > 0, jnp.sum(squares * changed, axis=(1, 2)) / jnp.maximum(pixels, 1), jnp.nan
+    )
 
 
 def ssim(a: Float[Array, "f h w 1"], b: Float[Array, "f h w 1"]) -> Float[Array, " f"]:

@@ -164,6 +164,14 @@ def lines(report: dict) -> list[str]:
             f"{drift['late_db']:.2f} dB, worst stream {-drift['worst_stream_drop_db']:+.2f} dB; "
             f"brightness x{drift['brightness_ratio']:.3f}, contrast x{drift['contrast_ratio']:.3f}"
         )
+        cold = drift["cold"]
+        said.append(
+            f"behind cold streams in the last {cold['frames']} frames: mean "
+            f"{cold['behind_db']:+.2f} dB, worst {cold['worst_behind_db']:+.2f} dB"
+        )
+        if drift["identity"]:
+            early, late = drift["identity"]["early_db"], drift["identity"]["late_db"]
+            said.append(f"edited objects alone: early {early:.2f} dB, late {late:.2f} dB")
     for passes, found in sorted(report.get("by_passes", {}).items()):
         accuracy = found["prompt_accuracy"]
         late = f", late {found['drift']['late_db']:.2f} dB" if found["drift"] else ""

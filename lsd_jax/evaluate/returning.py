@@ -33,7 +33,6 @@ SEEN, TURNING, GONE, BACK = 24, 4, 40, 12
 FRAMES = SEEN + TURNING + GONE + TURNING + BACK
 SHOWN = [SEEN - 1, SEEN + 2, SEEN + TURNING + GONE // 2, FRAMES - BACK - 2, FRAMES - BACK + 2, -1]
 FAR = 1e-3  # of its size: not to be seen
-CHANGED = 4  # bytes by which an edit changes a pixel that counts
 
 
 @dataclass(frozen=True)
@@ -106,13 +105,10 @@ def play(streams: Stream, visits: Visits, taken_back: bool) -> UInt8[np.ndarray,
 def likeness(shown: np.ndarray, visits: Visits) -> Float[np.ndarray, " b"]:
     """PSNR of each stream where the edit changes the picture, in the frames after the return; NaN
     where it changes nothing there."""
-    after = slice(FRAMES - BACK, FRAMES)
-    out, truth, source = (x[:, after].astype(int) for x in (shown, visits.truth, visits.source))
-    changed = np.any(np.abs(truth - source) > CHANGED, axis=-1)
-    squares = np.mean((out - truth) ** 2, axis=-1) / 255**2
-    pixels = changed.sum(axis=(1, 2, 3))
-    mse = np.sum(squares * changed, axis=(1, 2, 3)) / np.maximum(pixels, 1)
-    return np.where(pixels > 0, metrics.psnr_db(mse), np.nan)
+    clips = zip(shown, visits.truth, visits.source, strict=True)
+    errors = [metrics.edited_mse(*(x[-BACK:] for x in clip)) for clip in clips]
+    seen = [mse[np.isfinite(mse)] for mse in np.asarray(errors, np.float64)]
+    return metrics.psnr_db(np.array([mse.mean() if mse.size else np.nan for mse in seen]))
 
 
 def draw(model: ModelConfig, count: int, batch: int, seed: int) -> Iterator[Visits]:

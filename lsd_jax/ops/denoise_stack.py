@@ -12,9 +12,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lsd_jax.layers import modulate, rms_norm, rotate
+from lsd_jax.ops.dispatch import Backend, op
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 
 
+@op(
+    Backend("pallas", "pallas_kernels.tpu.denoise_stack:denoise_stack"),
+    Backend("nki", "nki_kernels.backend:denoise_stack"),
+    Backend("nki-sim", "nki_kernels.backend:simulated", automatic=False),
+    Backend("pallas-interpret", "pallas_kernels.tpu.denoise_stack:interpreted", automatic=False),
+)
 def denoise_stack(
     x: Float[Array, "b t d"],
     weights: StackWeights,
@@ -83,7 +90,10 @@ def add_age(
     none."""
     slots = age.shape[1]
     pinned, frames = jnp.split(buffer, [buffer.shape[1] - slots * tokens], axis=1)
-    per_slot = table[jnp.clip(age, 0, table.shape[0] - 1)]  # [B, S, H, K]
+    # A choice among a few rows: a gather would cost TPUs a copy for each slot.
+    rows = jnp.arange(table.shape[0])
+    chosen = (jnp.clip(age, 0, table.shape[0] - 1)[..., None] == rows)[..., None, None]
+    per_slot = jnp.sum(jnp.where(chosen, table, 0), axis=2)  # [B, S, H, K]
     return jnp.concatenate([pinned, frames + jnp.repeat(per_slot, tokens, axis=1)], axis=1)
 
 

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 from lsd_jax import diffusion, ring
 from lsd_jax.codec import PixelCodec
+from lsd_jax.conditioning import taken_back
 from lsd_jax.config import ModelConfig, TrainConfig
-from lsd_jax.data import prompts
 from lsd_jax.data.batch import Batch
 from lsd_jax.model import Denoiser
-from lsd_jax.types import Conditioning, KVBuffer
+from lsd_jax.types import KVBuffer
 
 CHANGED = 8 / 255  # in [-1, 1] units, four steps of a byte
 SMALLEST_SHARE = 0.03  # of a frame: below it, a changed region weighs by its size
@@ -148,9 +148,7 @@ def pinned_history(model: Denoiser, batch: Batch) -> KVBuffer:
     if batch.carried is None:
         return KVBuffer(k, v, valid, none, none)
     carried = (jnp.arange(frames) >= batch.carried[:, None]).reshape(-1)
-    prompt = prompts.encode(prompts.CARRY_ON, batch.condition.prompt.shape[1])[None]
-    reference = jnp.zeros_like(batch.condition.reference[:1])
-    other = model.pin(Conditioning(jnp.asarray(prompt), reference, jnp.zeros(1, bool)))
+    other = model.pin(taken_back(jax.tree.map(lambda x: x[:1], batch.condition)))
     k, v = (
         jnp.where(carried[:, None, None, None], x, y) for x, y in zip(other, (k, v), strict=False)
     )

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from lsd_jax import sharding, stream
+from lsd_jax.conditioning import taken_back
 from lsd_jax.config import Config
 from lsd_jax.data import rendered
 from lsd_jax.data.batch import Batch
@@ -60,7 +61,11 @@ class Rollouts:
         train = replace(self.config.train, old_frames=0)  # a stream has no gaps
         rng = np.random.default_rng([train.seed, 2, group, life])
         plan = rendered.draw_plan(model, train, rng, self.streams)
-        return rendered.render(plan, model, after=age * train.frames)
+        clips = rendered.render(plan, model, after=age * train.frames)
+        if clips.carried is None or not age:
+            return clips
+        # Its prompt was taken back in its first clip, or never is.
+        return replace(clips, carried=jnp.where(clips.carried < train.frames, 0, train.frames))
 
     def show(self, step: int, weights: dict, batch: Batch) -> Batch:
         """The batch of `step` with what the streams make of their clips."""
@@ -86,7 +91,14 @@ def stream_clips(
     model = stream.prepare(build(config.model, weights), config)
     streams = state.frame.shape[0]
     mine = jax.tree.map(lambda x: x[-streams:], batch)
-    state = stream.condition(model, state, mine.condition, jnp.ones(streams, bool))
+    heard = mine.condition
+    if mine.carried is not None:
+        heard = jax.tree.map(
+            lambda x, y: jnp.where((mine.carried == 0).reshape(-1, *(1,) * (x.ndim - 1)), x, y),
+            taken_back(heard),
+            heard,
+        )
+    state = stream.condition(model, state, heard, jnp.ones(streams, bool))
     clip = tuple(jnp.moveaxis(x, 1, 0) for x in (mine.source, mine.controls))
     state, shown = jax.lax.scan(lambda s, x: stream.frame_step(model, s, x[0], x[1]), state, clip)
     return state, jnp.concatenate([batch.target[:-streams], jnp.moveaxis(shown, 0, 1)])

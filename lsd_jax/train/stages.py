@@ -40,6 +40,11 @@ def prepare(name: str, config: Config, videos: Path | None, mesh: Mesh) -> Stage
     Raises ValueError for settings that leave nothing to train on, and for a teacher that cannot
     teach this model.
     """
+    if config.train.old_frames > config.model.memory:
+        raise ValueError(
+            f"train.old_frames={config.train.old_frames} need as many slots, and model.memory is "
+            f"{config.model.memory}; set them alike"
+        )
     if name == "forcing":
         return Stage(forcing_loss, batches(config, videos))
     loss = history_loss

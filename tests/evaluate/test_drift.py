@@ -18,7 +18,11 @@ def test_streams_that_return_their_input():
         lambda texts, references: lambda frames: frames, MODEL, 20, 4, 0, told.append
     )
     assert sum(told) == drift.STREAMS * 20
-    assert found["frames"] == 20 and found["streams"] == 16 == len(found["by_edit"])
+    assert found["frames"] == 20 and found["streams"] == 19 == len(found["by_edit"])
+    assert found["cold"] == pytest.approx(
+        {"frames": 20, "behind_db": 0, "worst_behind_db": 0}, abs=1e-4
+    )
+    assert found["identity"]["early_db"] < found["by_edit"]["recolour"]["early_db"]
     assert found["bin_ends"] == list(range(1, 21))
     assert 3 < found["early_db"] < 30
     assert found["by_edit"]["night"]["late_db"] < 15 and found["flicker"] > 0
@@ -59,16 +63,16 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     whole = run(64)
     run(40, tmp_path)  # ends in the middle of a chunk
     longer = run(64, tmp_path)
-    assert opened[-1].asked == [16, 8] and longer == whole
+    assert opened[-2].asked == [16, 8] and longer == whole
     again = run(64, tmp_path)
-    assert opened[-1].asked == [] and again == whole
+    assert opened[-2].asked == [] and again == whole
     shorter = run(20, tmp_path)  # whose figures are there, and which takes nothing away
-    assert shorter == run(20) and opened[-2].asked == []
+    assert shorter == run(20) and opened[-4].asked == []
     run(64, tmp_path)
-    assert opened[-1].asked == []
+    assert opened[-2].asked == []
     monkeypatch.setattr(Counting, "fingerprint", lambda self: "of other weights")
     run(64, tmp_path)
-    assert opened[-1].asked == [16] * 4
+    assert opened[-2].asked == [16] * 4
     assert not list(tmp_path.glob("*.partial*"))
 
 
@@ -79,7 +83,13 @@ def series(psnr, **others):
 def test_summary_of_a_straight_decline():
     line = 30 - 0.01 * np.arange(1000)
     fade = np.stack([1 - 0.0005 * np.arange(1000)] * 2)
-    found = drift.summarise(series(np.stack([line, 1.5 * line]), brightness=fade))
+    anew = np.full((2, 160), 40.0)
+    found = drift.summarise(
+        series(np.stack([line, 1.5 * line]), brightness=fade), anew, ("night", "fog")
+    )
+    assert found["cold"]["behind_db"] == pytest.approx(40 - 1.25 * line[-160:].mean())
+    assert found["cold"]["worst_behind_db"] == pytest.approx(40 - line[-160:].mean())
+    assert set(found["by_edit"]) == {"night", "fog"} and found["identity"] is None
     assert found["slope_db_per_1000_frames"] == pytest.approx(-12.5)
     assert len(found["curves"]["psnr_db"]) == drift.BINS and found["bin_ends"][-1] == 1000
     early, late = line[10:100].mean(), line[-100:].mean()
@@ -133,3 +143,21 @@ def test_flicker_counts_only_where_the_truth_stands_still():
     out[1, :, 32:] += 6
     found = metrics.statistics(out[1:], truth[1:], np.stack([out[0], truth[0]]))
     assert float(found["flicker"][0]) == pytest.approx(6)
+
+
+def test_the_error_of_an_edit_counts_only_what_it_changes():
+    truth = PICTURE.copy()
+    truth[:, :8] = 255 - truth[:, :8]
+    out = (
+        truth.astype(int) - 51 * (np.arange(64) < 16)[None, :, None, None]
+    )  # in half of those rows
+    found = metrics.edited_mse(np.clip(out, 0, 255).astype(np.uint8), truth, PICTURE)
+    assert float(found[0]) == pytest.approx(0.04, rel=1e-3)
+    assert np.isnan(metrics.edited_mse(PICTURE, PICTURE, PICTURE))
+
+
+def test_identity_is_of_the_frames_that_show_the_object():
+    psnr = np.array([[10.0, np.nan, 30.0, 40.0], [20.0, 20.0, np.nan, np.nan]])
+    found = drift.identity(psnr, slice(0, 2), slice(2, 4))
+    assert found == {"early_db": pytest.approx(50 / 3), "late_db": 35}
+    assert drift.identity(psnr[1:], slice(0, 2), slice(2, 4)) is None

@@ -10,6 +10,7 @@ from flax import nnx
 from lsd_jax import reports
 from lsd_jax.checkpoint import save_weights
 from lsd_jax.cli import eval as command
+from lsd_jax.evaluate import drift
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,10 @@ def arguments(checkpoint, *extra):
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--json")
     return parser.parse_args([str(checkpoint), *map(str, extra)])
+
+
+def test_long_streams_are_as_many_as_can_be_asked_for():
+    assert command.LONG_STREAMS == drift.STREAMS
 
 
 def test_report_has_the_keys_that_are_promised(checkpoint, tmp_path, monkeypatch, capsys):
@@ -60,7 +65,7 @@ def test_report_has_the_keys_that_are_promised(checkpoint, tmp_path, monkeypatch
     [
         (("--worlds", 0), "--worlds 0: give at least 1"),
         (("--drift-frames", -1), "--drift-frames -1: give at least 0"),
-        (("--drift-streams", 17), "there are 16"),
+        (("--drift-streams", 20), "there are 19"),
         (("--passes", "1,5"), "from 1 to 4"),
         (("--set", "model.layers=4"), "layers: 4 != 2"),
         (("--set", "stream.speed=2"), "unknown config field"),

@@ -9,6 +9,7 @@ import pytest
 
 from lsd_jax import diffusion, ring, sharding
 from lsd_jax.codec import PixelCodec
+from lsd_jax.conditioning import taken_back
 from lsd_jax.config import ModelConfig
 from lsd_jax.model import Denoiser, Modulation, abstract_params, build, cast
 from lsd_jax.train.denoising import denoising_loss, history, pinned_history
@@ -177,3 +178,37 @@ def test_bfloat16_loss_has_float32_gradients(small_config, small_batch):
 
     grads = jax.eval_shape(jax.grad(objective), abstract_params(small_config.model))
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+
+
+def test_a_prompt_is_heard_until_it_is_taken_back(small_model, small_batch):
+    """And so is a reference: the pinned keys of each frame, against those of either request."""
+    clips, frames = small_batch.source.shape[:2]
+    carried = jnp.arange(clips) % (frames + 1)
+    kv = pinned_history(small_model, dataclasses.replace(small_batch, carried=carried))
+    said = small_model.pin(small_batch.condition)
+    back = small_model.pin(taken_back(small_batch.condition))
+    assert not np.allclose(said[0], back[0]) and np.any(said[2] != back[2])
+    for clip in range(clips):
+        for frame in range(frames):
+            k, v, valid = back if frame >= carried[clip] else said
+            row = clip * frames + frame
+            np.testing.assert_array_equal(kv.pinned[row], valid[clip])
+            seen = np.flatnonzero(valid[clip])
+            np.testing.assert_allclose(kv.k[:, row, seen], k[:, clip, seen], atol=1e-5)
+            np.testing.assert_allclose(kv.v[:, row, seen], v[:, clip, seen], atol=1e-5)
+
+
+def test_old_frames_are_in_the_memory_alone(small_config):
+    """Each key says which frame wrote it: two old frames, then three that follow one another."""
+    model = dataclasses.replace(small_config.model, memory=2, sinks=0, window=2)
+    shape = (1, 5, model.tokens, 1, 1)
+    numbers = jnp.broadcast_to(jnp.arange(5.0)[None, :, None, None, None], shape)
+    none = jnp.zeros((5, 0), jnp.int32)
+    pinned = ring.KVBuffer(numbers[:, :, :0], numbers[:, :, :0], none.astype(bool), none, none)
+    kv = history(pinned, numbers, numbers, 5, model, old=2)
+    per_slot = [model.memory_tokens] * 2 + [model.tokens] * 2
+    starts = np.cumsum([0, *per_slot[:-1]])
+    held = np.where(ring.bias(kv)[:, starts] == 0, kv.k[0, :, starts, 0, 0].T, -1)
+    np.testing.assert_array_equal(
+        held, [[-1, -1, -1, -1], [0, -1, -1, -1], [1, 0, -1, -1], [1, 0, 2, -1], [1, 0, 3, 2]]
+    )

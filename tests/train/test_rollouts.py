@@ -9,6 +9,7 @@ import pytest
 
 from lsd_jax import sharding, stream
 from lsd_jax.codec import PixelCodec
+from lsd_jax.conditioning import taken_back
 from lsd_jax.model import build
 from lsd_jax.train import rollouts
 from lsd_jax.train.history import drift, history_loss, imperfect
@@ -54,8 +55,11 @@ def test_every_age_is_met_and_a_life_is_one_world(config, mesh):
     assert np.any(np.asarray(next_life.source) != np.asarray(first.source))
 
 
-def test_the_bank_shows_what_the_streaming_step_shows(config, stage, small_params, mesh):
-    """Two visits of one group equal one stream of both clips; the other clips show the truth."""
+def test_the_bank_shows_what_the_streaming_step_shows(config, small_params, mesh):
+    """Two visits of one group equal one stream of both clips, some of which are told to carry on
+    from the second on; the other clips show the truth."""
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, carry_on=0.6))
+    stage = prepare("history", config, None, mesh)
     model = stream.prepare(build(config.model, small_params), config)
     seeds = jnp.arange(3, dtype=jnp.int32) + 3
     state = stream.init_state(config, seeds)
@@ -66,7 +70,11 @@ def test_the_bank_shows_what_the_streaming_step_shows(config, stage, small_param
         filled = stage.show(number, small_params, batch)
         np.testing.assert_array_equal(filled.shown[:-3], batch.target[:-3])
         mine = jax.tree.map(lambda x: x[-3:], batch)
-        state = stream.condition(model, state, mine.condition, jnp.ones(3, bool))
+        back = np.asarray(mine.carried) == 0
+        assert back.any() == (visit == 1) and not back.all()
+        others = taken_back(mine.condition)
+        state = stream.condition(model, state, mine.condition, jnp.asarray(~back))
+        state = stream.condition(model, state, others, jnp.asarray(back))
         for f in range(config.train.frames):
             state, out = step(model, state, mine.source[:, f], mine.controls[:, f])
             difference = np.abs(np.asarray(filled.shown[-3:, f], int) - np.asarray(out, int))

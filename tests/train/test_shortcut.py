@@ -154,6 +154,13 @@ def test_a_teacher_of_other_pictures_is_refused(small_config, small_params, tmp_
         stages.prepare("shortcut", unready, None, MESH)
 
 
+def test_old_frames_need_a_memory(small_config):
+    train = dataclasses.replace(small_config.train, frames=3, old_frames=1)
+    config = dataclasses.replace(small_config, train=train)
+    with pytest.raises(ValueError, match="train.old_frames=1 need as many slots"):
+        stages.prepare("history", config, None, MESH)
+
+
 def test_the_command_line_knows_every_stage():
     from lsd_jax.cli.train import STAGES
 

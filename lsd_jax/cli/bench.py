@@ -1,0 +1,120 @@
+"""`lsd bench`: cycles of a case on a chip, measured, compiled or modelled, and says which."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+CASES = {
+    "stack": "ops.denoise_stack, all blocks of a frame's one pass",
+    "frame": "stream.frame_step, from pixels to pixels",
+    "calibrate": "a Trainium model against published points; with --profile, refit from it",
+}
+
+ROWS = {
+    "stack": {
+        "trn": "nki_kernels.bench:rows",
+        "v": "pallas_kernels.bench:stack_rows",
+        "tpu": "pallas_kernels.bench:stack_rows",
+    },
+    "frame": {"v": "pallas_kernels.bench:frame_rows", "tpu": "pallas_kernels.bench:frame_rows"},
+}
+"""By the case and the first letters of a chip's name, what computes its rows: `module:f`, where
+`f(config, chip)` gives a list of dicts with the keys of `ROW`. What is not known is None or left
+out, and `note` says why; one that `refused` has no figures."""
+
+ROW = {
+    "impl": "impl",
+    "chip": "chip",
+    "kind": "kind",
+    "cycles": "cycles",
+    "us": "us",
+    "floor_us": "floor us",
+    "mxu_busy": "MXU busy",
+    "hbm_bytes": "HBM bytes",
+    "vmem_peak_bytes": "VMEM peak",
+    "launches": "launches",
+    "libtpu": "compiler",
+}
+
+EXTRA = {
+    "cores": "cores",
+    "us_low": "us, fast edge",
+    "us_high": "us, slow edge",
+    "us_serial": "us, one by one",
+    "over_serial": "overlap gains",
+    "frame_us": "us, all passes",
+    "pe_busy": "TensorE",
+    "act_busy": "ScalarE",
+    "dve_busy": "VectorE",
+    "pool_busy": "GpSimd",
+    "dma_busy": "DMA",
+    "cc_busy": "collectives",
+    "mfu": "MFU",
+    "mbu": "MBU",
+    "table_loads": "table loads",
+    "instructions": "instructions",
+}
+"""What only some chips' rows have; shown where one does."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("case", choices=CASES, help="what to time")
+    parser.add_argument("--chip", required=True, help="such as v6e")
+    parser.add_argument("--config", default="reference", help="a .py file or a shipped name")
+    parser.add_argument("--profile", metavar="SUMMARY.json", help="calibrate: by neuron-profile")
+    parser.add_argument("--out", metavar="CHIP.json", help="calibrate: where the refit chip goes")
+    parser.add_argument("--cores", type=int, default=1, help="calibrate: that the profile ran on")
+
+
+def run(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lsd_jax import config as configs
+    from lsd_jax.cli.calibrate import calibrate
+    from lsd_jax.hw import chips
+    from lsd_jax.reports import provenance, write_json
+
+    config = configs.override(configs.load(args.config), args.set)
+    chip = chips.load(args.chip)
+    if args.case == "calibrate":
+        write_json(args.json, calibrate(args, config, chip) | provenance())
+        return
+    target = next(
+        (t for prefix, t in ROWS[args.case].items() if chip.name.startswith(prefix)), None
+    )
+    if target is None:
+        raise ValueError(f"nothing here times {args.case} on {chip.name}")
+    module, _, function = target.partition(":")
+    with Console(stderr=True).status(f"{args.case} of {config.name} on {chip.name}"):
+        rows = getattr(importlib.import_module(module), function)(config, chip)
+    shown = [key for key in (*ROW, *EXTRA) if any(row.get(key) is not None for row in rows)]
+    table = Table(title=f"{CASES[args.case]}: {config.name}")
+    columns = [row for row in rows if "refused" not in row]
+    for heading in ("", *(" ".join((r["impl"], str(r.get("cores", "")))) for r in columns)):
+        table.add_column(heading, justify="right")
+    for key in shown:
+        figures = (readable(key, row.get(key)) for row in columns)
+        table.add_row((ROW | EXTRA)[key], *figures)
+    Console().print(table)
+    for row in rows:
+        for remark in (row.get(key) for key in ("refused", "plan", "note") if row.get(key)):
+            print(f"{row['impl']} {row.get('cores', '')}".rstrip() + f": {remark}")
+    rows = [dict.fromkeys(ROW) | row for row in rows]
+    write_json(args.json, {"config": config.name, "rows": rows, **provenance()})
+
+
+def readable(key: str, value) -> str:
+    """A figure as people read it; a dash where it is not known."""
+    if value is None:
+        return "-"
+    if key.startswith("us") or key.endswith("_us"):
+        return f"{value:,.1f}"
+    if key.endswith("_busy") or key in ("mfu", "mbu"):
+        return f"{value:.0%}"
+    if key == "over_serial":
+        return f"{value:.2f}x"
+    if key.endswith("bytes"):
+        return f"{value / 1e6:.1f} MB"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,68 @@
+"""`lsd bench calibrate`: a Trainium model against published points, or refit from a profile."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from lsd_jax.config import Config
+from lsd_jax.hw.chips import Chip
+
+
+def calibrate(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
+    """Prints published points beside modelled ones or, with `--profile`, writes `--out`, the chip's
+    numbers refit to the profile of one pass of the megakernel. Gives the report."""
+    if not chip.name.startswith("trn"):
+        raise ValueError(f"--chip {chip.name}: calibrate is for trn1, trn2 and trn3")
+    if bool(args.profile) != bool(args.out):
+        raise ValueError("--profile SUMMARY.json and --out CHIP.json go together")
+    return _refit(args, config, chip) if args.profile else _points(chip)
+
+
+def _points(chip: Chip) -> dict:
+    from rich.console import Console
+    from rich.table import Table
+
+    from nki_kernels.sim.calibration import points
+
+    found = points(chip)
+    table = Table(title=f"published for trn2 (measured), and modelled on {chip.name}")
+    for heading in ("point", "published", "modelled", "holds", "source"):
+        table.add_column(heading)
+    for p in found:
+        published = f"{p.low:.4g} to {p.high:.4g} {p.unit}"
+        table.add_row(p.name, published, f"{p.modelled:.4g}", "yes" if p.holds else "NO", p.source)
+    Console().print(table)
+    return {"points": [vars(p) | {"holds": p.holds} for p in found], "chip": chip.name}
+
+
+def _refit(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
+    from nki_kernels import bench
+    from nki_kernels.calibrate import refit
+    from nki_kernels.sim.timeline import schedule
+
+    try:
+        summary = json.loads(Path(args.profile).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{args.profile} is no JSON: {error}") from error
+    if not isinstance(summary, dict):
+        raise ValueError(f"{args.profile}: want an object, as summary-json writes")
+    try:
+        shapes = bench.shapes_of(config.model, chip, args.cores)
+    except NotImplementedError as refusal:
+        raise ValueError(str(refusal)) from refusal
+    modelled = schedule([bench.trace(shapes, chip)], chip)[0]
+    found = refit(chip, modelled, summary, f"{Path(args.profile).name}, {config.name}")
+    beside = Path(f"{args.out}.part")
+    beside.write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
+    os.replace(beside, args.out)
+    changed = {
+        name: {"before": chip[name], "after": found[name]}
+        for name in found.numbers
+        if found.numbers[name] != chip.numbers[name]
+    }
+    for name, values in changed.items():
+        print(f"{name}: {values['before']:.4g} -> {values['after']:.4g}")
+    return {"chip": chip.name, "out": str(args.out), "changed": changed}

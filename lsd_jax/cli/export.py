@@ -1,0 +1,35 @@
+"""`lsd export`: a frame step for a Neuron machine, with the commands to compile and profile it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a .py file or a shipped name")
+    parser.add_argument("--chip", required=True, help="trn1, trn2 or trn3")
+    parser.add_argument("-o", "--out", required=True, help="the folder to write")
+    parser.add_argument("--checkpoint", help="whose weights to pack; default: none are")
+
+
+def run(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from lsd_jax import config as configs
+    from lsd_jax.export import export
+    from lsd_jax.hw import chips
+    from lsd_jax.pretrained import load_model
+    from lsd_jax.reports import write_json
+
+    config = configs.override(configs.load(args.config), args.set)
+    chip, denoiser = chips.load(args.chip), None
+    with Console(stderr=True).status(f"exporting {config.name} for {chip.name}"):
+        if args.checkpoint:
+            denoiser, config = load_model(args.checkpoint, args.set)
+        try:
+            manifest = export(config, chip, Path(args.out), denoiser)
+        except NotImplementedError as refusal:
+            raise ValueError(str(refusal)) from refusal
+    write_json(args.json, manifest)
+    print(f"{args.out}: frame step of {config.name} for {chip.name}; there, run commands.sh")

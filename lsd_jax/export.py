@@ -1,0 +1,104 @@
+"""A frame step packed for a Neuron machine: HLO, weights, kernel sources, and what to run there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import nki_kernels
+from lsd_jax import stream
+from lsd_jax.config import Config
+from lsd_jax.hw.chips import Chip
+from lsd_jax.model import Denoiser
+from lsd_jax.ops import dispatch
+from nki_kernels import _compat, bench, limits, pack
+
+TARGETS = {"trn1": ("trn1", 1), "trn2": ("trn2", 2), "trn3": ("trn3", 2)}  # neuronx-cc: target, lnc
+COMPILE = (
+    "neuronx-cc compile frame_step.hlo.pb --framework XLA --target {target} -lnc {lnc} "
+    "--model-type transformer --auto-cast none --output frame_step.neff"
+)
+PROFILE = (
+    "neuron-profile capture --neff frame_step.neff -s frame_step.ntff\n"
+    "neuron-profile view -n frame_step.neff -s frame_step.ntff "
+    "--output-format summary-json > summary.json"
+)
+
+
+def export(
+    config: Config, chip: Chip, out: Path, denoiser: Denoiser | None = None
+) -> dict[str, Any]:
+    """Writes the folder `out`, whole or not at all, and returns its manifest.
+
+    Without the real `nki` the HLO holds the blocks in plain XLA, which neuronx-cc compiles too;
+    with it, the kernel's custom call. Weights are written where a `denoiser` is given, as the
+    kernel takes them: `packed_weights.npy`, the bits of the compute dtype as integers.
+
+    Raises ValueError for a chip that is no Trainium, a place that is taken, or a frame step that
+    Neuron's JAX does not take; NotImplementedError for a shape that the kernel refuses.
+    """
+    if chip.name not in TARGETS:
+        raise ValueError(f"--chip {chip.name}: export is for {', '.join(TARGETS)}")
+    if out.exists():
+        raise ValueError(f"{out} exists; give another folder")
+    target, lnc = TARGETS[chip.name]
+    x, abstract, kv = bench.abstract_call(config.model, jnp.dtype(config.stream.compute_dtype))
+    shapes = pack.shapes_of(
+        x, abstract, kv, cores=lnc, sbuf_bytes=int(chip["sbuf_bytes_per_partition"])
+    )
+    beside = out.with_name(f".{out.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        (beside / "frame_step.hlo.pb").write_bytes(hlo(config))
+        if denoiser is not None:
+            weights = stream.prepare(denoiser, config).denoiser.stack.weights()
+            packed = np.asarray(jax.jit(pack.pack_weights, static_argnums=1)(weights, shapes))
+            np.save(beside / "packed_weights.npy", packed.view(f"u{packed.dtype.itemsize}"))
+        shutil.copytree(
+            Path(nki_kernels.__file__).parent, beside / "nki_kernels",
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )  # fmt: skip
+        commands = [COMPILE.format(target=target, lnc=lnc), PROFILE]
+        (beside / "commands.sh").write_text("#!/bin/sh -e\n" + "\n".join(commands) + "\n")
+        manifest = {
+            "config": config.name, "chip": chip.name, "cores": lnc, "compute_dtype":
+            config.stream.compute_dtype, "kernel": "custom call" if _compat.REAL else "plain XLA",
+            "weights": None if denoiser is None else "packed_weights.npy",
+            "shapes": bench.vars_of(shapes), "commands": commands,
+            "note": "nothing here has run on hardware yet",
+        }  # fmt: skip
+        (beside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        os.replace(beside, out)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return manifest
+
+
+def hlo(config: Config) -> bytes:
+    """The frame step of one session as a serialised HLO module."""
+
+    def ready(key):
+        return stream.prepare(Denoiser(config.model, key), config)
+
+    with jax.default_prng_impl("rbg"):
+        model = jax.eval_shape(ready, jax.random.key(0))
+        state = jax.eval_shape(lambda: stream.init_state(config, jnp.zeros(1, jnp.int32)))
+        height, width = config.model.height, config.model.width
+        frame = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+        controls = jax.ShapeDtypeStruct((1, height, width, len(config.model.controls)), jnp.uint8)
+        step = partial(stream.frame_step, one_by_one=False)
+        with dispatch.using("nki" if _compat.REAL else "xla"):
+            if found := limits.violations(step, model, state, frame, controls):
+                raise ValueError(f"Neuron's JAX does not take the frame step: {'; '.join(found)}")
+            lowered = jax.jit(step, donate_argnums=1).lower(model, state, frame, controls)
+    return lowered.compiler_ir("hlo").as_serialized_hlo_module_proto()  # type: ignore[union-attr]

@@ -1,0 +1,1 @@
+"""What chips can do, as numbers that say where they come from."""

@@ -1,0 +1,127 @@
+"""Which implementation of an op runs: the first that does not refuse, or the one asked for.
+
+An op is its reference, a plain `jnp` function. Implementations are named beside it and imported
+when they are first asked for, so an op costs nothing where its kernels cannot even be imported.
+An implementation takes the op's own arguments and refuses by `NotImplementedError`, with the
+reason and the remedy, before it computes anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Generic, ParamSpec, TypeVar
+
+import jax
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+AUTO, REFERENCE = "auto", "xla"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An implementation of an op that lives elsewhere.
+
+    `target` is `package.module:function`. One that is not `automatic`, a simulator for example,
+    runs only where it is asked for by name.
+    """
+
+    name: str
+    target: str
+    automatic: bool = True
+
+    def load(self) -> Callable:
+        """The function. Raises NotImplementedError where its package does not import."""
+        module, _, function = self.target.partition(":")
+        try:
+            return getattr(importlib.import_module(module), function)
+        except ImportError as error:
+            raise NotImplementedError(f"{module} does not import: {error}") from error
+
+
+_wanted: ContextVar[str] = ContextVar("wanted", default=REFERENCE)
+_chosen: ContextVar[dict[str, str] | None] = ContextVar("chosen", default=None)
+
+
+@contextmanager
+def using(backend: str) -> Iterator[dict[str, str]]:
+    """Ops traced inside run by `backend`, or by the first that does not refuse if it is `auto`.
+
+    Outside of this, ops run their reference: training differentiates them. Yields what was chosen
+    so far, by the op's name. An op raises ValueError for a backend that it does not know, and
+    NotImplementedError where the one asked for refuses.
+    """
+    chosen: dict[str, str] = {}
+    tokens = _wanted.set(backend), _chosen.set(chosen)
+    try:
+        yield chosen
+    finally:
+        _wanted.reset(tokens[0])
+        _chosen.reset(tokens[1])
+
+
+class Op(Generic[P, R]):
+    """A reference and its implementations, in the order in which `auto` tries them."""
+
+    def __init__(self, reference: Callable[P, R], backends: tuple[Backend, ...]):
+        functools.update_wrapper(self, reference)
+        self.name: str = getattr(reference, "__name__", "op")
+        self.reference = reference
+        self.backends = {backend.name: backend for backend in backends}
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        wanted = _wanted.get()
+        name, out = wanted, None
+        if wanted == AUTO:
+            for name in self._automatic():
+                try:
+                    out = self.implementation(name)(*args, **kwargs)
+                    break
+                except NotImplementedError:
+                    continue
+        else:
+            out = self.implementation(wanted)(*args, **kwargs)
+        chosen = _chosen.get()
+        if chosen is not None:
+            chosen[self.name] = name
+        return out  # pyright: ignore[reportReturnType]  # the reference never refuses
+
+    def implementation(self, name: str) -> Callable[P, R]:
+        """The implementation of that name. Raises ValueError for an unknown one, and
+        NotImplementedError for one that cannot be imported here."""
+        if name == REFERENCE:
+            return self.reference
+        if name not in self.backends:
+            known = ", ".join((AUTO, REFERENCE, *self.backends))
+            raise ValueError(f"{self.name} has no backend {name!r}; known: {known}")
+        return self.backends[name].load()
+
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, str]:
+        """What each backend says to these arguments (arrays or their shapes), computing nothing:
+        `chosen`, `could serve`, or why it refuses, in the order in which they are tried."""
+        answers: dict[str, str] = {}
+        taken = False
+        for name in (*self.backends, REFERENCE):
+            try:
+                jax.eval_shape(self.implementation(name), *args, **kwargs)
+            except NotImplementedError as error:
+                answers[name] = f"refuses: {error}"
+            else:
+                first = not taken and name in self._automatic()
+                answers[name] = "chosen" if first else "could serve"
+                taken |= first
+        return answers
+
+    def _automatic(self) -> tuple[str, ...]:
+        return (*(b.name for b in self.backends.values() if b.automatic), REFERENCE)
+
+
+def op(*backends: Backend) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Makes an op of the reference that it decorates."""
+    return lambda reference: Op(reference, backends)

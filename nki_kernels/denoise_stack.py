@@ -1,0 +1,382 @@
+"""The whole denoiser as one NKI kernel: all layers, one launch, activations never leave SBUF.
+
+Dimensions: as in `lsd_jax.types`; lane = 128 = partitions = width of a head; W = H * 128 of one
+    rank; D1 = D / 128; J pieces of up to 128 keys of the buffer; blocks of weights: `plan.Shapes`.
+
+Memory: the residual stream stays in SBUF as float32 with features on partitions; weights pass
+    through a ring of blocks, and the buffer's keys and values through a ring of pieces, both
+    fetched ahead of their use. PSUM: three banks of scores, four of attention results (projections
+    rotate through these seven), one of transposes.
+
+Pseudocode::
+
+    for each session, for each layer:
+        for each token tile:                            # all keys before any attention
+            h = rms_norm(x) * (1 + scale) + shift
+            k = rotate(rms_norm(h @ Wk) * k_scale); v = h @ Wv     # to HBM as well, drains last
+        for each token tile:
+            h = the same; q = rotate(rms_norm(h @ Wq) * q_scale)
+            for each chunk of keys (the frame's own from SBUF, then the buffer + age):
+                for each head, piece: p = exp(k.T @ q / sqrt(128) + bias); o += p.T @ [v | 1]
+            x += gate * ((o / its last column) @ Wout)
+            h = rms_norm(x) * (1 + scale) + shift
+            x += gate * (gelu(h @ Wup) @ Wdown)
+
+The column of ones gives the softmax's sum for free, as values stand with tokens on partitions.
+exp goes without a running maximum: QK-norm bounds the logits. Nothing but exp and gelu needs a
+ScalarE table (rsqrt runs on GpSimd, reciprocals on VectorE), so a token tile switches it twice.
+"""
+
+from __future__ import annotations
+
+from nki_kernels._compat import nccl, nisa, nki, nl
+from nki_kernels.attention import attention, fetch_chunk, gather_key_ages
+from nki_kernels.plan import LANE, TOKENS, Shapes
+from nki_kernels.tiles import (
+    inverse_rms,
+    make_ring,
+    next_block,
+    next_of,
+    tiles,
+    transpose_bank,
+    weight_order,
+)
+
+
+def make_kernel(shapes: Shapes):
+    """The kernel for these shapes: `(x, weights, k, v, ...) -> (x, k_new, v_new)`, see `body`."""
+    s = constants(shapes)
+
+    @nki.jit
+    def denoise_stack(
+        x,
+        weights,
+        k_buffer,
+        v_buffer,
+        bias,
+        onehot,
+        age_k,
+        age_v,
+        scales,
+        modulation,
+        rope,
+        rotation,
+    ):
+        return body(
+            s, x, weights, k_buffer, v_buffer, bias, onehot, age_k, age_v, scales, modulation,
+            rope, rotation,
+        )  # fmt: skip
+
+    return denoise_stack
+
+
+def constants(shapes: Shapes) -> dict:
+    """The plan as plain numbers, tuples and string keys: all that NKI's tracer understands."""
+    pieces, blocks = shapes.buffering
+    numbered = [(j, p.count, p.slot) for j, p in enumerate(shapes.buffer_pieces)]
+    chunks, at = [], 0
+    for chunk in shapes.buffer_chunks:
+        chunks.append(tuple(numbered[at : at + len(chunk)]))
+        at += len(chunk)
+    first = 0
+    own = []  # the frame's own pieces, numbered through its token tiles
+    for start, count in shapes.token_tiles:
+        lanes = shapes.lanes(start, count)
+        own += [(first + i, at, n) for i, (at, n) in enumerate(lanes)]
+        first += len(lanes)
+    reads = [(kind, shapes.depth[kind]) for kind in ("k", "v", "q", "out", "up", "down")]
+    return {
+        "layers": shapes.layers, "sessions": shapes.sessions, "tokens": shapes.tokens,
+        "across": shapes.dim // LANE, "dim": shapes.dim, "heads": shapes.heads,
+        "width": shapes.heads * LANE, "inner": shapes.mlp // LANE, "slots": shapes.slots,
+        "ages": shapes.ages, "ranks": shapes.ranks, "cores": shapes.cores,
+        "pieces": pieces, "blocks": blocks,
+        "block": shapes.block, "columns": min(TOKENS, shapes.tokens),
+        "tiles": tuple(shapes.token_tiles),
+        "lanes": tuple(tuple(shapes.lanes(0, n)) for _, n in shapes.token_tiles),
+        "own": tuple(own), "own_chunks": tuple(tuple(c) for c in shapes.chunks(own)),
+        "buffer": tuple(numbered), "chunks": tuple(chunks),
+        "loads": tuple(tuple(shapes.loads(chunk)) for chunk in shapes.buffer_chunks),
+        "depth": dict(reads), "first": shapes.first_block, "per_block": shapes.per_block,
+        "split": {k: tuple(shapes.tiles_of_block(k)) for k, _ in reads},
+    }  # fmt: skip
+
+
+def body(
+    s,
+    x,
+    weights,
+    k_buffer,
+    v_buffer,
+    bias,
+    onehot,
+    age_k,
+    age_v,
+    scales,
+    modulation,
+    rope,
+    rotation,
+):
+    """All layers over all sessions.
+
+    Args (all @ HBM; C is the compute dtype, that of `weights`):
+        s: `constants` of the shapes.
+        x: [B, 128, D1, T] float32, residual stream, features on partitions.
+        weights: [cores, L, blocks, 128, block] C, packed by `pack.weights`.
+        k_buffer, v_buffer: [L, B, N, cores * W] C, the KV buffer.
+        bias: [B, 128, J] float32, added to the logits of each key of each piece.
+        onehot: [B, A, S, 128] C, 1 where a slot has that age, repeated 128 times.
+        age_k, age_v: [L, A, cores * W] C.
+        scales: [L, 128, 2] float32, learned scales of queries and keys.
+        modulation: [L, B or 1, 128, 6, D1] float32: shift, 1 + scale, gate, twice.
+        rope: [2, 128, T] C, cosines and sines, each half of the head alike.
+        rotation: [128, 128] C, stationary of `(low, high) -> (-high, low)`.
+
+    Returns:
+        x after the last layer, as it came; k_new, v_new: [L, B, T, cores * W] C.
+    """
+    out = nl.ndarray(x.shape, dtype=nl.float32, buffer=nl.shared_hbm, name="out")
+    shape = (s["layers"], s["sessions"], s["tokens"], s["cores"] * s["width"])
+    core = nl.program_id(0)
+    own = nl.ds(core * s["width"], s["width"])
+    k_new = nl.ndarray(shape, dtype=weights.dtype, buffer=nl.shared_hbm, name="k_new")
+    v_new = nl.ndarray(shape, dtype=weights.dtype, buffer=nl.shared_hbm, name="v_new")
+    c = tiles(s, weights.dtype)
+    c["weights"], c["order"] = weights, weight_order(s)
+    nisa.dma_copy(dst=c["cos"], src=rope[0])
+    nisa.dma_copy(dst=c["sin"], src=rope[1])
+    nisa.dma_copy(dst=c["rotation"], src=rotation)
+    nisa.memset(dst=c["ones"], value=1.0)
+    nisa.memset(dst=c["values"][:, :, :, LANE : LANE + 1], value=1.0)
+    for b in range(s["sessions"]):
+        nisa.dma_copy(dst=c["x"], src=x[b])
+        if len(s["buffer"]) > 0:
+            nisa.dma_copy(dst=c["bias"], src=bias[b])
+        if s["slots"] > 0:
+            nisa.dma_copy(dst=c["onehot"], src=onehot[b])
+        for layer in range(s["layers"]):
+            m = b if modulation.shape[1] > 1 else 0
+            nisa.dma_copy(dst=c["modulation"], src=modulation[layer, m])
+            nisa.dma_copy(dst=c["scales"], src=scales[layer])
+            if s["slots"] > 0:
+                nisa.dma_copy(dst=c["age_k"], src=age_k[layer, :, own])
+                nisa.dma_copy(dst=c["age_v"], src=age_v[layer, :, own])
+                gather_key_ages(s, c)
+            c["k_buffer"] = k_buffer[layer, b, :, own]
+            c["v_buffer"] = v_buffer[layer, b, :, own]
+            for t in range(len(s["tiles"])):
+                normalise(s, c, t, 0)
+                project_keys(s, c, t, k_new[layer, b, :, own])
+                project_values(s, c, t, v_new[layer, b, :, own])
+            for t in range(len(s["tiles"])):
+                if len(s["tiles"]) > 1:
+                    normalise(s, c, t, 0)
+                fetch_chunk(s, c, 0)
+                project_queries(s, c, t)
+                attention(s, c, t)
+                project_out(s, c, t)
+                normalise(s, c, t, 3)
+                feed_forward(s, c, t)
+        if core == 0:  # both cores of a pair hold the same
+            nisa.dma_copy(dst=out[b], src=c["x"])
+    return out, k_new, v_new
+
+
+def normalise(s, c, t, first):
+    """h = rms_norm(x) * (1 + scale) + shift of token tile t; `first`: 0 attention, 3 MLP."""
+    start, columns = s["tiles"][t]
+    total = next_of(c, "bank")[:, 0:columns]
+    for d in range(s["across"]):
+        square = next_of(c, "narrow")[:, 0:columns]
+        nisa.activation(dst=square, op=nl.square, data=c["x"][:, d, start : start + columns])
+        nisa.nc_matmul(dst=total, stationary=c["ones"], moving=square, accumulate=d > 0)
+    inverse = inverse_rms(c, total, s["dim"], columns)
+    for d in range(s["across"]):
+        scaled = next_of(c, "wide")[:, 0:columns]
+        nisa.tensor_tensor(
+            dst=scaled, data1=c["x"][:, d, start : start + columns], data2=inverse, op=nl.multiply
+        )
+        nisa.tensor_scalar(
+            dst=c["h"][:, d, 0:columns], data=scaled,
+            op0=nl.multiply, operand0=c["modulation"][:, first + 1, d : d + 1],
+            op1=nl.add, operand1=c["modulation"][:, first, d : d + 1], engine=nisa.engine.scalar,
+        )  # fmt: skip
+
+
+def project_heads(s, c, t, kind, scale, dst, at):
+    """`dst[:, head, at : at + columns]` = rotate(rms_norm(h @ W) * scale), head by head.
+
+    The next head's matmuls stand before this head's norm, so TensorE need not wait for it.
+    """
+    columns = s["tiles"][t][1]
+    waiting = []
+    for first, count in s["split"][kind]:
+        w = next_block(s, c, kind, count)
+        for i in range(count):
+            raw = next_of(c, "bank")[:, 0:columns]
+            for d in range(s["across"]):
+                nisa.nc_matmul(
+                    dst=raw, stationary=w[:, i, d, :], moving=c["h"][:, d, 0:columns],
+                    accumulate=d > 0,
+                )  # fmt: skip
+            square, scaled = next_of(c, "narrow")[:, 0:columns], next_of(c, "narrow")[:, 0:columns]
+            nisa.activation(dst=square, op=nl.square, data=raw)
+            nisa.tensor_scalar(
+                dst=scaled, data=raw, op0=nl.multiply, operand0=c["scales"][:, scale : scale + 1]
+            )
+            waiting.append((first + i, square, scaled))
+            if len(waiting) > 1:
+                finish_head(s, c, t, waiting[len(waiting) - 2], dst, at)
+    finish_head(s, c, t, waiting[len(waiting) - 1], dst, at)
+
+
+def finish_head(s, c, t, head, dst, at):
+    """The norm and rotation of one head: (its number, squares, scaled values)."""
+    number, square, scaled = head
+    start, columns = s["tiles"][t]
+    total, turned = next_of(c, "bank")[:, 0:columns], next_of(c, "bank")[:, 0:columns]
+    nisa.nc_matmul(dst=total, stationary=c["ones"], moving=square, accumulate=False)
+    nisa.nc_matmul(dst=turned, stationary=c["rotation"], moving=scaled, accumulate=False)
+    inverse = inverse_rms(c, total, LANE, columns)
+    low, high = next_of(c, "narrow")[:, 0:columns], next_of(c, "narrow")[:, 0:columns]
+    cos, sin = c["cos"][:, start : start + columns], c["sin"][:, start : start + columns]
+    nisa.tensor_tensor(dst=low, data1=scaled, data2=cos, op=nl.multiply)
+    nisa.tensor_tensor(dst=high, data1=turned, data2=sin, op=nl.multiply)
+    nisa.tensor_tensor(dst=low, data1=low, data2=high, op=nl.add)
+    nisa.tensor_tensor(
+        dst=dst[:, number, at : at + columns], data1=low, data2=inverse, op=nl.multiply
+    )
+
+
+def project_queries(s, c, t):
+    """Queries of token tile t; its attention takes their place."""
+    c["q"] = nl.ndarray((LANE, s["heads"], s["columns"]), dtype=c["dtype"], name="q")
+    project_heads(s, c, t, "q", 0, c["q"], 0)
+
+
+def project_keys(s, c, t, k_new):
+    """Keys of token tile t: kept in SBUF for attention, and written out with tokens in rows."""
+    start, _ = s["tiles"][t]
+    make_ring(c, "natural", 4, (LANE, s["width"]), c["dtype"])  # tokens on partitions
+    project_heads(s, c, t, "k", 1, c["keys"], start)
+    per = c["half"] // LANE
+    for at, count in s["lanes"][t]:
+        rows = next_of(c, "natural")
+        for first in range(0, s["heads"], per):
+            last = min(first + per, s["heads"])
+            bank = transpose_bank(c)
+            for head in range(first, last):
+                nisa.nc_transpose(
+                    dst=bank[0:count, (head - first) * LANE : (head - first + 1) * LANE],
+                    data=c["keys"][:, head, start + at : start + at + count],
+                )
+            nisa.tensor_copy(
+                dst=rows[0:count, first * LANE : last * LANE],
+                src=bank[0:count, 0 : (last - first) * LANE], engine=nisa.engine.scalar,
+            )  # fmt: skip
+        nisa.dma_copy(dst=k_new[start + at : start + at + count], src=rows[0:count])
+
+
+def project_values(s, c, t, v_new):
+    """Values of token tile t, tokens on partitions: beside their ones in SBUF, and written out."""
+    start, _ = s["tiles"][t]
+    make_ring(c, "natural", 4, (LANE, s["width"]), c["dtype"])
+    own = [piece for piece in s["own"] if start <= piece[1] < start + s["tiles"][t][1]]
+    rows = [next_of(c, "natural") for _ in own]
+    for first, count in s["split"]["v"]:
+        w = next_block(s, c, "v", count)
+        for i in range(len(own)):
+            at, n = own[i][1] - start, own[i][2]
+            bank = next_of(c, "bank")[0:n, 0 : count * LANE]
+            for d in range(s["across"]):
+                nisa.nc_matmul(
+                    dst=bank, stationary=c["h"][:, d, at : at + n], moving=w[:, :, d, :],
+                    accumulate=d > 0,
+                )  # fmt: skip
+            nisa.tensor_copy(
+                dst=rows[i][0:n, first * LANE : (first + count) * LANE], src=bank,
+                engine=nisa.engine.scalar,
+            )  # fmt: skip
+    for i in range(len(own)):
+        number, at, n = own[i]
+        nisa.tensor_copy(
+            dst=c["values"][0:n, number, :, 0:LANE],
+            src=rows[i][0:n].reshape((n, s["heads"], LANE)),
+        )
+        nisa.dma_copy(dst=v_new[at : at + n], src=rows[i][0:n])
+
+
+def add_to_residual(s, c, t, d, partial, gate):
+    """x += gate * partial, one 128 of features; on several ranks `reduce_partials` comes first."""
+    start, columns = s["tiles"][t]
+    x = c["x"][:, d, start : start + columns]
+    nisa.scalar_tensor_tensor(
+        dst=x, data=partial, op0=nl.multiply, operand0=c["modulation"][:, gate, d : d + 1],
+        op1=nl.add, operand1=x,
+    )  # fmt: skip
+
+
+def project(s, c, t, kind, source, gate):
+    """x += gate * (source @ W), features on partitions."""
+    columns = s["tiles"][t][1]
+    for first, count in s["split"][kind]:
+        w = next_block(s, c, kind, count)
+        for i in range(count):
+            bank = next_of(c, "bank")[:, 0:columns]
+            for k in range(s["depth"][kind]):
+                nisa.nc_matmul(
+                    dst=bank, stationary=w[:, i, k, :], moving=source[:, k, 0:columns],
+                    accumulate=k > 0,
+                )  # fmt: skip
+            if s["ranks"] > 1:
+                nisa.tensor_copy(dst=c["h"][:, first + i, 0:columns], src=bank)
+            else:
+                add_to_residual(s, c, t, first + i, bank, gate)
+    if s["ranks"] > 1:
+        reduce_partials(s, c, t, gate)
+
+
+def reduce_partials(s, c, t, gate):
+    """x += gate * the sum of the ranks' shares, which stand in h, as nobody needs it any more.
+
+    Two cores that act as one exchange them by sendrecv; others by an all-reduce in HBM.
+    """
+    columns = s["tiles"][t][1]
+    mine = c["h"][:, :, 0:columns]
+    if s["cores"] == 2:
+        other = 1 - nl.program_id(0)
+        theirs = nl.ndarray((LANE, s["across"], columns), dtype=c["dtype"], name="theirs")
+        nisa.sendrecv(src=mine, dst=theirs, send_to_rank=other, recv_from_rank=other, pipe_id=0)
+        nisa.tensor_tensor(dst=mine, data1=mine, data2=theirs, op=nl.add)
+    else:
+        shape = (LANE, s["across"], columns)
+        share = nl.ndarray(shape, dtype=c["dtype"], buffer=nl.hbm, name="share")
+        total = nl.ndarray(shape, dtype=c["dtype"], buffer=nl.hbm, name="total")
+        nisa.dma_copy(dst=share, src=mine)
+        group = nccl.ReplicaGroup([list(range(s["ranks"]))])
+        nccl.all_reduce(srcs=[share], dsts=[total], replica_group=group, op=nl.add)
+        nisa.dma_copy(dst=mine, src=total)
+    for d in range(s["across"]):
+        add_to_residual(s, c, t, d, mine[:, d], gate)
+
+
+def project_out(s, c, t):
+    """x += gate * (attended @ Wout); the attended values stand where the queries did."""
+    project(s, c, t, "out", c["q"], 2)
+
+
+def feed_forward(s, c, t):
+    """x += gate * (gelu(h @ Wup) @ Wdown)."""
+    columns = s["tiles"][t][1]
+    hidden = nl.ndarray((LANE, s["inner"], columns), dtype=c["dtype"], name="hidden")
+    for first, count in s["split"]["up"]:
+        w = next_block(s, c, "up", count)
+        for i in range(count):
+            bank = next_of(c, "bank")[:, 0:columns]
+            for d in range(s["across"]):
+                nisa.nc_matmul(
+                    dst=bank, stationary=w[:, i, d, :], moving=c["h"][:, d, 0:columns],
+                    accumulate=d > 0,
+                )  # fmt: skip
+            nisa.activation(dst=hidden[:, first + i], op=nl.gelu_apprx_tanh, data=bank)
+    project(s, c, t, "down", hidden, 5)

@@ -1,0 +1,154 @@
+"""From the seam's arrays to the kernel's: weights once at load, the small rest in every call."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lsd_jax.types import KVBuffer, Rope, StackWeights
+from nki_kernels.plan import KINDS, LANE, Shapes
+
+
+def shapes_of(
+    x, weights: StackWeights, kv: KVBuffer, ranks: int = 1, cores: int = 1, **limits
+) -> Shapes:
+    """The sizes of a call of the seam. Raises NotImplementedError for what the kernel cannot do."""
+    ranks = max(ranks, cores)
+    sessions, tokens, dim = x.shape
+    layers, _, _, heads, head_dim = weights.qkv.shape
+    mlp = weights.up.shape[2]
+    if not 1 <= ranks <= heads:
+        raise NotImplementedError(f"{heads} heads do not share {ranks} ranks; use at most {heads}")
+    slots = kv.age.shape[1]
+    ageless = kv.k.shape[2] - slots * tokens
+    shapes = Shapes(
+        layers=layers,
+        sessions=sessions,
+        tokens=tokens,
+        dim=dim,
+        heads=-(-heads // ranks),
+        mlp=mlp if ranks == 1 else -(-mlp // (ranks * LANE)) * LANE,
+        ageless=ageless,
+        slots=slots,
+        ages=weights.age_k.shape[1],
+        itemsize=weights.qkv.dtype.itemsize,
+        ranks=ranks,
+        cores=cores,
+        **limits,
+    )
+    shapes.check(head_dim)
+    _ = shapes.buffering
+    return shapes
+
+
+def pack_weights(weights: StackWeights, shapes: Shapes) -> Array:
+    """All matrices as `[ranks, L, blocks, 128, block]`: see `plan.Shapes` for what a block holds.
+
+    Input feature f of a matrix stands at partition f % 128 of depth f // 128. Where heads or MLP do
+    not split evenly, the last ranks compute with zeros, which add nothing.
+    """
+    heads, mlp = shapes.heads, shapes.mlp
+    ranks = []
+    for r in range(shapes.ranks):
+        own, inner = slice(r * heads, (r + 1) * heads), slice(r * mlp, (r + 1) * mlp)
+        qkv = _share(weights.qkv, 3, own)
+        flat = {
+            "q": qkv[:, :, 0], "k": qkv[:, :, 1], "v": qkv[:, :, 2],
+            "out": _share(weights.out, 1, own), "up": _share(weights.up, 2, inner),
+            "down": _share(weights.down, 1, inner),
+        }  # fmt: skip
+        ranks.append(jnp.concatenate([_blocks(flat[n], n, shapes) for n in KINDS], axis=1))
+    return jnp.stack(ranks)
+
+
+def _share(array: Array, axis: int, own: slice) -> Array:
+    """A slice of an axis, with zeros where it reaches beyond the end."""
+    size = array.shape[axis]
+    taken = jnp.take(array, jnp.arange(min(own.start, size), min(own.stop, size)), axis=axis)
+    missing = (own.stop - own.start) - taken.shape[axis]
+    return jnp.pad(taken, [(0, missing if i == axis else 0) for i in range(array.ndim)])
+
+
+def _blocks(matrix: Array, kind: str, shapes: Shapes) -> Array:
+    layers, depth, outputs = matrix.shape[0], shapes.depth[kind], shapes.outputs[kind]
+    tiled = matrix.reshape(layers, depth, LANE, outputs, LANE).transpose(0, 3, 2, 1, 4)
+    tiled = tiled.reshape(layers, outputs, LANE, depth * LANE)  # [L, output, partition, ...]
+    blocks = []
+    for first, count in shapes.tiles_of_block(kind):
+        block = tiled[:, first : first + count].transpose(0, 2, 1, 3)
+        block = block.reshape(layers, LANE, count * depth * LANE)
+        blocks.append(jnp.pad(block, ((0, 0), (0, 0), (0, shapes.block - block.shape[2]))))
+    return jnp.stack(blocks, axis=1)
+
+
+def pack_call(
+    x: Array, weights: StackWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope,
+    shapes: Shapes, rank: int = 0,
+) -> tuple[Array, ...]:  # fmt: skip
+    """The kernel's arguments but for the packed weights, for one rank; see `denoise_stack.body`."""
+    dtype = weights.qkv.dtype
+    layers, sessions = shapes.layers, shapes.sessions
+    heads = shapes.heads * shapes.cores  # two cores that act as one see the heads of both
+    own = slice(rank * heads, (rank + 1) * heads)
+    across, width = shapes.dim // LANE, heads * LANE
+
+    def rows(buffer: Array) -> Array:
+        return _share(buffer, 3, own).reshape(layers, sessions, shapes.keys, width).astype(dtype)
+
+    def ages(table: Array) -> Array:
+        return _share(table, 2, own).reshape(layers, shapes.ages, width).astype(dtype)
+
+    age = jnp.clip(kv.age, 0, shapes.ages - 1)
+    onehot = (age[:, None, :] == jnp.arange(shapes.ages)[:, None]).astype(dtype)  # [B, A, S]
+    mod = modulation.astype(jnp.float32).at[:, :, jnp.array([1, 4])].add(1.0)
+    mod = mod.reshape(layers, -1, 6, across, LANE).transpose(0, 1, 4, 2, 3)
+    scales = jnp.stack([weights.q_scale, weights.k_scale], axis=-1).astype(jnp.float32)
+    turns = [jnp.concatenate([t, t], axis=1).T.astype(dtype) for t in (rope.cos, rope.sin)]
+    return (
+        features_first(x),
+        rows(kv.k),
+        rows(kv.v),
+        _bias_of_pieces(bias, shapes),
+        jnp.broadcast_to(onehot[..., None], (*onehot.shape, LANE)),
+        ages(weights.age_k),
+        ages(weights.age_v),
+        scales,
+        mod,
+        jnp.stack(turns),
+        jnp.asarray(rotation(), dtype),
+    )
+
+
+def features_first(x: Array) -> Array:
+    """`[B, T, D]` as `[B, 128, D / 128, T]` float32."""
+    sessions, tokens, dim = x.shape
+    split = x.astype(jnp.float32).reshape(sessions, tokens, dim // LANE, LANE)
+    return split.transpose(0, 3, 2, 1)
+
+
+def tokens_first(x: Array) -> Array:
+    """The inverse of `features_first`, in float32."""
+    sessions, _, across, tokens = x.shape
+    return x.transpose(0, 3, 2, 1).reshape(sessions, tokens, across * LANE)
+
+
+def rotation() -> np.ndarray:
+    """The stationary matrix that takes a head's (low, high) halves to (-high, low)."""
+    half = LANE // 2
+    matrix = np.zeros((LANE, LANE), np.float32)
+    matrix[half + np.arange(half), np.arange(half)] = -1
+    matrix[np.arange(half), half + np.arange(half)] = 1
+    return matrix
+
+
+def _bias_of_pieces(bias: Array, shapes: Shapes) -> Array:
+    if not shapes.buffer_pieces:
+        return jnp.zeros((shapes.sessions, LANE, 1), jnp.float32)
+    columns = [
+        jnp.pad(
+            bias[:, p.start : p.start + p.count * p.step : p.step], ((0, 0), (0, LANE - p.count))
+        )
+        for p in shapes.buffer_pieces
+    ]
+    return jnp.stack(columns, axis=-1).astype(jnp.float32)

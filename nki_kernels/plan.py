@@ -1,0 +1,227 @@
+"""How the megakernel cuts its work: token tiles, key pieces, weight blocks. Shapes only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+LANE = 128  # partitions, the contraction of one matmul, and the width of a head
+TOKENS = 512  # columns of one matmul, one PSUM bank of float32
+KINDS = ("k", "v", "q", "out", "up", "down")
+SMALLEST_BLOCK = 2048  # elements a partition: 4 KiB of bfloat16 keep DMA efficient
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Up to 128 keys of one frame slot (or of none: slot -1): `start`, `start + step`, ..."""
+
+    start: int
+    count: int
+    slot: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of one call: letters as in `lsd_jax.types`; heads and mlp are one rank's share."""
+
+    layers: int
+    sessions: int
+    tokens: int
+    dim: int
+    heads: int
+    mlp: int
+    ageless: int  # keys in front of the frame slots: pinned, and memory
+    slots: int
+    ages: int
+    itemsize: int = 2  # bytes of the compute dtype
+    ranks: int = 1  # that share the heads and the MLP
+    cores: int = 1  # 2: the ranks are two cores that act as one (LNC), and share their HBM
+    sbuf_bytes: int = 208 * 1024  # a partition
+
+    def check(self, head_dim: int) -> None:
+        """Raises NotImplementedError, naming the nearest shape that works."""
+        if head_dim != LANE:
+            raise NotImplementedError(
+                f"head_dim={head_dim}: the NKI kernel takes heads of {LANE}, as wide as the tensor "
+                f"engine; set model.head_width={LANE}"
+            )
+        for name in ("dim", "mlp"):
+            size = getattr(self, name)
+            if size % LANE:
+                nearest = max(LANE, round(size / LANE) * LANE)
+                raise NotImplementedError(
+                    f"{name}={size} is no multiple of {LANE}; the nearest that works is {nearest}"
+                )
+        if self.ages > LANE:
+            raise NotImplementedError(f"window={self.ages - 1}: at most {LANE - 1} works")
+        if self.heads * self.slots > TOKENS:
+            raise NotImplementedError(
+                f"{self.heads * self.slots} head-slot pairs; at most {TOKENS} work: use more ranks"
+            )
+        if self.heads < 1:
+            raise NotImplementedError("a rank needs at least one head; use fewer ranks")
+
+    @cached_property
+    def depth(self) -> dict[str, int]:
+        """Contraction of each kind of matrix, in lanes."""
+        across = self.dim // LANE
+        return {
+            "k": across, "v": across, "q": across, "out": self.heads, "up": across,
+            "down": self.mlp // LANE,
+        }  # fmt: skip
+
+    @cached_property
+    def outputs(self) -> dict[str, int]:
+        """Output tiles (of 128) of each kind of matrix."""
+        return {
+            "k": self.heads, "v": self.heads, "q": self.heads, "out": self.dim // LANE,
+            "up": self.mlp // LANE, "down": self.dim // LANE,
+        }  # fmt: skip
+
+    @cached_property
+    def block(self) -> int:
+        """Elements a partition of one block of weights: several output tiles `[128, depth, 128]`,
+        as many as fit."""
+        return max(SMALLEST_BLOCK, LANE * max(self.depth.values()))
+
+    @cached_property
+    def per_block(self) -> dict[str, int]:
+        """Output tiles in one block. The values' are one matmul's columns, so at most four."""
+        fits = {k: self.block // (LANE * self.depth[k]) for k in KINDS}
+        fits["v"] = min(fits["v"], TOKENS // LANE)
+        return {k: min(fits[k], self.outputs[k]) for k in KINDS}
+
+    @cached_property
+    def first_block(self) -> dict[str, int]:
+        """Where each kind's blocks start; `end` is their number."""
+        first, at = {}, 0
+        for kind in KINDS:
+            first[kind] = at
+            at += -(-self.outputs[kind] // self.per_block[kind])
+        return first | {"end": at}
+
+    def tiles_of_block(self, kind: str) -> list[tuple[int, int]]:
+        """(first output tile, number of them) of each block of a kind."""
+        step, total = self.per_block[kind], self.outputs[kind]
+        return [(at, min(step, total - at)) for at in range(0, total, step)]
+
+    @cached_property
+    def token_tiles(self) -> list[tuple[int, int]]:
+        """(start, count) of token tiles of at most 512 and as equal as possible, in lanes."""
+        tiles = -(-self.tokens // TOKENS)
+        size = -(-self.tokens // tiles)
+        size = min(TOKENS, -(-size // LANE) * LANE) if tiles > 1 else size
+        return _cut(0, self.tokens, size)
+
+    def lanes(self, start: int, count: int) -> list[tuple[int, int]]:
+        """(start, count) of runs of at most 128 tokens."""
+        return _cut(start, count, LANE)
+
+    @cached_property
+    def keys(self) -> int:
+        """Keys in the buffer."""
+        return self.ageless + self.slots * self.tokens
+
+    @cached_property
+    def segments(self) -> list[tuple[int, int, int]]:
+        """(start, keys, slot) of the parts of the buffer that no piece may span."""
+        ageless = [(0, self.ageless, -1)] if self.ageless else []
+        starts = [self.ageless + slot * self.tokens for slot in range(self.slots)]
+        return ageless + [(start, self.tokens, slot) for slot, start in enumerate(starts)]
+
+    @cached_property
+    def buffer_chunks(self) -> list[list[Piece]]:
+        """The buffer, cut into pieces, as many to a chunk as are attended to at once.
+
+        Keys are a set, so full pieces of one segment and chunk share its keys out in turn, and a
+        partition's keys of all of them are neighbours in HBM: one long row for DMA. (Two cores that
+        act as one hold columns of the same rows, and take them piece by piece.)
+        """
+        size, chunks = self.buffering[0], [[]]
+        for start, keys, slot in self.segments:
+            end = start + keys
+            while start < end:
+                if len(chunks[-1]) == size:
+                    chunks.append([])
+                together = min(size - len(chunks[-1]), (end - start) // LANE)
+                together = min(together, 1) if self.cores > 1 else together
+                if together:
+                    chunks[-1] += [Piece(start + i, LANE, slot, together) for i in range(together)]
+                    start += together * LANE
+                else:
+                    chunks[-1].append(Piece(start, end - start, slot, 1))
+                    start = end
+        return [chunk for chunk in chunks if chunk]
+
+    @cached_property
+    def buffer_pieces(self) -> list[Piece]:
+        """All pieces, in the order of their chunks."""
+        return [piece for chunk in self.buffer_chunks for piece in chunk]
+
+    def loads(self, chunk: list[Piece]) -> list[tuple[int, int, int, int]]:
+        """(first piece, pieces, first key, keys of each) of the transfers that bring a chunk."""
+        found, i = [], 0
+        while i < len(chunk):
+            piece = chunk[i]
+            found.append((i, piece.step, piece.start, piece.count))
+            i += piece.step
+        return found
+
+    def chunks(self, pieces: list) -> list[list]:
+        """Neighbouring pieces of the frame's own keys, as many as are attended to at once."""
+        size = self.buffering[0]
+        return [pieces[i : i + size] for i in range(0, len(pieces), size)]
+
+    @cached_property
+    def buffering(self) -> tuple[int, int]:
+        """Key pieces of a chunk and weight blocks in flight: the most that SBUF has room for.
+
+        Raises NotImplementedError where not even the least fits.
+        """
+        for pieces in (4, 2, 1):
+            for blocks in (4, 3, 2):
+                if self.sbuf_needed(pieces, blocks) <= self.sbuf_bytes:
+                    return pieces, blocks
+        raise NotImplementedError(
+            f"{self.tokens} tokens of dim={self.dim}, {self.heads} heads and mlp={self.mlp} a rank "
+            f"need {self.sbuf_needed(1, 2) // 1024} KiB of SBUF a partition, and there are "
+            f"{self.sbuf_bytes // 1024}; share the heads over {2 * self.ranks} ranks or more, or "
+            f"use fewer tokens"
+        )
+
+    def sbuf_needed(self, pieces: int, blocks: int) -> int:
+        """Bytes of a partition at the fullest moment, an upper bound; see `denoise_stack.tiles`."""
+        size, across = self.itemsize, self.dim // LANE
+        columns = min(TOKENS, self.tokens)
+        width = self.heads * LANE
+        lanes = sum(len(self.lanes(*tile)) for tile in self.token_tiles)
+        with_ones = self.heads * (LANE + 1)
+        always = (
+            4 * across * self.tokens  # residual
+            + size * across * columns  # normalised input
+            + size * self.heads * self.tokens  # keys
+            + size * lanes * with_ones  # values
+            + size * blocks * self.block
+            + size * 2 * pieces * width  # pieces of the buffer as they come
+            + size * 2 * self.tokens  # cosines, sines
+            + (8 * size + 8 * 4) * columns  # temporaries
+            + size * (2 + pieces + 1) * width  # age tables, and rows of them
+            + 4 * (6 * across + self.heads * self.slots + self.keys // LANE + self.slots + 1)
+            + size * (self.slots + 6) * LANE
+            + 1024  # scales and the like
+        )
+        queries = size * self.heads * columns
+        attention = (
+            2 * size * pieces * (width + with_ones)
+            + 4 * 4 * (with_ones + self.heads)  # results and their sums
+            + 4 * size * columns  # weights of one piece
+        )
+        projection = 2 * 4 * size * width  # keys and values with tokens in rows
+        hidden = size * (self.mlp // LANE) * columns
+        partial = size * across * columns if self.cores > 1 else 0
+        return always + max(queries + attention, projection, queries + partial, hidden + partial)
+
+
+def _cut(start: int, count: int, size: int) -> list[tuple[int, int]]:
+    return [(start + at, min(size, count - at)) for at in range(0, count, size)]

@@ -1,0 +1,147 @@
+"""Compiles for a TPU where there is none, and reads the real compiler's static model.
+
+`libtpu` (the extra `tpu`) holds the compiler of every TPU. Each compilation runs in a process of
+its own with a time limit, since the compiler's profiler may abort, and its outcome is cached by
+what was compiled, for which chip, by which versions. Cycles are of the kind `compiled`: the
+compiler's own simulation of the code that it made. It knows issue slots, latencies and loops, but
+lets copies share HBM without a price, so a time is at least `bytes / bandwidth`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lsd_jax.hw.chips import Chip
+
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+"""The smallest of each chip that every libtpu knows; one device of it is compiled for."""
+
+LIMIT_S = 900
+_ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler says about one executable. A figure that it does not give is None."""
+
+    cycles: int | None  # of all operations, one after the other; None where its profiler stops
+    launches: int  # operations that compute or copy, bookkeeping of below 30 cycles left out
+    kernels: int  # of them, Pallas kernels
+    operations: dict[str, int | None]  # cycles of those, by name
+    argument_bytes: int
+    output_bytes: int
+    alias_bytes: int
+    code_bytes: int
+    vmem_peak_bytes: int | None
+    libtpu: str
+
+
+def compile_for(
+    chip: str, case: str, options: dict, limit_s: int = LIMIT_S, free_layouts: bool = True
+) -> Compiled:
+    """Compiles the case `package.module:function` with its options, or looks up how that went.
+
+    `function(**options)` gives a function to compile and its abstract arguments, and the numbers of
+    those donated. With `free_layouts` the compiler chooses how arguments lie in HBM, as for weights
+    that are placed once; else they lie as JAX puts them.
+
+    Raises ValueError, with the remedy, where libtpu is absent, the chip unknown to it, the case
+    does not fit, or the limit is passed.
+    """
+    if chip not in TOPOLOGIES:
+        raise ValueError(f"libtpu compiles for {', '.join(TOPOLOGIES)}, not for {chip!r}")
+    wanted = {"topology": TOPOLOGIES[chip], "case": case, "options": options}
+    wanted["free_layouts"] = free_layouts
+    cache = _cache_folder() / f"{_key(wanted)}.json"
+    if not cache.is_file():
+        found = _compile(wanted, limit_s)
+        beside = cache.with_suffix(f".{os.getpid()}.partial")
+        beside.write_text(json.dumps(found))
+        os.replace(beside, cache)
+    return Compiled(**json.loads(cache.read_text()))
+
+
+def libtpu_version() -> str:
+    """Of the libtpu installed. Raises ValueError where there is none."""
+    try:
+        return importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(
+            "compiling for TPU needs libtpu (Linux, x86-64): pip install 'lsd-jax[tpu]'"
+        ) from None
+
+
+def _compile(wanted: dict, limit_s: int) -> dict:
+    found, reason = _run(wanted, limit_s, profile=True)
+    if found is None:  # its profiler knows some code of its own compiler not to be simulated
+        found, reason = _run(wanted, limit_s, profile=False)
+    if found is None:
+        raise ValueError(f"libtpu stopped at {wanted['case']}: {reason}")
+    if "error" in found:
+        raise ValueError(f"{wanted['case']} for {wanted['topology']}: {found['error']}")
+    return found | {"libtpu": libtpu_version()}
+
+
+def _run(wanted: dict, limit_s: int, profile: bool) -> tuple[dict | None, str]:
+    """What the worker found, or None and why it died."""
+    with tempfile.TemporaryDirectory(prefix="lsd-aot-") as folder:
+        env = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            "LIBTPU_INIT_ARGS": (
+                f"--xla_jf_dump_static_llo_profile_to={folder}" if profile else ""
+            ),
+            "XLA_FLAGS": "",
+            "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
+        out = Path(folder) / "found.json"
+        command = [sys.executable, "-m", "pallas_kernels.aot_worker", json.dumps(wanted), str(out)]
+        try:
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            raise ValueError(
+                f"compiling {wanted['case']} for {wanted['topology']} took more than {limit_s} s"
+            ) from None
+        found = json.loads(out.read_text()) if out.is_file() else None
+    return found, _reason(done.stderr)
+
+
+def _reason(stderr: str) -> str:
+    """The line of a crash that says why."""
+    lines = [line for line in stderr.splitlines() if "failed" in line or "Error" in line]
+    return (lines or stderr.splitlines() or ["no reason given"])[0][:300]
+
+
+def _key(wanted: dict) -> str:
+    versions = [libtpu_version(), *(importlib.metadata.version(p) for p in ("jax", "jaxlib"))]
+    sources = hashlib.sha256()
+    for package in ("pallas_kernels", "lsd_jax"):
+        for path in sorted((_ROOT / package).rglob("*.py")):
+            if "train" not in path.parts:
+                sources.update(path.read_bytes())
+    text = json.dumps([wanted, versions, sources.hexdigest(), platform.machine()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "lsd-jax" / "aot"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def time_us(cycles: int, hbm_bytes: int, chip: Chip) -> float:
+    """Microseconds of a computation: its cycles, or its bytes, whichever takes longer."""
+    return 1e6 * max(cycles / chip["clock"], hbm_bytes / chip["hbm_bandwidth"])

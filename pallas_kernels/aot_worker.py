@@ -1,0 +1,116 @@
+"""Compiles one case for one TPU topology: the process that `aot.py` starts.
+
+python -m pallas_kernels.aot_worker '{"topology": ..., "case": ..., "options": ...}' OUT.json
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, SingleDeviceSharding
+
+SMALLEST_LAUNCH = 30  # cycles; below it an operation is scalar bookkeeping
+
+
+def main(wanted: dict, out: Path) -> None:
+    """Writes what was found, or `{"error": ...}` for what the compiler refuses."""
+    module, _, function = wanted["case"].partition(":")
+    device = topologies.get_topology_desc(wanted["topology"], "tpu").devices[0]
+    with jax.sharding.use_abstract_mesh(Mesh(np.array([device]), ("core",)).abstract_mesh):
+        try:
+            case = getattr(importlib.import_module(module), function)
+            free = wanted["free_layouts"]
+            compiled = compile_case(*case(**wanted["options"]), device=device, free=free)
+        except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
+            out.write_text(json.dumps({"error": str(error).splitlines()[0][:400]}))
+            return
+    out.write_text(json.dumps(figures(compiled)))
+
+
+def compile_case(function, arguments: tuple, donated: tuple[int, ...], device, free: bool):
+    """Compiled for `device`, with the layouts in HBM that suit it best if they are `free`."""
+    here = SingleDeviceSharding(device)
+    lies = Format(Layout.AUTO, here) if free else here
+    formats = jax.tree.map(lambda _: lies, arguments)
+    jitted = jax.jit(function, in_shardings=formats, out_shardings=lies, donate_argnums=donated)
+    return jitted.lower(*arguments).compile()
+
+
+def figures(compiled) -> dict:
+    """What the executable's text and memory analysis say."""
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    operations = profile(text)
+    known = any(n is not None for n in operations.values())
+    large = {name: n for name, n in operations.items() if n is None or n >= SMALLEST_LAUNCH}
+    return {
+        "cycles": sum(n or 0 for n in operations.values()) if known else None,
+        "launches": len(large),
+        "kernels": text.count('custom_call_target="tpu_custom_call"'),
+        "operations": dict(sorted(large.items(), key=lambda item: -(item[1] or 0))),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "alias_bytes": memory.alias_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
+        "vmem_peak_bytes": None,
+    }
+
+
+_OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*?[\])}] ([a-z][\w-]*)\(")
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "copy-start",
+    "copy-done",
+}
+_CYCLES = re.compile(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"')
+_BODY = re.compile(r"\bwhile\(.*condition=%?([\w.-]+), body=%?([\w.-]+)")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_CONSTANT = re.compile(r"constant\((\d+)\)")
+
+
+def profile(text: str) -> dict[str, int | None]:
+    """Cycles of each operation of the entry computation; of a loop, of all its turns. Without a
+    profile, None for each operation that computes or copies.
+
+    Raises ValueError where a loop's number of turns is not written in its condition.
+    """
+    lines, entry, name, profiled = {}, "", "", _CYCLES.search(text)
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            name = head[2]
+            entry = name if head[1] else entry
+            lines[name] = []
+        elif name:
+            lines[name].append(line)
+
+    def walk(computation: str, turns: int) -> dict[str, int | None]:
+        found: dict[str, int | None] = {}
+        for line in lines[computation]:
+            operation = _OPERATION.match(line)
+            if loop := _BODY.search(line):
+                bounds = [int(n) for n in _CONSTANT.findall("\n".join(lines[loop[1]]))]
+                if len(bounds) != 1:
+                    raise ValueError(f"loop {loop[2]} has no single bound, but {bounds}")
+                found |= walk(loop[2], turns * bounds[0])
+            elif operation and (cycles := _CYCLES.search(line)):
+                found[operation[1]] = turns * int(cycles[1])
+            elif operation and not profiled and operation[2] not in _FREE:
+                found[operation[1]] = None
+        return found
+
+    return walk(entry, 1)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,137 @@
+"""Rows of `lsd bench` for TPUs: the seam by each implementation, compiled by the real compiler."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from lsd_jax.hw.chips import Chip
+from pallas_kernels import aot
+from pallas_kernels.tpu.cost import total
+from pallas_kernels.tpu.plan import Shape
+from pallas_kernels.tpu.planner import choose
+from pallas_kernels.tpu.schedule import program
+
+IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
+NO_PROFILE = "it compiles, but the compiler's profiler stops at one of its operations: no cycles"
+
+
+def frame_rows(config: Any, chip: Chip) -> list[dict]:
+    """`stream.frame_step` of a `lsd_jax.config.Config`, one session, its state donated and laid out
+    as a stream does, by the kernel and without.
+
+    Raises ValueError where it does not compile.
+    """
+    rows = []
+    for implementation in IMPLEMENTATIONS[:2]:
+        options = {"implementation": implementation, "config": asdict(config)}
+        case = "lsd_jax.cli.bench_cases:frame"
+        found = aot.compile_for(chip.name, case, options, free_layouts=False)
+        moved = found.argument_bytes + found.output_bytes - found.alias_bytes
+        rows.append(
+            {
+                "impl": implementation,
+                "chip": chip.name,
+                "kind": "compiled",
+                "cycles": found.cycles,
+                "us": found.cycles and aot.time_us(found.cycles, moved, chip),
+                "hbm_bytes": moved,
+                "launches": found.launches,
+                "kernels": found.kernels,
+                "alias_bytes": found.alias_bytes,
+                "code_bytes": found.code_bytes,
+                "libtpu": found.libtpu,
+                "plan": f"{found.kernels} megakernels of {found.launches} operations; "
+                f"{found.alias_bytes / 1e6:.1f} MB of state updated in place",
+                "note": None if found.cycles else NO_PROFILE,
+                "operations": found.operations,
+            }
+        )
+    return rows
+
+
+def stack_rows(config: Any, chip: Chip) -> list[dict]:
+    """`ops.denoise_stack` of a `lsd_jax.config.Config`, one session, one row an implementation.
+
+    A figure that the compiler does not give is None, and `note` says why. Raises ValueError where
+    nothing can be compiled.
+    """
+    shape = shape_of(config)
+    rows = []
+    for implementation in IMPLEMENTATIONS:
+        row: dict[str, Any] = {"impl": implementation, "chip": chip.name, "kind": "compiled"}
+        row |= {"libtpu": aot.libtpu_version()}
+        try:
+            rows.append(row | _figures(shape, chip, implementation))
+        except (NotImplementedError, ValueError) as refusal:
+            rows.append(row | {"note": str(refusal)})
+    if all("cycles" not in row for row in rows):
+        raise ValueError("; ".join(row["note"] for row in rows))
+    return rows
+
+
+def shape_of(config: Any) -> Shape:
+    """The denoise stack of a streaming config's denoising pass, for one session."""
+    model = config.model
+    return Shape(
+        sessions=1,
+        tokens=model.tokens,
+        dim=model.dim,
+        layers=model.layers,
+        heads=model.heads,
+        head_dim=model.head_dim,
+        mlp=model.mlp,
+        ageless=model.keys - model.slots * model.tokens,
+        slots=model.slots,
+        ages=model.window + 1,
+        modulations=1,
+        dtype=config.stream.compute_dtype,
+    )
+
+
+def macs(s: Shape) -> int:
+    """Multiply-adds of a pass: projections and MLP, and two products with each key attended."""
+    width = s.heads * s.head_dim
+    dense = s.rows * s.dim * (4 * width + 2 * s.mlp)
+    return s.layers * (dense + 2 * s.rows * (s.keys + s.tokens) * width)
+
+
+def least_bytes(s: Shape) -> int:
+    """Bytes that have to cross HBM: weights, keys and values read once, what is new written once,
+    the residual stream both."""
+    width = s.heads * s.head_dim
+    weights = s.dim * (4 * width + 2 * s.mlp)
+    keys = 2 * s.sessions * s.keys * width
+    new = 2 * s.rows * width
+    return s.itemsize * (s.layers * (weights + keys + new) + 2 * s.rows * s.dim)
+
+
+def _figures(shape: Shape, chip: Chip, implementation: str) -> dict[str, Any]:
+    plan = choose(shape, chip.name).plan if implementation == "pallas" else None
+    options = {"implementation": implementation, **asdict(shape)}
+    found = aot.compile_for(chip.name, "pallas_kernels.tpu.cases:stack", options)
+    least = macs(shape) / chip["macs_bf16"]
+    moved = found.argument_bytes + found.output_bytes
+    if plan:
+        moved = total(program(plan), plan, chip).hbm_bytes
+    known = {
+        "floor_us": aot.time_us(math.ceil(least), least_bytes(shape), chip),
+        "hbm_bytes": moved,
+        "vmem_peak_bytes": plan.vmem_bytes if plan else None,
+        "launches": found.launches,
+        "code_bytes": found.code_bytes,
+        "plan": plan.describe() if plan else None,
+    }
+    if found.cycles is None:
+        return known | {"note": NO_PROFILE}
+    if found.cycles < least:
+        raise ValueError(
+            f"the compiler's profile says {found.cycles:,} cycles, fewer than the {least:,.0f} "
+            "that the multiply-adds alone take: it has miscounted a loop"
+        )
+    return known | {
+        "cycles": found.cycles,
+        "us": aot.time_us(found.cycles, moved, chip),
+        "mxu_busy": least / found.cycles,
+    }

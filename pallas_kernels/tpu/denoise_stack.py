@@ -1,0 +1,87 @@
+"""`ops.denoise_stack` by the megakernel: what it takes, the plan, and the way back to the seam."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from lsd_jax.types import KVBuffer, Rope, StackWeights
+from pallas_kernels.tpu.chip import chip_here
+from pallas_kernels.tpu.launch import launch
+from pallas_kernels.tpu.plan import Plan, Shape
+from pallas_kernels.tpu.planner import choose
+from pallas_kernels.tpu.schedule import program
+
+XLA_BYTES = 4 << 20  # of VMEM, left to XLA; with none it refuses to compile
+
+Result = tuple[Float[Array, "b t d"], Float[Array, "l b t h k"], Float[Array, "l b t h k"]]
+
+
+def denoise_stack(
+    x: Float[Array, "b t d"],
+    weights: StackWeights,
+    kv: KVBuffer,
+    bias: Float[Array, "b n"],
+    modulation: Float[Array, "l #b 6 d"],
+    rope: Rope,
+) -> Result:
+    """`ops.denoise_stack` on the TPU that this is traced for.
+
+    Raises NotImplementedError where that is none, or the shape is not one for it.
+    """
+    chip = chip_here()
+    plan = choose(shape_of(x, weights, kv, modulation), chip.name).plan
+    limit = int(chip["vmem_bytes"]) - XLA_BYTES
+    out = launch(plan, program(plan), x, weights, kv, bias, modulation, rope, limit)
+    return as_seam(plan, out)
+
+
+def interpreted(
+    x: Float[Array, "b t d"],
+    weights: StackWeights,
+    kv: KVBuffer,
+    bias: Float[Array, "b n"],
+    modulation: Float[Array, "l #b 6 d"],
+    rope: Rope,
+) -> Result:
+    """The same kernel, as planned for a v6e, interpreted on whatever is here: slow, and right."""
+    plan = choose(shape_of(x, weights, kv, modulation), "v6e").plan
+    simulated = pltpu.InterpretParams()
+    arguments = (x, weights, kv, bias, modulation, rope)
+    return as_seam(plan, launch(plan, program(plan), *arguments, interpret=simulated))
+
+
+def shape_of(x: jax.Array, weights: StackWeights, kv: KVBuffer, modulation: jax.Array) -> Shape:
+    """The shape of these arguments. Raises NotImplementedError where dtypes are mixed."""
+    mixed = {a.dtype.name for a in jax.tree.leaves((x, weights, kv.k, kv.v, modulation))}
+    if len(mixed) > 1:
+        raise NotImplementedError(f"dtypes are mixed ({', '.join(sorted(mixed))}); cast to one")
+    layers, dim, _, heads, head_dim = weights.qkv.shape
+    return Shape(
+        sessions=x.shape[0],
+        tokens=x.shape[1],
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        head_dim=head_dim,
+        mlp=weights.up.shape[2],
+        ageless=kv.k.shape[2] - kv.age.shape[1] * x.shape[1],
+        slots=kv.age.shape[1],
+        ages=weights.age_k.shape[1],
+        modulations=modulation.shape[1],
+        dtype=x.dtype.name,
+    )
+
+
+def as_seam(plan: Plan, out: dict[str, jax.Array]) -> Result:
+    """The kernel's results in the seam's shapes."""
+    s = plan.shape
+
+    def split(new):  # [L, H, B * T, K] to [L, B, T, H, K]
+        by_session = new.reshape(s.layers, s.heads, s.sessions, s.tokens, s.head_dim)
+        return jnp.transpose(by_session, (0, 2, 3, 1, 4))
+
+    x = out["x_out"].reshape(s.sessions, s.tokens, s.dim)
+    return x, split(out["k_out"]), split(out["v_out"])

@@ -1,0 +1,346 @@
+"""The megakernel: runs a program of `schedule.py` on one TensorCore, all of it in one launch.
+
+Dimensions: those of `lsd_jax.types` and `plan.py`. Weights and the KV buffer stay in HBM and come
+tile by tile; activations never leave VMEM.
+
+Memory budget: `Plan.buffers` and `Plan.arguments`.
+
+Pseudocode: `schedule.program`, an instruction a method of `Machine`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.tpu import schedule
+from pallas_kernels.tpu.plan import Plan
+from pallas_kernels.tpu.schedule import Loop, Program, Step
+
+EPSILON = 1e-6
+SAFE_EXPONENT = 96.0  # of 2; sums of thousands of such terms stay far below float32's 2^127
+LOG2_E = math.log2(math.e)
+
+Index = Any  # an int, or a traced one
+Rows = Any  # of pl.ds
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A plan and the references of its buffers; each method emits one instruction."""
+
+    plan: Plan
+    at: SimpleNamespace  # references by the names of `Plan.buffers`, `Plan.arguments`, operands
+
+    def run(self, program: Program, layer: Index = 0, tile: Index = 0) -> None:
+        """Emits `program`; layers are a loop, the tiles of a layer straight-line code.
+
+        The compiler overlaps the units of a core inside straight-line code alone. Its static
+        profile, moreover, miscounts a loop of copies inside another.
+        """
+        for node in program:
+            if isinstance(node, Step):
+                self.run((node.instruction,), node.layer, node.tile)
+            elif not isinstance(node, Loop):
+                EMIT[type(node)](self, node, layer, tile)
+            elif node.over == "tile":
+                for i in range(node.times):
+                    self.run(node.body, layer, i)
+            else:
+
+                def turn(i, node=node):
+                    self.run(node.body, i, tile)
+
+                loop(node.times, turn)
+
+    # Traffic
+
+    def copies(self, ring: str, layer: Index, tile: Index, slot: Index) -> list:
+        """The copies that make up a tile, from HBM to its slot of the ring."""
+        at, plan = self.at, self.plan
+        if ring == "heads":
+            heads = pl.ds(tile * plan.group, plan.group)
+            pairs = [
+                (at.qkv_hbm.at[layer, :, heads], at.qkv.at[slot]),
+                (at.out_hbm.at[layer, heads], at.out.at[slot]),
+                (at.k_hbm.at[layer, :, heads], at.k.at[slot]),
+                (at.v_hbm.at[layer, :, heads], at.v.at[slot]),
+            ]
+        else:
+            features = pl.ds(tile * plan.chunk, plan.chunk)
+            pairs = [
+                (at.up_hbm.at[layer, :, features], at.up.at[slot]),
+                (at.down_hbm.at[layer, features], at.down.at[slot]),
+            ]
+        arrived = getattr(at, f"{ring}_arrived")
+        return [
+            pltpu.make_async_copy(source, target, arrived.at[slot, i])
+            for i, (source, target) in enumerate(pairs)
+        ]
+
+    def slot(self, ring: str, layer: Index, tile: Index) -> Index:
+        """Where in its ring a tile lies."""
+        tiles, ahead = self.plan.tiles(ring), self.plan.ahead
+        return tile % ahead if tiles % ahead == 0 else (layer * tiles + tile) % ahead
+
+    def fill(self, node: schedule.Fill, layer: Index, tile: Index) -> None:
+        tiles, ahead = self.plan.tiles(node.ring), self.plan.ahead
+        for i in range(min(ahead, tiles * self.plan.shape.layers)):
+            for copy in self.copies(node.ring, *divmod(i, tiles), i):
+                copy.start()
+
+    def wait(self, node: schedule.Await, layer: Index, tile: Index) -> None:
+        for copy in self.copies(node.ring, layer, tile, self.slot(node.ring, layer, tile)):
+            copy.wait()
+
+    def refill(self, node: schedule.Refill, layer: Index, tile: Index) -> None:
+        tiles = self.plan.tiles(node.ring)
+        due = layer * tiles + tile + self.plan.ahead
+
+        @pl.when(due < tiles * self.plan.shape.layers)
+        def _():
+            slot = self.slot(node.ring, layer, tile)
+            for copy in self.copies(node.ring, due // tiles, due % tiles, slot):
+                copy.start()
+
+    def outgoing(self, layer: Index, tile: Index) -> list:
+        """The copies of a group's new keys and values to HBM."""
+        at, heads = self.at, pl.ds(tile * self.plan.group, self.plan.group)
+        return [
+            pltpu.make_async_copy(at.k_new.at[heads], at.k_out.at[layer, heads], at.left.at[0]),
+            pltpu.make_async_copy(at.v_new.at[heads], at.v_out.at[layer, heads], at.left.at[1]),
+        ]
+
+    def emit(self, node: schedule.Emit, layer: Index, tile: Index) -> None:
+        for copy in self.outgoing(layer, tile):
+            copy.start()
+
+    def drain(self, node: schedule.Drain, layer: Index, tile: Index) -> None:
+        for copy in self.outgoing(layer, tile):
+            copy.wait()
+
+    # Arithmetic
+
+    def load(self, node: schedule.Load, layer: Index, tile: Index) -> None:
+        at, tokens, half = self.at, self.plan.shape.tokens, self.plan.shape.head_dim // 2
+        for name in ("x", "q_scale", "k_scale", "age_k", "age_v"):
+            getattr(at, name)[...] = getattr(at, f"{name}_in")[...].astype(jnp.float32)
+        cos, sin = at.cos_in[...].astype(jnp.float32), at.sin_in[...].astype(jnp.float32)
+        for start in range(0, at.cos.shape[0], tokens):  # once for each session of a block
+            rows = pl.ds(start, tokens)
+            at.cos[rows, :half], at.cos[rows, half:] = cos, cos
+            at.sin[rows, :half], at.sin[rows, half:] = -sin, sin
+
+    def store(self, node: schedule.Store, layer: Index, tile: Index) -> None:
+        self.at.x_out[...] = self.at.x[...].astype(self.at.x_out.dtype)
+
+    def modulate(self, node: schedule.Modulate, layer: Index, tile: Index) -> None:
+        at, first = self.at, 0 if node.part == "attention" else 3
+
+        def block(rows: Rows, session: Index) -> None:
+            x = at.x[rows]
+            rms = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + EPSILON)
+            shift, scale = self.modulation(layer, session, first, first + 1)
+            at.h[rows] = (x * rms * (1 + scale) + shift).astype(at.h.dtype)
+
+        self.for_rows(block)
+
+    def project(self, node: schedule.Project, layer: Index, tile: Index) -> None:
+        at, slot, k_dim = self.at, self.slot("heads", layer, tile), self.plan.shape.head_dim
+        group, new = range(self.plan.group), tile * self.plan.group
+        scale = k_dim**-0.5 * LOG2_E  # of logits that are exponents of 2
+        q_scale = at.q_scale[pl.ds(layer, 1)] * scale
+        k_scale = at.k_scale[pl.ds(layer, 1)]
+
+        def block(rows: Rows, session: Index) -> None:
+            start = rows.start % at.cos.shape[0]
+            place = pl.ds(start, rows.size)
+            cos, sin = at.cos[place], at.sin[place]
+            h = at.h[rows]
+            for part, (target, first) in enumerate(((at.q, 0), (at.k_new, new), (at.v_new, new))):
+                weight = jnp.concatenate([at.qkv[slot, part, i] for i in group], axis=1)
+                y = dot(h, weight)
+                for i in group:
+                    head = y[:, i * k_dim : (i + 1) * k_dim]
+                    if part < 2:
+                        head = norm(head) * (q_scale if part == 0 else k_scale)
+                        head = head * cos + pltpu.roll(head, k_dim // 2, 1) * sin
+                    target[first + i, rows] = head.astype(target.dtype)
+
+        self.for_rows(block)
+
+    def attend(self, node: schedule.Attend, layer: Index, tile: Index) -> None:
+        at, plan, s = self.at, self.plan, self.plan.shape
+        slot = self.slot("heads", layer, tile)
+        limit = self.limit(layer)
+
+        def block(turn: Index) -> None:
+            session = turn // (s.tokens // plan.queries)
+            rows = pl.ds(aligned(turn * plan.queries, plan.queries), plan.queries)
+            own = pl.ds(aligned(session * s.tokens, s.tokens), s.tokens)
+            for i in range(plan.group):
+                head = tile * plan.group + i
+                q = at.q[i, rows]
+                state = Softmax.empty(plan.queries, s.head_dim)
+                state = state.over(q, at.k_new[head, own], at.v_new[head, own], -limit)
+                start = 0
+                for slot_index in range(-1, s.slots):
+                    size = s.ageless if slot_index < 0 else s.tokens
+                    keys = pl.ds(start, size)
+                    start += size
+                    if not size:
+                        continue
+                    k, v = at.k[slot, session, i, keys], at.v[slot, session, i, keys]
+                    if slot_index >= 0:
+                        age = jnp.clip(at.age[session, slot_index], 0, s.ages - 1)
+                        k = add_row(k, at.age_k[layer, age, pl.ds(head, 1)])
+                        v = add_row(v, at.age_v[layer, age, pl.ds(head, 1)])
+                    state = state.over(q, k, v, at.bias_in[session, :, keys] * LOG2_E - limit)
+                columns = slice(i * s.head_dim, (i + 1) * s.head_dim)
+                at.attended[rows, columns] = state.result().astype(at.attended.dtype)
+
+        loop(s.rows // plan.queries, block)
+
+    def project_out(self, node: schedule.ProjectOut, layer: Index, tile: Index) -> None:
+        at, slot = self.at, self.slot("heads", layer, tile)
+
+        def block(rows: Rows, session: Index) -> None:
+            weight = at.out[slot].reshape(-1, self.plan.shape.dim)
+            (gate,) = self.modulation(layer, session, 2)
+            at.x[rows] += gate * dot(at.attended[rows], weight)
+
+        self.for_rows(block)
+
+    def mlp(self, node: schedule.Mlp, layer: Index, tile: Index) -> None:
+        at, slot = self.at, self.slot("mlp", layer, tile)
+
+        def block(rows: Rows, session: Index) -> None:
+            hidden = gelu(dot(at.h[rows], at.up[slot])).astype(at.h.dtype)
+            (gate,) = self.modulation(layer, session, 5)
+            at.x[rows] += gate * dot(hidden, at.down[slot])
+
+        self.for_rows(block)
+
+    # Parts of instructions
+
+    def for_rows(self, block: Callable[[Rows, Index], None]) -> None:
+        """`block(rows, session)` for each block of rows; `session` is whose modulation they
+        have."""
+        rows, s = self.plan.rows, self.plan.shape
+
+        def turn(i: Index) -> None:
+            start = aligned(i * rows, rows)
+            session = 0 if s.modulations == 1 else start // s.tokens
+            block(pl.ds(start, rows), session)
+
+        loop(s.rows // rows, turn)
+
+    def modulation(self, layer: Index, session: Index, *rows: int) -> list[jax.Array]:
+        """Some rows `[1, D]` of shift, scale, gate, shift, scale, gate, in float32."""
+        found = self.at.modulation_in[layer, session].astype(jnp.float32)
+        return [found[row : row + 1] for row in rows]
+
+    def limit(self, layer: Index) -> jax.Array:
+        """What to take from all logits of a layer, `[1, 1]`, such that no power of 2 overflows.
+
+        QK-norm bounds them: |q . k| <= |q| |k|, where |q| <= sqrt(K) max|q_scale| and likewise for
+        k, beside an age embedding. So the bound stands in for the running maximum of a softmax,
+        which would cost a third of the pass on a v6e; it is 0 unless scales are large. A row all of
+        whose logits lie 2^200 below the bound would underflow, to NaN: that takes a bound of about
+        200, so max|q_scale| max|k_scale| > 10, where trained scales are 1 to 3.
+        """
+        at, k_dim = self.at, self.plan.shape.head_dim
+
+        def largest(scale):
+            return jnp.max(jnp.abs(scale[pl.ds(layer, 1)]), axis=-1, keepdims=True)
+
+        ages = at.age_k[layer].reshape(-1, k_dim)
+        longest = jnp.max(jnp.sum(ages * ages, axis=-1, keepdims=True), axis=0, keepdims=True)
+        key = k_dim**0.5 * largest(at.k_scale) + jnp.sqrt(longest)
+        bound = largest(at.q_scale) * key * LOG2_E
+        return jnp.maximum(bound - SAFE_EXPONENT, 0.0)
+
+
+EMIT = {
+    schedule.Fill: Machine.fill,
+    schedule.Await: Machine.wait,
+    schedule.Refill: Machine.refill,
+    schedule.Emit: Machine.emit,
+    schedule.Drain: Machine.drain,
+    schedule.Load: Machine.load,
+    schedule.Modulate: Machine.modulate,
+    schedule.Project: Machine.project,
+    schedule.Attend: Machine.attend,
+    schedule.ProjectOut: Machine.project_out,
+    schedule.Mlp: Machine.mlp,
+    schedule.Store: Machine.store,
+}
+"""What emits each instruction."""
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Attention so far: weighted values `[Q, K]`, and sums of the weights `[Q, 1]`."""
+
+    values: jax.Array
+    sums: jax.Array
+
+    @classmethod
+    def empty(cls, queries: int, k_dim: int) -> Softmax:
+        zeros = jnp.zeros((queries, k_dim), jnp.float32)
+        return cls(zeros, jnp.zeros((queries, 1), jnp.float32))
+
+    def over(self, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> Softmax:
+        """With `C` more keys; `bias [1, C]` or `[1, 1]` adds to their logits."""
+        share = jnp.exp2(dot(q, k, transposed=True) + bias)
+        sums = jnp.sum(share, axis=1, keepdims=True)
+        return Softmax(self.values + dot(share.astype(v.dtype), v), self.sums + sums)
+
+    def result(self) -> jax.Array:
+        return self.values / self.sums
+
+
+def dot(a: jax.Array, b: jax.Array, transposed: bool = False) -> jax.Array:
+    """`a @ b`, or `a @ b.T`, in float32; float32 operands keep all of their bits."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    dimensions = (((1,), (1 if transposed else 0,)), ((), ()))
+    return jax.lax.dot_general(
+        a, b, dimensions, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def add_row(x: jax.Array, row: jax.Array) -> jax.Array:
+    """`x [C, K] + row [1, K]`; the row is float32, and rounded to `x` before it is added."""
+    return x + jnp.broadcast_to(row, x.shape).astype(x.dtype)
+
+
+def norm(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + EPSILON)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU's tanh form (Hendrycks & Gimpel 2016)."""
+    inner = x * (0.7978845608 + 0.0356774081 * (x * x))
+    half = 0.5 * x
+    return half + half * jnp.tanh(inner)
+
+
+def loop(times: int, body: Callable[[Index], None]) -> None:
+    """`body(i)`, `times` times; straight-line where once is enough."""
+    if times == 1:
+        body(0)
+    else:
+        jax.lax.fori_loop(0, times, lambda i, carry: (body(i), carry)[1], None)
+
+
+def aligned(start: Index, multiple: int) -> Index:
+    """A row number that is known to be a multiple."""
+    return start if isinstance(start, int) else pl.multiple_of(start, multiple)

@@ -1,0 +1,99 @@
+"""One `pallas_call` of the megakernel: where each operand lies, and what comes out."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from lsd_jax.types import KVBuffer, Rope, StackWeights
+from pallas_kernels.tpu.kernel import Machine
+from pallas_kernels.tpu.plan import Plan
+from pallas_kernels.tpu.schedule import Program
+
+
+def launch(
+    plan: Plan,
+    program: Program,
+    x: Float[Array, "b t d"],
+    weights: StackWeights,
+    kv: KVBuffer,
+    bias: Float[Array, "b n"],
+    modulation: Float[Array, "l #b 6 d"],
+    rope: Rope,
+    vmem_limit_bytes: int | None = None,
+    interpret: pltpu.InterpretParams | bool = False,
+    dump: tuple[str, ...] = (),
+) -> dict[str, jax.Array]:
+    """Runs `program` on these arguments.
+
+    Weights, keys and values are handed over with heads before rows. To XLA that is another view,
+    free where it may choose how they lie in HBM, else a copy.
+
+    Returns:
+        `x_out [R, D]`, `k_out` and `v_out [L, H, R, K]`, and a copy of each of the VMEM buffers
+        named in `dump`.
+    """
+    s = plan.shape
+    small = {
+        "x_in": x.reshape(s.rows, s.dim),
+        "bias_in": bias[:, None],
+        "modulation_in": modulation,
+        "cos_in": rope.cos,
+        "sin_in": rope.sin,
+        "q_scale_in": weights.q_scale,
+        "k_scale_in": weights.k_scale,
+        "age_k_in": weights.age_k,
+        "age_v_in": weights.age_v,
+    }
+    streamed = {
+        "qkv_hbm": jnp.transpose(weights.qkv, (0, 2, 3, 1, 4)),
+        "out_hbm": weights.out,
+        "k_hbm": jnp.swapaxes(kv.k, 2, 3),
+        "v_hbm": jnp.swapaxes(kv.v, 2, 3),
+        "up_hbm": weights.up,
+        "down_hbm": weights.down,
+    }
+    age = kv.age if s.slots else jnp.zeros((1, 1), jnp.int32)
+    new = jax.ShapeDtypeStruct((s.layers, s.heads, s.rows, s.head_dim), x.dtype)
+    out = {"x_out": jax.ShapeDtypeStruct((s.rows, s.dim), x.dtype)}
+    out_hbm = {"k_out": new, "v_out": new}
+    dumps = {name: jax.ShapeDtypeStruct(*_description(plan, name)) for name in dump}
+    scratch = {name: pltpu.VMEM(*_description(plan, name)) for name in plan.buffers}
+    scratch |= {
+        "heads_arrived": pltpu.SemaphoreType.DMA((plan.ahead, 4)),
+        "mlp_arrived": pltpu.SemaphoreType.DMA((plan.ahead, 2)),
+        "left": pltpu.SemaphoreType.DMA((2,)),
+    }
+    dumped = [f"dump_{name}" for name in dump]
+    names = ("age", *small, *streamed, *out, *out_hbm, *dumped, *scratch)
+    sram, vmem, hbm = (
+        pl.BlockSpec(memory_space=space) for space in (pltpu.SMEM, pltpu.VMEM, pltpu.HBM)
+    )
+
+    def body(*references):
+        at = SimpleNamespace(**dict(zip(names, references, strict=True)))
+        Machine(plan, at).run(program)
+        for name in dump:
+            getattr(at, f"dump_{name}")[...] = getattr(at, name)[...]
+
+    found = pl.pallas_call(
+        body,
+        out_shape=(*out.values(), *out_hbm.values(), *dumps.values()),
+        in_specs=[sram, *(vmem for _ in small), *(hbm for _ in streamed)],
+        out_specs=(vmem, hbm, hbm, *(vmem for _ in dump)),
+        scratch_shapes=list(scratch.values()),
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem_limit_bytes),
+        name="denoise_stack",
+        interpret=interpret,
+    )(age, *small.values(), *streamed.values())
+    return dict(zip((*out, *out_hbm, *dump), found, strict=True))
+
+
+def _description(plan: Plan, name: str) -> tuple[tuple[int, ...], jnp.dtype]:
+    buffer = plan.buffers[name]
+    return buffer.shape, jnp.dtype(buffer.dtype)

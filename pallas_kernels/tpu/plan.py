@@ -1,0 +1,162 @@
+"""How a denoise stack is cut into tiles for a chip: its shape, the choice, and what that keeps in
+VMEM.
+
+Dimensions are those of `lsd_jax.types`; beside them R = B * T rows of the residual stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import jax.numpy as jnp
+
+LANES = 128
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One denoise stack: everything that its cost depends on."""
+
+    sessions: int
+    tokens: int
+    dim: int
+    layers: int
+    heads: int
+    head_dim: int
+    mlp: int
+    ageless: int  # keys in front of the frame slots: pinned, and memory
+    slots: int
+    ages: int
+    modulations: int  # rows of modulation per layer: 1, or one a session
+    dtype: str
+
+    @property
+    def rows(self) -> int:
+        """Tokens of all sessions."""
+        return self.sessions * self.tokens
+
+    @property
+    def keys(self) -> int:
+        """Keys of a session's buffer."""
+        return self.ageless + self.slots * self.tokens
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an activation or a weight."""
+        return jnp.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """An array in VMEM."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        """Size with the two minor axes padded to whole tiles of (8 sublanes x 4 bytes) x 128."""
+        itemsize = jnp.dtype(self.dtype).itemsize
+        *major, rows, lanes = self.shape
+        return prod(major) * _up(rows, 32 // itemsize) * _up(lanes, LANES) * itemsize
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tiles of a kernel.
+
+    Weights and remembered keys stream through two rings: one holds groups of `group` heads (their
+    columns of the projections, their rows of the output projection, their keys and values), the
+    other `chunk` features of the MLP. `ahead` tiles of each are in VMEM at once.
+    """
+
+    shape: Shape
+    group: int  # heads of a tile
+    chunk: int  # MLP features of a tile
+    rows: int  # of the residual stream, in one matrix product
+    queries: int  # of one session, against all keys
+    ahead: int = 2  # tiles that a ring holds: one in use, the others on their way
+
+    @property
+    def groups(self) -> int:
+        """Tiles of heads in a layer."""
+        return self.shape.heads // self.group
+
+    @property
+    def chunks(self) -> int:
+        """Tiles of the MLP in a layer."""
+        return self.shape.mlp // self.chunk
+
+    def tiles(self, ring: str) -> int:
+        """Tiles of a ring in a layer."""
+        return self.groups if ring == "heads" else self.chunks
+
+    def due(self, ring: str, layer: int, tile: int) -> tuple[int, int] | None:
+        """The tile that takes this one's place in its ring, or None where the pass ends first."""
+        due = layer * self.tiles(ring) + tile + self.ahead
+        return divmod(due, self.tiles(ring)) if due < self.tiles(ring) * self.shape.layers else None
+
+    @cached_property
+    def buffers(self) -> dict[str, Buffer]:
+        """What the kernel keeps in VMEM, by name; the leading axis of a ring is its slot."""
+        s, width = self.shape, self.group * self.shape.head_dim
+        group, k, ring = self.group, s.head_dim, self.ahead
+        ages = Buffer((s.layers, s.ages, s.heads, k), "float32")
+        return {
+            "x": Buffer((s.rows, s.dim), "float32"),
+            "cos": Buffer((max(self.rows, s.tokens), k), "float32"),
+            "sin": Buffer((max(self.rows, s.tokens), k), "float32"),
+            "q_scale": Buffer((s.layers, k), "float32"),
+            "k_scale": Buffer((s.layers, k), "float32"),
+            "age_k": ages,
+            "age_v": ages,
+            "h": Buffer((s.rows, s.dim), s.dtype),
+            "q": Buffer((group, s.rows, k), s.dtype),
+            "k_new": Buffer((s.heads, s.rows, k), s.dtype),
+            "v_new": Buffer((s.heads, s.rows, k), s.dtype),
+            "attended": Buffer((s.rows, width), s.dtype),
+            "qkv": Buffer((ring, 3, group, s.dim, k), s.dtype),
+            "out": Buffer((ring, group, k, s.dim), s.dtype),
+            "k": Buffer((ring, s.sessions, group, s.keys, k), s.dtype),
+            "v": Buffer((ring, s.sessions, group, s.keys, k), s.dtype),
+            "up": Buffer((self.ahead, s.dim, self.chunk), s.dtype),
+            "down": Buffer((self.ahead, self.chunk, s.dim), s.dtype),
+        }
+
+    @cached_property
+    def arguments(self) -> dict[str, Buffer]:
+        """The small operands and the results that lie in VMEM whole."""
+        s = self.shape
+        ages = Buffer((s.layers, s.ages, s.heads, s.head_dim), s.dtype)
+        table = Buffer((s.tokens, s.head_dim // 2), "float32")
+        return {
+            "x_in": Buffer((s.rows, s.dim), s.dtype),
+            "x_out": Buffer((s.rows, s.dim), s.dtype),
+            "bias_in": Buffer((s.sessions, 1, s.keys), "float32"),
+            "modulation_in": Buffer((s.layers, s.modulations, 6, s.dim), s.dtype),
+            "cos_in": table,
+            "sin_in": table,
+            "q_scale_in": Buffer((s.layers, s.head_dim), s.dtype),
+            "k_scale_in": Buffer((s.layers, s.head_dim), s.dtype),
+            "age_k_in": ages,
+            "age_v_in": ages,
+        }
+
+    @property
+    def vmem_bytes(self) -> int:
+        """What the kernel asks of VMEM by name; the compiler adds its temporaries."""
+        return sum(b.bytes for b in (*self.buffers.values(), *self.arguments.values()))
+
+    def describe(self) -> str:
+        """The choice in a line."""
+        return (
+            f"{self.groups} x {self.group} heads, {self.chunks} x {self.chunk} MLP features, "
+            f"{self.ahead} tiles ahead, blocks of {self.rows} rows and {self.queries} queries, "
+            f"{self.vmem_bytes / 1e6:.1f} MB of VMEM"
+        )
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple

@@ -1,0 +1,53 @@
+"""`lsd bench` for Trainium: rows with every figure, refusals in one line, calibration both ways."""
+
+import json
+
+import pytest
+
+from lsd_jax.cli.main import main
+
+KEYS = {"impl", "chip", "kind", "cycles", "us", "floor_us", "mxu_busy", "hbm_bytes", "launches",
+        "pe_busy", "act_busy", "dve_busy", "dma_busy", "mfu", "mbu", "us_low", "us_high",
+        "table_loads", "instructions"}  # fmt: skip
+
+
+def test_stack_rows_hold_every_figure(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert main(["bench", "stack", "--chip", "trn2", "--config", "tiny", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    served = [row for row in rows if row["us"] is not None]
+    assert [(row["impl"], row["cores"]) for row in served] == [
+        ("nki", 1),
+        ("nki-lnc2", 2),
+        ("nki", 2),
+    ]
+    for row in served:
+        assert set(row) >= KEYS and row["kind"] == "modelled" and row["launches"] == 1
+        assert row["us_low"] < row["us"] < row["us_high"] and row["floor_us"] < row["us"]
+    assert "2 heads do not share 4 ranks; use at most 2" in capsys.readouterr().out
+
+
+def test_calibration_prints_points_and_refits(tmp_path, capsys):
+    assert main(["bench", "calibrate", "--chip", "trn2", "--json", str(tmp_path / "p.json")]) == 0
+    points = json.loads((tmp_path / "p.json").read_text())["points"]
+    assert len(points) == 14 and all(p["holds"] for p in points)
+    profile, out = tmp_path / "summary.json", tmp_path / "mine.json"
+    profile.write_text(json.dumps({"total_time": 1e-3, "tensor_engine_active_time": 5e-5}))
+    command = ["bench", "calibrate", "--chip", "trn2", "--config", "tiny"]
+    assert main([*command, "--profile", str(profile), "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["numbers"]["pe_clock"]["kind"] == "measured"
+    assert "pe_clock: 2.4e+09 ->" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--chip", "v6e"], "calibrate is for trn1, trn2 and trn3"),
+        (["--chip", "trn2", "--profile", "x"], "--profile SUMMARY.json and --out CHIP.json"),
+        (["--chip", "trn2", "--profile", "absent.json", "--out", "y"], "absent.json: No such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "calibrate", *options]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -1,0 +1,122 @@
+"""Frames through the simulated megakernel, and the frame step within what Neuron's JAX takes."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsd_jax import stream
+from lsd_jax.config import Config, ModelConfig, StreamConfig
+from lsd_jax.model import Denoiser
+from lsd_jax.ops import dispatch
+from nki_kernels import backend, limits
+from nki_kernels.plan import Shapes
+
+CONFIG = Config(
+    "nki-test",
+    ModelConfig(
+        height=32, width=32, patch=8, dim=128, layers=2, heads=1, mlp=128, window=2, sinks=1,
+        memory=1, memory_every=2, prompt_tokens=4, reference_tokens=4, text_dim=32, text_layers=1,
+        detail_dim=8,
+    ),
+    StreamConfig(passes=2),
+)  # fmt: skip
+FRAME = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
+CONTROLS = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.uint8)
+
+
+def streamed(which: str, model: Denoiser, frames: int):
+    config = dataclasses.replace(CONFIG, stream=dataclasses.replace(CONFIG.stream, backend=which))
+    ready = stream.prepare(model, config)
+    compiled = stream.compile_stream(ready, config)
+    assert compiled.backends == {"denoise_stack": which}
+    state = stream.init_state(config, jnp.zeros(1, jnp.int32))
+    rng, out = np.random.default_rng(0), []
+    controls = jnp.full(CONTROLS.shape, 255, jnp.uint8)
+    for _ in range(frames):
+        frame = jnp.asarray(rng.integers(0, 255, FRAME.shape, dtype=np.uint8))
+        state, shown = compiled.step(ready, state, frame, controls)
+        out.append(np.asarray(shown, np.int32))
+    return np.stack(out), state
+
+
+@pytest.fixture(scope="module")
+def model():
+    make = jax.jit(lambda key: Denoiser(CONFIG.model, key)).lower(jax.random.key(0))
+    return make.compile({"xla_backend_optimization_level": 0})(jax.random.key(0))
+
+
+def test_a_stream_through_the_simulated_kernel_equals_xla(model, monkeypatch):
+    calls = []
+    real = backend.kernel_of
+
+    def counted(shapes: Shapes):
+        kernel = real(shapes)
+        return lambda *arguments: calls.append(shapes.slots) or kernel(*arguments)
+
+    monkeypatch.setattr(backend, "kernel_of", counted)
+    ours, state = streamed("nki-sim", model, 5)  # the window of two wraps around, memory renews
+    assert calls == [3, 3, 0] * 5  # two passes and the commit, in one executable a frame
+    theirs, expected = streamed("xla", model, 5)
+    assert np.abs(ours - theirs).max() <= 1 and ours.std() > 1
+    for a, b in zip(jax.tree.leaves(state.kv), jax.tree.leaves(expected.kv), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def abstract(config=CONFIG):
+    model = jax.eval_shape(lambda k: stream.prepare(Denoiser(config.model, k), config),
+                           jax.random.key(0))  # fmt: skip
+    state = jax.eval_shape(lambda: stream.init_state(config, jnp.zeros(1, jnp.int32)))
+    return model, state, FRAME, CONTROLS
+
+
+def test_without_a_neuron_device_the_kernel_refuses_and_says_why(model):
+    config = dataclasses.replace(CONFIG, stream=StreamConfig(backend="nki"))
+    with pytest.raises(ValueError, match="backend nki: this is a cpu device.*nki-sim simulates"):
+        stream.compile_stream(stream.prepare(model, config), config)
+
+
+def kernel_in_place(shapes: Shapes, x, packed, k_buffer, *rest):
+    """Stands for the custom call: depends on all that the kernel takes, computes nothing."""
+    used = sum(a.astype(jnp.float32).sum() for a in (packed, k_buffer, *rest))
+    rows = (shapes.layers, shapes.sessions, shapes.tokens, k_buffer.shape[-1])
+    return x + used, *(jnp.zeros(rows, packed.dtype) + used.astype(packed.dtype) for _ in range(2))
+
+
+def test_the_frame_step_keeps_to_what_neuron_takes(monkeypatch):
+    monkeypatch.setattr(backend, "_simulate", kernel_in_place)
+    monkeypatch.setattr(backend, "simulated", lambda *a: backend._call(*a, backend._simulate))
+    for which in ("nki-sim", "xla"):
+        with dispatch.using(which) as chosen:
+            assert limits.violations(partial(stream.frame_step), *abstract()) == []
+        assert chosen == {"denoise_stack": which}
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "named"),
+    [
+        (lambda x: jax.lax.cond(x.sum() > 0, lambda: x, lambda: -x), jnp.ones(2), "cond"),
+        (lambda x: jax.lax.while_loop(lambda y: y.sum() < 9, lambda y: y + 1, x), jnp.ones(2),
+         "while"),
+        (lambda x: jax.pure_callback(lambda y: y, x, x), jnp.ones(2), "pure_callback"),
+        (lambda x: x @ x, jnp.ones((2, 2), jnp.int32), "dot_general: integer"),
+        (lambda x: jnp.fft.fft(x), jnp.ones(2), "fft"),
+        (lambda x: jax.lax.reduce_precision(x, 8, 7), jnp.ones(2), "reduce_precision"),
+        (lambda x: x.astype(jnp.float8_e4m3fnuz), jnp.ones(2), "float8_e4m3fnuz"),
+        (lambda x: jax.jit(lambda y: jax.lax.scan(
+            lambda c, _: (jax.lax.cond(c.sum() > 0, lambda: c, lambda: -c), None), y, None, 2
+        ))(x), jnp.ones(2), "cond"),
+    ],
+)  # fmt: skip
+def test_each_limit_is_found_wherever_it_hides(function, argument, named):
+    assert any(named in line for line in limits.violations(function, argument))
+
+
+def test_static_loops_pass():
+    def looped(x):
+        return jax.lax.fori_loop(0, 3, lambda i, y: y * 2, x)
+
+    assert limits.violations(looped, jnp.ones(2)) == []

@@ -1,0 +1,27 @@
+"""Small denoise stacks that the megakernel takes."""
+
+import jax
+import jax.numpy as jnp
+
+from lsd_jax import ring
+from pallas_kernels.tpu.denoise_stack import shape_of
+from pallas_kernels.tpu.plan import Plan
+from tests.ops.test_denoise_stack import example
+
+
+def arguments(dtype="float32", **changes):
+    """Those of `ops.denoise_stack`, with heads of 128 features, cold slots and invalid pins."""
+    sizes = dict(b=1, rows=4, columns=8, layers=2, heads=2, k=128, mlp=256, p=16, slots=3)
+    x, weights, kv, modulation, rope = example(**(sizes | changes))
+    bias = ring.bias(kv)
+
+    def cast(tree):
+        return jax.tree.map(lambda a: a.astype(dtype) if a.dtype == jnp.float32 else a, tree)
+
+    return cast(x), cast(weights), cast(kv), bias, cast(modulation), rope
+
+
+def plan_of(args, group=1, chunk=128, rows=32, queries=16, ahead=2) -> Plan:
+    """Several tiles and blocks of everything."""
+    x, weights, kv, _, modulation, _ = args
+    return Plan(shape_of(x, weights, kv, modulation), group, chunk, rows, queries, ahead)

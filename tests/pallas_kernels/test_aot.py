@@ -1,0 +1,95 @@
+"""The real TPU compiler on one megakernel, and how its report is read."""
+
+import json
+import re
+from dataclasses import asdict
+
+import pytest
+
+from lsd_jax.cli.main import main
+from lsd_jax.hw import chips
+from pallas_kernels import aot, aot_worker, bench
+from pallas_kernels.tpu.plan import Shape
+
+SMALL = Shape(1, 64, 256, 2, 2, 128, 512, 64, 2, 3, 1, "bfloat16")
+CASE = "pallas_kernels.tpu.cases:stack"
+
+
+def test_the_compiler_takes_the_megakernel_as_one_launch(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = {"implementation": "pallas", **asdict(SMALL)}
+    found = aot.compile_for("v6e", CASE, options, limit_s=250)
+    assert found.launches == 1 and list(found.operations)[0].startswith("denoise_stack")
+    chip = chips.load("v6e")
+    assert bench.macs(SMALL) / chip["macs_bf16"] < found.cycles < 40_000
+    assert found.argument_bytes + found.output_bytes > bench.least_bytes(SMALL)
+    monkeypatch.setattr(aot, "_compile", None)  # the second time nothing is compiled
+    assert aot.compile_for("v6e", CASE, options) == found
+
+
+def test_a_kernel_too_large_for_the_chip_is_refused_in_a_line():
+    options = {"implementation": "pallas", **asdict(SMALL), "sessions": 4096}
+    with pytest.raises(ValueError, match="MB of VMEM, v6e has .* use fewer sessions"):
+        aot.compile_for("v6e", CASE, options, limit_s=250)
+
+
+def test_bad_input_is_refused_in_a_line(monkeypatch):
+    with pytest.raises(ValueError, match="compiles for v5e, .* not for 'v9'"):
+        aot.compile_for("v9", CASE, {})
+
+    def absent(name):
+        raise aot.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(aot.importlib.metadata, "version", absent)
+    with pytest.raises(ValueError, match=r"pip install 'lsd-jax\[tpu\]'"):
+        aot.compile_for("v6e", CASE, {})
+
+
+HLO = """
+%body.1 (p: s32[]) -> s32[] {
+  %inner = f32[8] fusion(%p), backend_config={"bundle_analysis_data":{"estimated_cycles":"100"}}
+}
+
+%condition.1 (p: s32[]) -> pred[] {
+  %c = s32[] constant(12)
+}
+
+ENTRY %main (p: s32[]) -> s32[] {
+  %first = f32[8] fusion(%p), backend_config={"bundle_analysis_data":{"estimated_cycles":"40"}}
+  %loop = (s32[]) while(%t), condition=%condition.1, body=%body.1
+  ROOT %last = f32[8] copy(%p), backend_config={"bundle_analysis_data":{"estimated_cycles":"7"}}
+}
+"""
+
+
+def test_loops_count_as_often_as_they_turn():
+    assert aot_worker.profile(HLO) == {"first": 40, "inner": 1200, "last": 7}
+    bare = re.sub(r", backend_config=.*", "", HLO)
+    assert aot_worker.profile(bare) == dict.fromkeys(["first", "inner", "last"])
+    with pytest.raises(ValueError, match="no single bound"):
+        aot_worker.profile(HLO.replace("constant(12)", "parameter(0)"))
+
+
+def test_the_command_prints_rows_and_writes_them(tmp_path, monkeypatch, capsys):
+    cycles = {"pallas": 50_000, "xla": 80_000}
+
+    def compiled(chip, case, options, limit_s=0):
+        name = options["implementation"]
+        if name not in cycles:
+            raise ValueError("the profiler stopped")
+        return aot.Compiled(cycles[name], 3, 1, {}, 10**7, 10**6, 0, 10**6, None, "0")
+
+    monkeypatch.setattr(aot, "compile_for", compiled)
+    path = tmp_path / "rows.json"
+    assert main(["bench", "stack", "--chip", "v6e", "--json", str(path)]) == 0
+    assert "xla-scan: the profiler stopped" in capsys.readouterr().out
+    pallas, xla, scan = json.loads(path.read_text())["rows"]
+    assert pallas["kind"] == "compiled" and pallas["cycles"] == 50_000 and scan["cycles"] is None
+    chip = chips.load("v6e")
+    assert pallas["us"] == pytest.approx(50_000 / chip["clock"] * 1e6)
+    assert pallas["floor_us"] == pytest.approx(pallas["hbm_bytes"] / chip["hbm_bandwidth"] * 1e6)
+    assert xla["mxu_busy"] == pytest.approx(pallas["mxu_busy"] * 50 / 80)
+    cycles["pallas"] = 10  # fewer than the multiply-adds take
+    assert main(["bench", "stack", "--chip", "v6e", "--json", str(path)]) == 0
+    assert "miscounted" in json.loads(path.read_text())["rows"][0]["note"]
+    assert main(["bench", "stack", "--chip", "v9"]) == 2

@@ -1,0 +1,164 @@
+"""The megakernel, interpreted, against the float32 specification, and its program step by step."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from lsd_jax import ring
+from lsd_jax.config import ModelConfig
+from lsd_jax.ops.denoise_stack import denoise_stack
+from pallas_kernels.tpu import schedule
+from pallas_kernels.tpu.denoise_stack import as_seam, interpreted
+from pallas_kernels.tpu.interpret import interpret
+from pallas_kernels.tpu.kernel import SAFE_EXPONENT
+from pallas_kernels.tpu.launch import launch
+from tests.pallas_kernels import races
+from tests.pallas_kernels.examples import arguments, plan_of
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+
+
+def run(args, plan, **options):
+    """The seam by the kernel, with races looked for."""
+    simulated = pltpu.InterpretParams(detect_races=True, **options)
+    program = schedule.program(plan)
+    out = jax.jit(lambda *args: launch(plan, program, *args, interpret=simulated))(*args)
+    out = jax.block_until_ready(as_seam(plan, out))
+    assert not races.found()
+    return out
+
+
+def assert_near(ours, theirs, tolerance):
+    for a, b in zip(ours, theirs, strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "tiles"),
+    [
+        ("float32", dict(b=1), dict()),
+        ("float32", dict(b=2, heads=4, mlp=384), dict(group=2, ahead=3)),
+        ("float32", dict(b=4, slots=0, layers=1), dict(group=2, rows=16)),
+        ("bfloat16", dict(b=3), dict(queries=32)),
+        ("bfloat16", dict(b=2, slots=1, p=0), dict(group=2, chunk=256)),
+    ],
+)
+def test_equals_the_specification(dtype, shape, tiles):
+    args, exact = arguments(dtype, **shape), arguments(**shape)
+    ours = run(args, plan_of(args, **tiles))
+    assert {a.dtype.name for a in ours} == {dtype}
+    assert_near(ours, jax.jit(denoise_stack)(*exact), TOLERANCE[dtype])
+
+
+def test_one_modulation_for_all_sessions_and_blocks_of_several():
+    x, weights, kv, bias, modulation, rope = arguments(b=2)
+    args = x, weights, kv, bias, modulation[:, :1], rope
+    ours = run(args, plan_of(args, group=2, chunk=256, rows=64, queries=32))
+    assert_near(ours, jax.jit(denoise_stack)(*args), TOLERANCE["float32"])
+
+
+def test_copies_that_are_done_at_once_change_nothing():
+    args = arguments()
+    ours = run(args, plan_of(args), dma_execution_mode="eager")
+    assert_near(ours, jax.jit(denoise_stack)(*args), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_stream_around_the_ring(dtype):
+    """From a cold buffer until the window has been overwritten, each on its own history."""
+    x, weights, kv, _, modulation, rope = arguments(dtype, b=2, slots=3, layers=2)
+    exact = arguments(b=2, slots=3, layers=2)
+    config = ModelConfig(height=64, width=128, patch=16, sinks=1, window=2)
+    cold = jnp.full_like(kv.age, ring.EMPTY)
+    ours, theirs = (dataclasses.replace(tree, age=cold) for tree in (kv, exact[2]))
+    kernel, reference = jax.jit(interpreted), jax.jit(denoise_stack)
+    for frame in range(5):
+        x = jnp.roll(x, frame, axis=1)
+        a = kernel(x, weights, ours, ring.bias(ours), modulation, rope)
+        exactly = (x.astype(jnp.float32), exact[1], theirs)
+        b = reference(*exactly, ring.bias(theirs), *exact[4:])
+        assert_near(a, b, TOLERANCE[dtype])
+        ours = ring.commit(ours, a[1], a[2], config)
+        theirs = ring.commit(theirs, b[1], b[2], config)
+    assert not np.any(ours.age == ring.EMPTY)
+
+
+def test_what_is_cold_or_invalid_has_no_influence():
+    x, weights, kv, bias, modulation, rope = arguments()
+    cold = (bias != 0)[None, :, :, None, None]
+    assert np.any(cold) and not np.all(cold)
+    dirty = dataclasses.replace(kv, k=jnp.where(cold, 3e4, kv.k), v=jnp.where(cold, -3e4, kv.v))
+    kernel = jax.jit(interpreted)
+    clean = kernel(x, weights, kv, bias, modulation, rope)
+    for a, b in zip(clean, kernel(x, weights, dirty, bias, modulation, rope), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_large_logits_do_not_overflow():
+    """Their bound, which stands in for the running maximum, has to be taken off."""
+    x, weights, kv, bias, modulation, rope = arguments(layers=1)
+    q_scale, k_scale = weights.q_scale * 1.6, weights.k_scale * 1.6
+    bound = np.abs(q_scale).max() * np.abs(k_scale).max() * 128**0.5
+    assert bound / np.log(2) > SAFE_EXPONENT
+    weights = dataclasses.replace(weights, q_scale=q_scale, k_scale=k_scale)
+    args = x, weights, dataclasses.replace(kv, k=kv.k * 1.6), bias, modulation, rope
+    ours = jax.jit(interpreted)(*args)
+    assert_near(ours, jax.jit(denoise_stack)(*args), TOLERANCE["float32"])
+
+
+SMALL = dict(layers=2, heads=2, mlp=256, slots=2)
+PROGRAM = list(schedule.steps(schedule.program(plan_of(arguments(**SMALL)))))
+
+
+def test_the_interpreter_equals_the_specification():
+    args = arguments(**SMALL)
+    plan = plan_of(args)
+    buffers = interpret(plan, PROGRAM, *args)
+    ours = as_seam(plan, buffers)
+    assert_near(ours, jax.jit(denoise_stack)(*args), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("kind", sorted({type(s.instruction).__name__ for s in PROGRAM}))
+def test_kernel_and_interpreter_agree_after_any_instruction(kind):
+    """Stops after the last one of a kind, and compares every buffer that holds something."""
+    args = arguments(**SMALL)
+    plan = plan_of(args)
+    last = max(i for i, s in enumerate(PROGRAM) if type(s.instruction).__name__ == kind)
+    stopped = schedule.prefix(plan, schedule.program(plan), last + 1)
+    theirs = interpret(plan, stopped, *args)
+    names = tuple(plan.buffers)
+    ours = jax.jit(
+        lambda *args: launch(plan, stopped, *args, interpret=pltpu.InterpretParams(), dump=names)
+    )(*args)
+    compared = 0
+    for name in names:
+        a, b = np.asarray(ours[name]), np.asarray(theirs[name])
+        known = np.isfinite(b)
+        compared += known.any()
+        scale = np.abs(b[known]).max() if known.any() else 1
+        assert np.abs(a[known] - b[known]).max(initial=0) <= 1e-4 * scale, name
+    assert compared >= (2 if kind == "Fill" else 7)
+
+
+@pytest.mark.parametrize("fault", ["none", "single_buffer", "missing_wait", "wrong_slot", "beyond"])
+def test_a_broken_program_is_caught(fault):
+    """In a process of its own: one that waits for a copy that nobody started would never end."""
+    script = Path(__file__).with_name("broken.py")
+    done = subprocess.run(
+        [sys.executable, script, fault], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    healthy = {"raced": False, "nan": False, "error": None}
+    assert (seen == healthy) == (fault == "none"), seen
+    if fault == "beyond":
+        assert "ut of bound" in seen["error"]

@@ -1,0 +1,103 @@
+"""Plans and their modelled cost: they fit, they are chosen, they refuse with a remedy."""
+
+from dataclasses import replace
+
+import jax
+import pytest
+
+from lsd_jax import config as configs
+from lsd_jax.hw import chips
+from lsd_jax.ops import dispatch
+from lsd_jax.ops.denoise_stack import denoise_stack
+from pallas_kernels.bench import least_bytes, macs, shape_of
+from pallas_kernels.tpu.cases import arguments
+from pallas_kernels.tpu.cost import total
+from pallas_kernels.tpu.plan import Buffer
+from pallas_kernels.tpu.planner import choose
+from pallas_kernels.tpu.schedule import program
+
+TPUS = ("v5e", "v5p", "v6e", "tpu7x")
+REFERENCE = shape_of(configs.load("reference"))
+BASE = shape_of(configs.load("base"))
+
+
+@pytest.mark.parametrize("chip", TPUS)
+@pytest.mark.parametrize("shape", [REFERENCE, BASE], ids=["reference", "base"])
+def test_a_plan_fits_and_does_all_of_the_work(chip, shape):
+    plan = choose(shape, chip).plan
+    assert plan.vmem_bytes < chips.load(chip)["vmem_bytes"]
+    whole = total(program(plan), plan, chips.load(chip))
+    assert whole.macs == macs(shape)
+    assert whole.hbm_bytes == least_bytes(shape)  # each byte crosses HBM once
+    assert whole.cycles > whole.floor_cycles(chips.load(chip))
+
+
+def test_a_layer_that_does_not_fit_twice_is_cut_into_more_tiles():
+    large, small = choose(BASE, "v6e").plan, choose(BASE, "v5p").plan
+    assert large.vmem_bytes > chips.load("v5p")["vmem_bytes"] >= small.vmem_bytes
+    assert small.groups * small.chunks > large.groups * large.chunks
+
+
+def test_multiply_adds_and_bytes_of_the_reference_by_hand():
+    dense, attended = 512 * (4 * 512 + 2 * 2048), 2 * (128 + 5 * 256) * 512
+    assert macs(REFERENCE) == 4 * 256 * (dense + attended)
+    assert least_bytes(REFERENCE) == 2 * (
+        4 * (dense + 2 * (128 + 4 * 256) * 512 + 2 * 256 * 512) + 2 * 256 * 512
+    )
+
+
+def test_tiles_are_padded_to_whole_registers():
+    assert Buffer((3, 5, 100), "bfloat16").bytes == 3 * 16 * 128 * 2
+    assert Buffer((8, 128), "float32").bytes == 4096
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (dict(tokens=2040), "tokens=2040 is no multiple of 16 .* use tokens=2048"),
+        (dict(head_dim=64), "head_dim=64 is no multiple of 128"),
+        (dict(ageless=0, slots=0), "no keys"),
+        (dict(dtype="float16"), "use bfloat16"),
+        (dict(sessions=64), "fewer sessions"),
+    ],
+)
+def test_what_it_does_not_take_is_refused_with_a_remedy(change, reason):
+    with pytest.raises(NotImplementedError, match=reason):
+        choose(replace(BASE, **change), "v5p")
+
+
+def test_explain_says_that_this_is_no_tpu_and_the_reference_runs():
+    answers = denoise_stack.explain(*arguments(REFERENCE))
+    assert "this is 'cpu'; backend pallas-interpret runs it anywhere" in answers["pallas"]
+    assert answers["pallas-interpret"] == "could serve" and answers["xla"] == "chosen"
+
+
+def test_a_stream_by_the_interpreted_kernel_shows_the_same_pictures():
+    """`frame_step` whole: passes with a window, and the commit with pinned tokens alone."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from lsd_jax import stream
+    from lsd_jax.config import Config, ModelConfig
+    from lsd_jax.model import Denoiser
+
+    config = Config(
+        "wide",
+        ModelConfig(
+            height=32, width=32, patch=8, dim=128, layers=1, heads=1, mlp=128, window=2,
+            prompt_tokens=8, reference_tokens=8, text_dim=32, text_layers=1, detail_dim=8,
+        ),
+    )  # fmt: skip
+    model = stream.prepare(Denoiser(config.model, jax.random.key(0)), config)
+    frame = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8))
+    controls = jnp.full((1, 32, 32, 1), 255, jnp.uint8)
+    shown = {}
+    for backend in ("xla", "pallas-interpret"):
+        with dispatch.using(backend) as chosen:
+            step = jax.jit(lambda *args: stream.frame_step(*args))
+            state = stream.init_state(config, jnp.zeros(1, jnp.int32))
+            for _ in range(3):
+                state, out = step(model, state, frame, controls)
+        assert chosen == {"denoise_stack": backend}
+        shown[backend] = np.asarray(out, np.int32)
+    assert np.abs(shown["xla"] - shown["pallas-interpret"]).max() <= 1
