@@ -43,7 +43,6 @@ class Metrics:
         self.stage = histogram("stage_seconds", "Duration of a stage of a frame", "stage")
         self.ttff = histogram("ttff_seconds", "Session opened, to its first frame out")
         self.input_size = gauge("input_resolution", "Size of the newest picture in", "side")
-        self.bwe = gauge("bwe_bps", "Bandwidth that the newest WebRTC estimate allows")
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""

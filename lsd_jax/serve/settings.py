@@ -38,7 +38,6 @@ class Settings:
     stun: tuple[str, ...] = ()
     turn: tuple[str, ...] = ()
     turn_secret: str = field(default="", repr=False)
-    udp_ports: tuple[int, int] | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self):
