@@ -52,7 +52,9 @@ def simulated(
 
 def threads() -> int:
     """Threads of XLA's CPU client: `NPROC` where it is set, else the cores that we may use."""
-    return int(os.environ.get("NPROC", 0)) or len(os.sched_getaffinity(0))
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux has it
+    ours = len(allowed(0)) if allowed else os.cpu_count() or 1
+    return int(os.environ.get("NPROC", 0)) or ours
 
 
 def _call(x, weights, kv, bias, modulation, rope, execute, cores=1):

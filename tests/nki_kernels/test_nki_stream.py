@@ -79,6 +79,16 @@ def test_without_a_neuron_device_the_kernel_refuses_and_says_why(model):
         stream.compile_stream(stream.prepare(model, config), config)
 
 
+def test_a_single_thread_is_refused_rather_than_waited_for(monkeypatch):
+    monkeypatch.setattr(backend, "threads", lambda: 1)
+    monkeypatch.setattr(backend.jax, "devices", lambda: [None])
+    with dispatch.using("nki-sim"), pytest.raises(NotImplementedError, match="NPROC=4"):
+        jax.make_jaxpr(partial(stream.frame_step))(*abstract())
+    monkeypatch.undo()
+    monkeypatch.setenv("NPROC", "3")
+    assert backend.threads() == 3
+
+
 def kernel_in_place(shapes: Shapes, x, packed, k_buffer, *rest):
     """Stands for the custom call: depends on all that the kernel takes, computes nothing."""
     used = sum(a.astype(jnp.float32).sum() for a in (packed, k_buffer, *rest))
