@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -25,6 +25,11 @@ def test_the_compiler_takes_the_megakernel_as_one_launch(tmp_path, monkeypatch):
     assert found.argument_bytes + found.output_bytes > bench.least_bytes(SMALL)
     monkeypatch.setattr(aot, "_compile", None)  # the second time nothing is compiled
     assert aot.compile_for("v6e", CASE, options) == found
+
+
+def test_four_sessions_leave_xla_its_part_of_vmem():
+    options = {"implementation": "pallas", **asdict(replace(SMALL, sessions=4, mlp=1024))}
+    assert aot.compile_for("v6e", CASE, options, limit_s=250).kernels == 1
 
 
 def test_a_kernel_too_large_for_the_chip_is_refused_in_a_line():
