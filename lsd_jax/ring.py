@@ -36,9 +36,9 @@ def empty(config: ModelConfig, batch: int, dtype) -> KVBuffer:
 def bias(kv: KVBuffer) -> Float[Array, "b n"]:
     """0 for each key that holds something, `INVALID` for the rest."""
     slots, memory = kv.age.shape[1], kv.memory.shape[1]
-    quarter = (kv.k.shape[2] - kv.pinned.shape[1]) // max(4 * slots + memory, 1)
-    filled = jnp.repeat(kv.age != EMPTY, 4 * quarter, axis=1)
-    kept = jnp.repeat(kv.memory != EMPTY, quarter, axis=1)
+    tokens = 4 * (kv.k.shape[2] - kv.pinned.shape[1]) // max(4 * slots + memory, 1)
+    filled = jnp.repeat(kv.age != EMPTY, tokens, axis=1)
+    kept = jnp.repeat(kv.memory != EMPTY, tokens // 4, axis=1)
     valid = jnp.concatenate([kv.pinned, kept, filled], axis=1)
     return jnp.where(valid, 0.0, INVALID).astype(jnp.float32)
 

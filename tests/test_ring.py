@@ -203,3 +203,12 @@ def test_memory_pools_neighbours_and_is_forgotten_with_the_frames():
 def test_a_memory_needs_tokens_in_pairs():
     with pytest.raises(ValueError, match="memory pools 2x2 tokens, and 3x2"):
         dataclasses.replace(config(0), memory=1, height=24)
+
+
+def test_a_frame_of_any_number_of_tokens_is_masked_whole():
+    model = dataclasses.replace(config(1), height=40, width=40)  # 25 tokens
+    kv = ring.empty(model, BATCH, jnp.float32)
+    bias = ring.bias(kv)
+    assert bias.shape == (BATCH, kv.k.shape[2]) and np.all(bias < 0)
+    new = normals(LAYERS, BATCH, 25, model.heads, model.head_dim)
+    assert (ring.bias(ring.commit(kv, new, new, model)) == 0).sum() == BATCH * 2 * 25

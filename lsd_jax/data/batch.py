@@ -18,6 +18,7 @@ class Batch:
     `shown`, where a stage has it, is what a stream of the model in training made of them. From
     frame `carried` on (which may lie past the clip's end) a clip's prompt has been taken back: all
     that the model hears is `prompts.CARRY_ON`, and it has to see in its history what was asked.
+    The first `old` frames of a clip lie long before the others; without it, none do.
     """
 
     source: UInt8[Array, "b f height width 3"]
@@ -26,3 +27,4 @@ class Batch:
     condition: Conditioning
     shown: UInt8[Array, "b f height width 3"] | None = None
     carried: Int[Array, " b"] | None = None
+    old: Int[Array, " b"] | None = None

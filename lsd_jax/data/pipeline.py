@@ -107,6 +107,7 @@ def filmed_batch(model: ModelConfig, train: TrainConfig, clips: dict, step: int)
             has_reference=jnp.zeros(count, bool),
         ),
         carried=jax.tree.map(jnp.asarray, draw_carried(rng, train, count)),
+        old=jnp.zeros(count, jnp.int32) if train.old_frames else None,
     )
 
 

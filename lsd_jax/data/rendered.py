@@ -38,6 +38,7 @@ class Plan:
     starts: Int[Array, " b"]
     offsets: Int[Array, "b f"]
     carried: Int[Array, " b"] | None
+    old: Int[Array, " b"] | None
     masks: UInt8[Array, "b height width"]
     prompt: UInt8[Array, "b bytes"]
 
@@ -61,7 +62,8 @@ def draw_plan(model: ModelConfig, train: TrainConfig, rng: np.random.Generator, 
     starts = rng.integers(LATEST_START, size=clips, dtype=np.int32)
     masks = draw_masks(rng, model, clips, train.mask_fraction)
     offsets, carried = draw_offsets(rng, model, train, clips), draw_carried(rng, train, clips)
-    numbers = (scene_edits, footage, starts, offsets, carried, masks, prompt)
+    old = np.full(clips, train.old_frames, np.int32) if train.old_frames else None
+    numbers = (scene_edits, footage, starts, offsets, carried, old, masks, prompt)
     return Plan(drawn, *jax.tree.map(jnp.asarray, numbers))
 
 
@@ -238,6 +240,7 @@ def _render(plan: Plan, after, bank, *, size, controls) -> Batch:
         controls=jnp.repeat(control_planes(controls, masks)[:, None], frames, axis=1),
         condition=Conditioning(plan.prompt, to_bytes(reference), has_reference),
         carried=plan.carried,
+        old=plan.old,
     )
 
 

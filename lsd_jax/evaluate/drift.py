@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def long_run(
         some = slice(low, min(low + batch, count))
         texts, references = worlds.texts[some], worlds.references[some]
         advance = streams(texts, references)
-        kept = Unfinished(work, f"{seed}-{some.start}-{some.stop}", advance, found, some)
+        kept = Unfinished(work, _name(seed, some, texts, references), advance, found, some)
         offset, before = kept.restore(frames)
         done(offset * len(texts))
         while offset < frames:
@@ -93,6 +94,14 @@ def cold(advance: Advance, worlds: OneOfEach, some: slice, last: slice) -> Float
         out = advance(source)
         curves.append(metrics.psnr_db(np.mean((out / 255.0 - truth / 255.0) ** 2, axis=(2, 3, 4))))
     return np.concatenate(curves, axis=1)
+
+
+def _name(seed: int, some: slice, texts: list[str], references: list) -> str:
+    """Of what is asked, and of what is found: no other run goes on from these files."""
+    asked = repr((AVERAGED, CHUNK, texts)).encode()
+    pictures = [r.tobytes() for r in references if r is not None]
+    digest = hashlib.sha256(b"".join([asked, *pictures])).hexdigest()[:8]
+    return f"{seed}-{some.start}-{some.stop}-{digest}"
 
 
 class Unfinished:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lsd_jax import diffusion, ring
 from lsd_jax.codec import PixelCodec
@@ -84,7 +84,7 @@ def denoising_loss(
     history_key, ask_key = jax.random.split(key)
     seen = look(batch, remembered, history_key, model.embed.dtype)
     question = ask(seen, ask_key, settings)
-    predicted = answer(model, seen, remember(model, batch, seen, settings), question)
+    predicted = answer(model, seen, remember(model, batch, seen), question)
     weight = edit_weight(seen.source, seen.clean, settings.edit_weight)
     error = jnp.mean(weight * _squares(predicted - question.answer), axis=(1, 2))
     loss = jnp.mean(diffusion.loss_weight(question.t) * error)
@@ -104,7 +104,7 @@ def look(batch: Batch, remembered: Remembered, key: Array, dtype) -> Seen:
     return Seen(*(x.reshape(-1, *x.shape[2:]) for x in clips))
 
 
-def remember(model: Denoiser, batch: Batch, seen: Seen, settings: TrainConfig) -> KVBuffer:
+def remember(model: Denoiser, batch: Batch, seen: Seen) -> KVBuffer:
     """The buffer that a stream of `model` would hold before each row."""
     kv, frames = pinned_history(model, batch), batch.source.shape[1]
     if frames == 1:
@@ -112,7 +112,7 @@ def remember(model: Denoiser, batch: Batch, seen: Seen, settings: TrainConfig) -
     zero = jnp.zeros_like(seen.level)
     modulation = model.modulation(zero + 1, seen.level, zero)
     k, v = model.remember(seen.source, seen.past, seen.controls, kv, modulation)
-    return history(kv, k, v, frames, model.config, settings.old_frames)
+    return history(kv, k, v, frames, model.config, batch.old)
 
 
 def answer(model: Denoiser, seen: Seen, kv: KVBuffer, question: Question) -> Rows:
@@ -156,24 +156,35 @@ def pinned_history(model: Denoiser, batch: Batch) -> KVBuffer:
 
 
 def history(
-    pinned: KVBuffer, k: Array, v: Array, frames: int, config: ModelConfig, old: int = 0
+    pinned: KVBuffer,
+    k: Array,
+    v: Array,
+    frames: int,
+    config: ModelConfig,
+    old: Int[Array, " clips"] | None = None,
 ) -> KVBuffer:
     """For each frame of each clip, the buffer that a stream would hold when it arrives there.
 
-    The window holds frames of one piece. Those before the first `old` ones are in the memory alone,
-    the newest in its first slot; where there are none, it has kept the first frame of the clip.
+    The window holds frames of one piece. Those before the first `old` ones of a clip are in the
+    memory alone, the newest in its first slot; where there are none, it has kept the clip's first
+    frame.
 
     `k` and `v` are `[L, clips * frames, T, H, K]`, the committed keys and values of all frames.
     """
     layers, rows, tokens = k.shape[:3]
     clips, sinks, window = rows // frames, config.sinks, config.window
-    here = jnp.arange(frames)[:, None]
-    kept = jnp.minimum(here, max(old, 1)) - 1 - jnp.arange(config.memory)  # [F, R]
+    old = jnp.zeros(clips, jnp.int32) if old is None else old
+    clip, here, old = (
+        jnp.arange(clips)[:, None, None],
+        jnp.arange(frames)[:, None],
+        old[:, None, None],
+    )
+    kept = jnp.minimum(here, jnp.maximum(old, 1)) - 1 - jnp.arange(config.memory)  # [clips, F, R]
 
     def gather(buffer, x):
         old_keys = ring.compress(x, config.grid) if config.memory else x[:, :, :0]
         old_keys = old_keys.reshape(layers, clips, frames, *old_keys.shape[2:])
-        old_keys = old_keys[:, :, jnp.maximum(kept, 0)]  # [L, clips, F, R, T / 4, H, K]
+        old_keys = old_keys[:, clip, jnp.maximum(kept, 0)]  # [L, clips, F, R, T / 4, H, K]
         old_keys = old_keys.reshape(layers, rows, -1, *x.shape[3:])
         x = x.reshape(layers, clips, frames, *x.shape[2:])
         first = x[:, :, jnp.minimum(jnp.arange(sinks), frames - 1)]  # [L, clips, sinks, T, H, K]
@@ -185,13 +196,9 @@ def history(
         return jnp.concatenate([buffer, old_keys, slots], axis=2)
 
     ages = jnp.arange(1, window + 1)
-    age = jnp.concatenate(
-        [
-            jnp.where(here > jnp.arange(sinks), ring.SINK, ring.EMPTY),
-            jnp.where(here - old >= ages, ages, ring.EMPTY),
-        ],
-        axis=1,
-    )  # [F, S]
+    first = jnp.where(here > jnp.arange(sinks), ring.SINK, ring.EMPTY)
+    recent = jnp.where(here - old >= ages, ages, ring.EMPTY)
+    age = jnp.concatenate([jnp.broadcast_to(first, (clips, *first.shape)), recent], axis=2)
     memory = jnp.where(kept >= 0, 0, ring.EMPTY)
-    age, memory = (jnp.tile(x, (clips, 1)).astype(jnp.int32) for x in (age, memory))
+    age, memory = (x.reshape(rows, -1).astype(jnp.int32) for x in (age, memory))
     return KVBuffer(gather(pinned.k, k), gather(pinned.v, v), pinned.pinned, age, memory)

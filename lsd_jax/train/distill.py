@@ -34,6 +34,6 @@ def taught(
     """The flow's questions, answered by truth and teacher together. (The squared error to a mean
     has the gradient of the mean of the squared errors.)"""
     asked = flow(seen, key, settings)
-    theirs = answer(teacher, seen, remember(teacher, batch, seen, settings), asked)
+    theirs = answer(teacher, seen, remember(teacher, batch, seen), asked)
     goal = (1 - weight) * asked.answer + weight * theirs
     return replace(asked, answer=jax.lax.stop_gradient(goal))

@@ -62,6 +62,8 @@ class Rollouts:
         rng = np.random.default_rng([train.seed, 2, group, life])
         plan = rendered.draw_plan(model, train, rng, self.streams)
         clips = rendered.render(plan, model, after=age * train.frames)
+        if self.config.train.old_frames:
+            clips = replace(clips, old=jnp.zeros(self.streams, jnp.int32))
         if clips.carried is None or not age:
             return clips
         # Its prompt was taken back in its first clip, or never is.

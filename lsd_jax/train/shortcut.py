@@ -53,11 +53,12 @@ def two_in_one(
     if not count:
         return replace(asked, step=jnp.zeros_like(asked.t))
     some = jax.random.permutation(rows_key, rows)[:count]
-    kv, part = _rows(remember(teacher, batch, seen, settings), seen, some)
+    kv, part = _rows(remember(teacher, batch, seen), seen, some)
     none = None
     if config.shortcut.guidance != 1:
-        blank = replace(batch, condition=jax.tree.map(jnp.zeros_like, batch.condition))
-        none, _ = _rows(remember(teacher, blank, seen, settings), seen, some)
+        nothing = jax.tree.map(jnp.zeros_like, batch.condition)
+        blank = replace(batch, condition=nothing, carried=None)
+        none, _ = _rows(remember(teacher, blank, seen), seen, some)
 
     step = jax.random.choice(step_key, jnp.asarray(diffusion.STEP_SIZES), (count,))
     t = step * jnp.floor(jax.random.uniform(t_key, step.shape) / step)  # on the grid of its step

@@ -45,6 +45,8 @@ def prepare(name: str, config: Config, videos: Path | None, mesh: Mesh) -> Stage
             f"train.old_frames={config.train.old_frames} need as many slots, and model.memory is "
             f"{config.model.memory}; set them alike"
         )
+    if config.train.carry_on and config.model.external_text_dim:
+        raise ValueError("carry_on is a prompt of bytes, not of embeddings; set train.carry_on=0")
     if name == "forcing":
         return Stage(forcing_loss, batches(config, videos))
     loss = history_loss

@@ -199,16 +199,20 @@ def test_a_prompt_is_heard_until_it_is_taken_back(small_model, small_batch):
 
 
 def test_old_frames_are_in_the_memory_alone(small_config):
-    """Each key says which frame wrote it: two old frames, then three that follow one another."""
+    """Each key says which frame wrote it: two old frames, then three that follow one another; and a
+    clip without old ones, whose first frame the memory has kept."""
     model = dataclasses.replace(small_config.model, memory=2, sinks=0, window=2)
-    shape = (1, 5, model.tokens, 1, 1)
-    numbers = jnp.broadcast_to(jnp.arange(5.0)[None, :, None, None, None], shape)
-    none = jnp.zeros((5, 0), jnp.int32)
+    shape = (1, 10, model.tokens, 1, 1)
+    numbers = jnp.broadcast_to(jnp.tile(jnp.arange(5.0), 2)[None, :, None, None, None], shape)
+    none = jnp.zeros((10, 0), jnp.int32)
     pinned = ring.KVBuffer(numbers[:, :, :0], numbers[:, :, :0], none.astype(bool), none, none)
-    kv = history(pinned, numbers, numbers, 5, model, old=2)
+    kv = history(pinned, numbers, numbers, 5, model, old=jnp.array([2, 0]))
     per_slot = [model.memory_tokens] * 2 + [model.tokens] * 2
     starts = np.cumsum([0, *per_slot[:-1]])
     held = np.where(ring.bias(kv)[:, starts] == 0, kv.k[0, :, starts, 0, 0].T, -1)
     np.testing.assert_array_equal(
-        held, [[-1, -1, -1, -1], [0, -1, -1, -1], [1, 0, -1, -1], [1, 0, 2, -1], [1, 0, 3, 2]]
+        held[:5], [[-1, -1, -1, -1], [0, -1, -1, -1], [1, 0, -1, -1], [1, 0, 2, -1], [1, 0, 3, 2]]
+    )
+    np.testing.assert_array_equal(
+        held[5:], [[-1, -1, -1, -1], [0, -1, 0, -1], [0, -1, 1, 0], [0, -1, 2, 1], [0, -1, 3, 2]]
     )

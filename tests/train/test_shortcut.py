@@ -35,7 +35,7 @@ def asked(small_model, small_config, small_batch, monkeypatch):
     """
     questions = []
 
-    def remember(model, batch, seen, settings):
+    def remember(model, batch, seen):
         told = jnp.any(batch.condition.prompt > 0)
         k = jnp.full((1, ROWS, 1, 1, 1), told.astype(jnp.float32))
         none = jnp.zeros((ROWS, 0), jnp.int32)
@@ -158,6 +158,11 @@ def test_old_frames_need_a_memory(small_config):
     train = dataclasses.replace(small_config.train, frames=3, old_frames=1)
     config = dataclasses.replace(small_config, train=train)
     with pytest.raises(ValueError, match="train.old_frames=1 need as many slots"):
+        stages.prepare("history", config, None, MESH)
+    spoken = dataclasses.replace(small_config.model, external_text_dim=8)
+    train = dataclasses.replace(small_config.train, carry_on=0.5)
+    config = dataclasses.replace(small_config, model=spoken, train=train)
+    with pytest.raises(ValueError, match="set train.carry_on=0"):
         stages.prepare("history", config, None, MESH)
 
 
