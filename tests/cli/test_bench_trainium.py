@@ -37,6 +37,10 @@ def test_calibration_prints_points_and_refits(tmp_path, capsys):
     assert main([*command, "--profile", str(profile), "--out", str(out)]) == 0
     assert json.loads(out.read_text())["numbers"]["pe_clock"]["kind"] == "measured"
     assert "pe_clock: 2.4e+09 ->" in capsys.readouterr().out
+    rows = tmp_path / "rows.json"
+    command = ["bench", "stack", "--chip", str(out), "--config", "tiny", "--json", str(rows)]
+    assert main(command) == 0
+    assert json.loads(rows.read_text())["rows"][0]["chip"] == "mine"
 
 
 @pytest.mark.parametrize(
