@@ -35,7 +35,9 @@ def test_calibration_prints_points_and_refits(tmp_path, capsys):
     profile.write_text(json.dumps({"total_time": 1e-3, "tensor_engine_active_time": 5e-5}))
     command = ["bench", "calibrate", "--chip", "trn2", "--config", "tiny"]
     assert main([*command, "--profile", str(profile), "--out", str(out)]) == 0
-    assert json.loads(out.read_text())["numbers"]["pe_clock"]["kind"] == "measured"
+    fitted = json.loads(out.read_text())["numbers"]["pe_clock"]
+    assert fitted["kind"] == "assumed"
+    assert fitted["source"] == "fit of the tensor_engine's busy time to summary.json, tiny"
     assert "pe_clock: 2.4e+09 ->" in capsys.readouterr().out
     rows = tmp_path / "rows.json"
     command = ["bench", "stack", "--chip", str(out), "--config", "tiny", "--json", str(rows)]
