@@ -19,8 +19,8 @@ ROWS = {
     "frame": {"mxus": "pallas_kernels.bench:frame_rows"},
 }
 """By the case and a number that only such chips have (a refit chip may be called anything), what
-computes its rows: `module:f`, where `f(config, chip)` gives a list of dicts with the keys of `ROW`. What is not known is None or left
-out, and `note` says why; one that `refused` has no figures."""
+computes its rows: `module:f`, where `f(config, chip)` gives a list of dicts with the keys of `ROW`.
+What is not known is None or left out, and `note` says why; one that `refused` has no figures."""
 
 ROW = {
     "impl": "impl",
@@ -63,7 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="reference", help="a .py file or a shipped name")
     parser.add_argument("--profile", metavar="SUMMARY.json", help="calibrate: by neuron-profile")
     parser.add_argument("--out", metavar="CHIP.json", help="calibrate: where the refit chip goes")
-    parser.add_argument("--cores", type=int, default=1, help="calibrate: that the profile ran on")
+    parser.add_argument(
+        "--cores", type=int, help="calibrate: that the profile ran on; default: --lnc"
+    )
+    parser.add_argument(
+        "--lnc", type=int, default=1, help="calibrate: how many of these act as one (LNC), 1 or 2"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

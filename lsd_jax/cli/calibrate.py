@@ -43,6 +43,12 @@ def _refit(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
     from nki_kernels.calibrate import refit
     from nki_kernels.sim.timeline import schedule
 
+    most = int(chip["physical_cores_per_logical"])
+    if not 1 <= args.lnc <= most:
+        raise ValueError(f"--lnc {args.lnc}: at most {most} of {chip.name}'s cores act as one")
+    cores = args.lnc if args.cores is None else args.cores
+    if cores < 1 or args.lnc > 1 and cores != args.lnc:
+        raise ValueError(f"--cores {cores} --lnc {args.lnc}: a profile of that is not modelled")
     try:
         summary = json.loads(Path(args.profile).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -50,7 +56,7 @@ def _refit(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
     if not isinstance(summary, dict):
         raise ValueError(f"{args.profile}: want an object, as summary-json writes")
     try:
-        shapes = bench.shapes_of(config.model, chip, args.cores)
+        shapes = bench.shapes_of(config.model, chip, cores, args.lnc)
     except NotImplementedError as refusal:
         raise ValueError(str(refusal)) from refusal
     modelled = schedule([bench.trace(shapes, chip)], chip)[0]
