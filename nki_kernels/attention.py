@@ -149,7 +149,8 @@ def value_age(s, c, slot):
 def attend_chunk(s, c, t, work, acc, first):
     """acc += exp(keys.T @ queries / sqrt(128) + bias).T @ [values | 1], over a chunk's pieces.
 
-    `work` holds, for each piece, (keys, their column, values, their row, count, bias column or -1).
+    `work` holds, for each piece, (keys, their column, values, their row, count, bias column or -1
+    for the frame's own keys, whose bias is the layer's shift alone).
     Scores run `AHEAD` pieces before the products, so that TensorE never waits for ScalarE.
     """
     steps = [(head, i) for head in range(s["heads"]) for i in range(len(work))]
@@ -176,12 +177,10 @@ def score(s, c, t, head, piece):
         accumulate=False,
     )  # fmt: skip
     p = next_of(c, "ps")[0:count, 0:columns]
+    added = c["scales"][0:count, 2:3]
     if bias >= 0:
-        nisa.activation(
-            dst=p, op=nl.exp, data=bank, scale=LANE**-0.5, bias=c["bias"][0:count, bias : bias + 1]
-        )
-    else:
-        nisa.activation(dst=p, op=nl.exp, data=bank, scale=LANE**-0.5)
+        added = c["shifted_bias"][0:count, bias : bias + 1]
+    nisa.activation(dst=p, op=nl.exp, data=bank, scale=LANE**-0.5, bias=added)
     return p
 
 

@@ -12,7 +12,7 @@ from lsd_jax.hw.chips import Chip
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 from nki_kernels import pack
 from nki_kernels.denoise_stack import make_kernel
-from nki_kernels.plan import Shapes
+from nki_kernels.plan import LANE, Shapes
 from nki_kernels.sim import report
 from nki_kernels.sim.run import run
 from nki_kernels.sim.trace import Trace
@@ -34,8 +34,8 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
     `config` is a `lsd_jax.config.Config`. Kind: modelled, by `sim.timeline` on the numbers of
     `chip`, in bfloat16. `us_low` and `us_high` are the edges of those numbers' uncertainty;
     `us_serial` is the time of the same instructions one after the other. `frame_us` adds up the
-    passes and the one that commits, without what XLA does around them; `floor_us` is what the
-    matmuls' FLOPs at the tensor engine's peak, or the bytes at HBM's bandwidth, take at least.
+    passes and the one that commits, without what XLA does around them; `floor_us` is what
+    `least_flops` at the tensor engine's peak, or `least_bytes` at HBM's bandwidth, take.
     """
     found = []
     for impl, ranks, together in LAYOUTS:
@@ -52,14 +52,32 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
         frame_us = config.stream.passes * shown["us"] + commit["us"]
         found.append({
             "impl": impl, "chip": chip.name, "kind": "modelled", "cores": ranks,
-            "floor_us": max(
-                shown["mfu"] * shown["us"], shown["hbm_bytes"] * 1e6 / chip["hbm_bandwidth"]
+            "floor_us": 1e6 * max(
+                least_flops(shapes) / chip["pe_flops_bf16"],
+                least_bytes(shapes) / chip["hbm_bandwidth"],
             ),
             "mxu_busy": shown["pe_busy"], "vmem_peak_bytes": None, "launches": 1, "libtpu": None,
             "over_serial": shown["us_serial"] / shown["us"],
             "frame_us": frame_us, "frame_us_with_launch": frame_us + launch_us, **shown,
         })  # fmt: skip
     return found
+
+
+def least_flops(s: Shapes) -> int:
+    """FLOPs of one core's share: projections and MLP, and two products with each key attended."""
+    rows, width = s.sessions * s.tokens, s.heads * LANE
+    dense = rows * s.dim * (4 * width + 2 * s.mlp)
+    return 2 * s.layers * (dense + 2 * rows * (s.keys + s.tokens) * width)
+
+
+def least_bytes(s: Shapes) -> int:
+    """Bytes that have to cross one core's HBM interface, whatever the plan: its weights, keys and
+    values read once, what is new written once, the residual stream both."""
+    rows, width = s.sessions * s.tokens, s.heads * LANE
+    weights = s.dim * (4 * width + 2 * s.mlp)
+    keys = 2 * s.sessions * s.keys * width
+    new = 2 * rows * width
+    return s.itemsize * (s.layers * (weights + keys + new) + 2 * rows * s.dim)
 
 
 def refused(impl: str, chip: Chip, ranks: int, why: str) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def refit(chip: Chip, modelled: Timeline, summary: dict[str, Any], source: str) 
     `summary` is what `neuron-profile view --output-format summary-json` writes for one kernel: a
     dict, or one under a single name, with `total_time` in seconds and, for each engine, either
     `<engine>_active_time` in seconds or `<engine>_active_time_percent` of the total. Rates fall as
-    the busy time grows, costs rise. The bands go, since a measurement replaces a guess.
+    the busy time grows, costs rise. What comes out is `assumed`, since one busy time is shared out
+    over several numbers by the model; `source` names the profile. The bands go with the old values.
 
     Raises ValueError where the summary has none of these, or one that cannot be.
     """
@@ -44,7 +45,8 @@ def refit(chip: Chip, modelled: Timeline, summary: dict[str, Any], source: str) 
             number = chip.numbers[name]
             rate = number.unit.endswith("/s") or number.unit == "Hz"
             value = number.value / ratio if rate else number.value * ratio
-            changed[name] = Number(value, number.unit, source, "measured")
+            fit = f"fit of the {engine}'s busy time to {source}"
+            changed[name] = Number(value, number.unit, fit, "assumed")
     if not changed:
         wanted = ", ".join(f"{engine}_active_time" for engine in ENGINES)
         raise ValueError(f"the profile has none of {wanted}, in seconds or as _percent")

@@ -23,7 +23,8 @@ Pseudocode::
             x += gate * (gelu(h @ Wup) @ Wdown)
 
 The column of ones gives the softmax's sum for free, as values stand with tokens on partitions.
-exp goes without a running maximum: QK-norm bounds the logits. Nothing but exp and gelu needs a
+exp goes without a running maximum: QK-norm bounds the logits, and where the bound is large every
+bias holds what keeps exp within float32, see `pack.logit_shift`. Nothing but exp and gelu needs a
 ScalarE table (rsqrt runs on GpSimd, reciprocals on VectorE), so a token tile switches it twice.
 """
 
@@ -127,7 +128,8 @@ def body(
         bias: [B, 128, J] float32, added to the logits of each key of each piece.
         onehot: [B, A, S, 128] C, 1 where a slot has that age, repeated 128 times.
         age_k, age_v: [L, A, cores * W] C.
-        scales: [L, 128, 2] float32, learned scales of queries and keys.
+        scales: [L, 128, 3] float32, learned scales of queries and keys, and what is added to
+            all logits of the layer.
         modulation: [L, B or 1, 128, 6, D1] float32: shift, 1 + scale, gate, twice.
         rope: [2, 128, T] C, cosines and sines, each half of the head alike.
         rotation: [128, 128] C, stationary of `(low, high) -> (-high, low)`.
@@ -158,6 +160,11 @@ def body(
             m = b if modulation.shape[1] > 1 else 0
             nisa.dma_copy(dst=c["modulation"], src=modulation[layer, m])
             nisa.dma_copy(dst=c["scales"], src=scales[layer])
+            if len(s["buffer"]) > 0:
+                nisa.tensor_scalar(
+                    dst=c["shifted_bias"], data=c["bias"], op0=nl.add,
+                    operand0=c["scales"][:, 2:3],
+                )  # fmt: skip
             if s["slots"] > 0:
                 nisa.dma_copy(dst=c["age_k"], src=age_k[layer, :, own])
                 nisa.dma_copy(dst=c["age_v"], src=age_v[layer, :, own])

@@ -56,7 +56,8 @@ def denoise_stack_ref(
                 values.append((v_buffer[layer, b, rows] + added_v).reshape(-1, heads, LANE))
                 logit_bias.append(bias[b, : piece.count, j])
             logits = np.einsum("thk,nhk->htn", q, np.concatenate(keys)) * LANE**-0.5
-            share = np.exp(logits + np.concatenate(logit_bias))
+            logits += np.concatenate(logit_bias) + scales[layer, 0, 2]
+            share = np.exp(logits - logits.max(-1, keepdims=True))
             share /= share.sum(-1, keepdims=True)
             attended = np.einsum("htn,nhk->thk", share, np.concatenate(values))
             y = y + gate_a * (attended.reshape(tokens, -1) @ matrix("out"))

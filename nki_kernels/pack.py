@@ -9,6 +9,8 @@ from jaxtyping import Array
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 from nki_kernels.plan import KINDS, LANE, Shapes
 
+SAFE_LOGIT = 66.0  # float32's exp overflows at 88.7; e^22 is left for sums over keys, and values
+
 
 def shapes_of(
     x, weights: StackWeights, kv: KVBuffer, ranks: int = 1, cores: int = 1, **limits
@@ -103,7 +105,9 @@ def pack_call(
     onehot = (age[:, None, :] == jnp.arange(shapes.ages)[:, None]).astype(dtype)  # [B, A, S]
     mod = modulation.astype(jnp.float32).at[:, :, jnp.array([1, 4])].add(1.0)
     mod = mod.reshape(layers, -1, 6, across, LANE).transpose(0, 1, 4, 2, 3)
-    scales = jnp.stack([weights.q_scale, weights.k_scale], axis=-1).astype(jnp.float32)
+    shift = jnp.broadcast_to(-logit_shift(weights)[:, None], weights.q_scale.shape)
+    learned = (scale.astype(jnp.float32) for scale in (weights.q_scale, weights.k_scale))
+    scales = jnp.stack([*learned, shift], axis=-1)
     turns = [jnp.concatenate([t, t], axis=1).T.astype(dtype) for t in (rope.cos, rope.sin)]
     return (
         features_first(x),
@@ -118,6 +122,22 @@ def pack_call(
         jnp.stack(turns),
         jnp.asarray(rotation(), dtype),
     )
+
+
+def logit_shift(weights: StackWeights) -> Array:
+    """What to take from all logits of each layer, `[L]` float32, such that no exp overflows.
+
+    QK-norm bounds them: |q . k| <= |q| |k|, where |q| <= sqrt(K) max|q_scale| and likewise for k,
+    beside an age embedding. The softmax stays the same, and costs no running maximum; the shift is
+    0 unless scales are large. A row all of whose logits lie some 150 below the bound would
+    underflow, to NaN: that takes a bound above 75 and a query that points away from every key.
+    """
+    q, k = (
+        jnp.max(jnp.abs(scale.astype(jnp.float32)), axis=-1)
+        for scale in (weights.q_scale, weights.k_scale)
+    )
+    age = jnp.max(jnp.linalg.norm(weights.age_k.astype(jnp.float32), axis=-1), axis=(1, 2))
+    return jnp.maximum(q * (LANE**0.5 * k + age) - SAFE_LOGIT, 0.0)
 
 
 def features_first(x: Array) -> Array:

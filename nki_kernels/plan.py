@@ -207,7 +207,7 @@ class Shapes:
             + size * 2 * self.tokens  # cosines, sines
             + (8 * size + 8 * 4) * columns  # temporaries
             + size * (2 + pieces + 1) * width  # age tables, and rows of them
-            + 4 * (6 * across + self.heads * self.slots + self.keys // LANE + self.slots + 1)
+            + 4 * (6 * across + self.heads * self.slots + 2 * (self.keys // LANE + self.slots + 1))
             + size * (self.slots + 6) * LANE
             + 1024  # scales and the like
         )

@@ -26,10 +26,11 @@ def tiles(s, dtype):
         "rotation": nl.ndarray((LANE, LANE), dtype=dtype, name="rotation"),
         "ones": nl.ndarray((LANE, LANE), dtype=dtype, name="ones"),
         "modulation": nl.ndarray((LANE, 6, across), dtype=nl.float32, name="modulation"),
-        "scales": nl.ndarray((LANE, 2), dtype=nl.float32, name="scales"),
+        "scales": nl.ndarray((LANE, 3), dtype=nl.float32, name="scales"),
     }  # fmt: skip
     if len(s["buffer"]) > 0:
-        c["bias"] = nl.ndarray((LANE, len(s["buffer"])), dtype=nl.float32, name="bias")
+        for name in ("bias", "shifted_bias"):
+            c[name] = nl.ndarray((LANE, len(s["buffer"])), dtype=nl.float32, name=name)
         shape = (LANE, s["pieces"], s["width"])
         c["raw_k"] = nl.ndarray(shape, dtype=dtype, name="raw_k")
         c["raw_v"] = nl.ndarray(shape, dtype=dtype, name="raw_v")

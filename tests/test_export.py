@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from lsd_jax import config as configs
 from lsd_jax import stream
+from lsd_jax.cli.main import main
 from lsd_jax.export import export
 from lsd_jax.hw import chips
 from lsd_jax.model import Denoiser
@@ -44,6 +46,15 @@ def test_an_export_holds_the_step_the_weights_and_the_commands(tmp_path):
             unpack(packed[core, 0], "k", shapes), weights.qkv[0, :, 1, core]
         )
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, capsys):
+    tiny = Path(__file__).parent.parent / "checkpoints" / "tiny"
+    out = tmp_path / "out"
+    command = ["export", "base", "--checkpoint", str(tiny), "--chip", "trn2", "-o", str(out)]
+    assert main(command) == 2
+    assert "is no base (asked != found): height: 512 != 128" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bad_export_says_why_and_leaves_nothing(tmp_path):

@@ -13,15 +13,14 @@ CASES = {
 
 ROWS = {
     "stack": {
-        "trn": "nki_kernels.bench:rows",
-        "v": "pallas_kernels.bench:stack_rows",
-        "tpu": "pallas_kernels.bench:stack_rows",
+        "pe_clock": "nki_kernels.bench:rows",  # Trainium's tensor engine
+        "mxus": "pallas_kernels.bench:stack_rows",  # a TPU's matrix units
     },
-    "frame": {"v": "pallas_kernels.bench:frame_rows", "tpu": "pallas_kernels.bench:frame_rows"},
+    "frame": {"mxus": "pallas_kernels.bench:frame_rows"},
 }
-"""By the case and the first letters of a chip's name, what computes its rows: `module:f`, where
-`f(config, chip)` gives a list of dicts with the keys of `ROW`. What is not known is None or left
-out, and `note` says why; one that `refused` has no figures."""
+"""By the case and a number that only such chips have (a refit chip may be called anything), what
+computes its rows: `module:f`, where `f(config, chip)` gives a list of dicts with the keys of `ROW`.
+What is not known is None or left out, and `note` says why; one that `refused` has no figures."""
 
 ROW = {
     "impl": "impl",
@@ -60,11 +59,16 @@ EXTRA = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", choices=CASES, help="what to time")
-    parser.add_argument("--chip", required=True, help="such as v6e")
+    parser.add_argument("--chip", required=True, help="such as v6e, or a path ending in .json")
     parser.add_argument("--config", default="reference", help="a .py file or a shipped name")
     parser.add_argument("--profile", metavar="SUMMARY.json", help="calibrate: by neuron-profile")
     parser.add_argument("--out", metavar="CHIP.json", help="calibrate: where the refit chip goes")
-    parser.add_argument("--cores", type=int, default=1, help="calibrate: that the profile ran on")
+    parser.add_argument(
+        "--cores", type=int, help="calibrate: that the profile ran on; default: --lnc"
+    )
+    parser.add_argument(
+        "--lnc", type=int, default=1, help="calibrate: how many of these act as one (LNC), 1 or 2"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -81,9 +85,7 @@ def run(args: argparse.Namespace) -> None:
     if args.case == "calibrate":
         write_json(args.json, calibrate(args, config, chip) | provenance())
         return
-    target = next(
-        (t for prefix, t in ROWS[args.case].items() if chip.name.startswith(prefix)), None
-    )
+    target = next((t for number, t in ROWS[args.case].items() if number in chip.numbers), None)
     if target is None:
         raise ValueError(f"nothing here times {args.case} on {chip.name}")
     module, _, function = target.partition(":")

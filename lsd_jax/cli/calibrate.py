@@ -14,7 +14,7 @@ from lsd_jax.hw.chips import Chip
 def calibrate(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
     """Prints published points beside modelled ones or, with `--profile`, writes `--out`, the chip's
     numbers refit to the profile of one pass of the megakernel. Gives the report."""
-    if not chip.name.startswith("trn"):
+    if "pe_clock" not in chip.numbers:
         raise ValueError(f"--chip {chip.name}: calibrate is for trn1, trn2 and trn3")
     if bool(args.profile) != bool(args.out):
         raise ValueError("--profile SUMMARY.json and --out CHIP.json go together")
@@ -43,6 +43,12 @@ def _refit(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
     from nki_kernels.calibrate import refit
     from nki_kernels.sim.timeline import schedule
 
+    most = int(chip["physical_cores_per_logical"])
+    if not 1 <= args.lnc <= most:
+        raise ValueError(f"--lnc {args.lnc}: at most {most} of {chip.name}'s cores act as one")
+    cores = args.lnc if args.cores is None else args.cores
+    if cores < 1 or args.lnc > 1 and cores != args.lnc:
+        raise ValueError(f"--cores {cores} --lnc {args.lnc}: a profile of that is not modelled")
     try:
         summary = json.loads(Path(args.profile).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -50,7 +56,7 @@ def _refit(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
     if not isinstance(summary, dict):
         raise ValueError(f"{args.profile}: want an object, as summary-json writes")
     try:
-        shapes = bench.shapes_of(config.model, chip, args.cores)
+        shapes = bench.shapes_of(config.model, chip, cores, args.lnc)
     except NotImplementedError as refusal:
         raise ValueError(str(refusal)) from refusal
     modelled = schedule([bench.trace(shapes, chip)], chip)[0]

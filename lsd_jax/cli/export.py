@@ -10,7 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a .py file or a shipped name")
     parser.add_argument("--chip", required=True, help="trn1, trn2 or trn3")
     parser.add_argument("-o", "--out", required=True, help="the folder to write")
-    parser.add_argument("--checkpoint", help="whose weights to pack; default: none are")
+    parser.add_argument(
+        "--checkpoint", help="whose weights to pack, in its own settings; default: none"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -26,7 +28,12 @@ def run(args: argparse.Namespace) -> None:
     chip, denoiser = chips.load(args.chip), None
     with Console(stderr=True).status(f"exporting {config.name} for {chip.name}"):
         if args.checkpoint:
+            asked = config.model
             denoiser, config = load_model(args.checkpoint, args.set)
+            if differing := ", ".join(configs.differences(asked, config.model)):
+                raise ValueError(
+                    f"{args.checkpoint} is no {args.config} (asked != found): {differing}"
+                )
         try:
             manifest = export(config, chip, Path(args.out), denoiser)
         except NotImplementedError as refusal:

@@ -14,6 +14,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from importlib import resources
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -84,9 +85,20 @@ def known() -> list[str]:
 
 
 def load(name: str) -> Chip:
-    """The chip of that name. Raises ValueError, listing those known, for any other."""
+    """The chip of that name, or of a path ending in `.json`, which is then called as the file is.
+
+    Raises ValueError, listing those known, for any other, and for a file that is no chip; OSError
+    for one that cannot be read.
+    """
+    if name.endswith(".json"):
+        try:
+            return parse(Path(name).stem, json.loads(Path(name).read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{name} is no JSON: {error}") from error
     if name not in known():
-        raise ValueError(f"unknown chip {name!r}; known: {', '.join(known())}")
+        raise ValueError(
+            f"unknown chip {name!r}; known: {', '.join(known())}, or a path ending in .json"
+        )
     text = (resources.files("lsd_jax.hw") / "chips" / f"{name}.json").read_text(encoding="utf-8")
     return parse(name, json.loads(text))
 

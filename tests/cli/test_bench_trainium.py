@@ -35,8 +35,34 @@ def test_calibration_prints_points_and_refits(tmp_path, capsys):
     profile.write_text(json.dumps({"total_time": 1e-3, "tensor_engine_active_time": 5e-5}))
     command = ["bench", "calibrate", "--chip", "trn2", "--config", "tiny"]
     assert main([*command, "--profile", str(profile), "--out", str(out)]) == 0
-    assert json.loads(out.read_text())["numbers"]["pe_clock"]["kind"] == "measured"
+    fitted = json.loads(out.read_text())["numbers"]["pe_clock"]
+    assert fitted["kind"] == "assumed"
+    assert fitted["source"] == "fit of the tensor_engine's busy time to summary.json, tiny"
     assert "pe_clock: 2.4e+09 ->" in capsys.readouterr().out
+    rows = tmp_path / "rows.json"
+    command = ["bench", "stack", "--chip", str(out), "--config", "tiny", "--json", str(rows)]
+    assert main(command) == 0
+    assert json.loads(rows.read_text())["rows"][0]["chip"] == "mine"
+
+
+def test_a_refit_knows_cores_that_act_as_one(tmp_path):
+    from lsd_jax.config import load
+    from lsd_jax.hw import chips
+    from nki_kernels import bench
+    from nki_kernels.sim.timeline import schedule
+
+    trn2 = chips.load("trn2")
+    shapes = bench.shapes_of(load("tiny").model, trn2, 2, 2)
+    pair = schedule([bench.trace(shapes, trn2)], trn2)[0]
+    profile, out = tmp_path / "summary.json", tmp_path / "mine.json"
+    busy = 2 * pair.busy_ns["pe"] / 1e9
+    profile.write_text(json.dumps({"total_time": 1e-3, "tensor_engine_active_time": busy}))
+    command = ["bench", "calibrate", "--chip", "trn2", "--config", "tiny", "--lnc", "2"]
+    assert main([*command, "--profile", str(profile), "--out", str(out)]) == 0
+    assert chips.load(str(out))["pe_clock"] == pytest.approx(1.2e9)
+
+
+PROFILE = ["--profile", "absent.json", "--out", "y"]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +70,13 @@ def test_calibration_prints_points_and_refits(tmp_path, capsys):
     [
         (["--chip", "v6e"], "calibrate is for trn1, trn2 and trn3"),
         (["--chip", "trn2", "--profile", "x"], "--profile SUMMARY.json and --out CHIP.json"),
-        (["--chip", "trn2", "--profile", "absent.json", "--out", "y"], "absent.json: No such file"),
+        (["--chip", "trn2", *PROFILE], "absent.json: No such file"),
+        (["--chip", "trn1", *PROFILE, "--lnc", "2"], "--lnc 2: at most 1 of trn1's cores act as"),
+        (
+            ["--chip", "trn2", *PROFILE, "--lnc", "2", "--cores", "4"],
+            "--cores 4 --lnc 2: a profile",
+        ),
+        (["--chip", "trn2", *PROFILE, "--cores", "0"], "--cores 0 --lnc 1: a profile"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(options, message, capsys, tmp_path, monkeypatch):

@@ -34,6 +34,18 @@ def test_an_unknown_chip_or_number_names_those_known():
         chips.load("trn2")["warp_clock"]
 
 
+def test_a_chip_may_be_a_file(tmp_path):
+    path = tmp_path / "trn2-mine.json"
+    path.write_text(json.dumps(chips.load("trn2").to_json()))
+    found = chips.load(str(path))
+    assert found.name == "trn2-mine" and found.numbers == chips.load("trn2").numbers
+    path.write_text("{")
+    with pytest.raises(ValueError, match="trn2-mine.json is no JSON"):
+        chips.load(str(path))
+    with pytest.raises(FileNotFoundError):
+        chips.load(str(tmp_path / "absent.json"))
+
+
 def test_the_band_has_a_fast_and_a_slow_end():
     rate = chips.Number(5.0, "B/s", "s", "assumed", 4.0, 6.0)
     cost = chips.Number(5.0, "cycles/element", "s", "assumed", 4.0, 6.0)

@@ -29,7 +29,9 @@ def test_a_slower_chip_is_found_from_its_profile(trace):
     })  # fmt: skip
     found = refit(TRN2, schedule([trace], TRN2)[0], profile_of(slower, trace), "a profile")
     assert found["pe_clock"] == pytest.approx(1.2e9)
-    assert found.numbers["pe_clock"].kind == "measured"
+    fitted = found.numbers["pe_clock"]
+    assert fitted.kind == "assumed" and fitted.low is None
+    assert fitted.source == "fit of the tensor_engine's busy time to a profile"
     assert found["dve_copy_fp32"] == pytest.approx(TRN2["dve_copy_fp32"])
     assert found["act_element"] == TRN2["act_element"]  # not in the profile
     assert chips.parse("trn2", found.to_json()) == found

@@ -166,6 +166,29 @@ def test_equals_its_own_reference():
         assert errors(a, b)[1] < 2e-6
 
 
+def test_large_scales_do_not_overflow():
+    """Scales of 3 and keys that equal their queries: logits reach 101.8, and exp takes 88.7."""
+    x, weights, kv, *rest = model_call(SMALLER, [[1, -1, 2]])
+    weights = dataclasses.replace(
+        weights,
+        qkv=weights.qkv.at[:, :, 1].set(weights.qkv[:, :, 0]),
+        q_scale=jnp.full_like(weights.q_scale, 3.0),
+        k_scale=jnp.full_like(weights.k_scale, 3.0),
+    )
+    call = (x, weights, kv, *rest)
+    assert np.all(pack.logit_shift(weights) > 9 * 128**0.5 - 66)
+    ours, _, shapes = simulated(call)
+    reference = denoise_stack_ref(shapes, *kernel_arguments(call, shapes))
+    assert errors(pack.tokens_first(jnp.asarray(reference[0])), ours[0])[1] < 2e-5
+    for a, b in zip(ours, seam(*call), strict=True):
+        assert np.isfinite(a).all() and errors(a, b)[1] < 2e-5
+
+
+def test_usual_scales_need_no_shift():
+    weights = model_call(SMALLER, [[1, -1, 2]])[1]
+    np.testing.assert_array_equal(pack.logit_shift(weights), [0, 0])
+
+
 def test_a_buffer_of_pinned_tokens_alone():
     x, weights, kv, _, modulation, rope = model_call(SMALLER, [[1, 2, 3]])
     pinned = kv.pinned.shape[1]
