@@ -44,7 +44,7 @@ def frame_rows(config: Any, chip: Chip) -> list[dict]:
                 "libtpu": found.libtpu,
                 "plan": f"{found.kernels} megakernels of {found.launches} operations; "
                 f"{found.alias_bytes / 1e6:.1f} MB of state updated in place",
-                "note": None if found.cycles else NO_PROFILE,
+                "note": None if found.cycles else no_profile(found),
                 "operations": found.operations,
             }
         )
@@ -90,6 +90,11 @@ def shape_of(config: Any) -> Shape:
     )
 
 
+def no_profile(found: aot.Compiled) -> str:
+    """The note of a row without cycles."""
+    return NO_PROFILE + (f" ({found.no_profile})" if found.no_profile else "")
+
+
 def macs(s: Shape) -> int:
     """Multiply-adds of a pass: projections and MLP, and two products with each key attended."""
     width = s.heads * s.head_dim
@@ -124,7 +129,7 @@ def _figures(shape: Shape, chip: Chip, implementation: str) -> dict[str, Any]:
         "plan": plan.describe() if plan else None,
     }
     if found.cycles is None:
-        return known | {"note": NO_PROFILE}
+        return known | {"note": no_profile(found)}
     if found.cycles < least:
         raise ValueError(
             f"the compiler's profile says {found.cycles:,} cycles, fewer than the {least:,.0f} "

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -13,6 +14,13 @@ from pallas_kernels.tpu.plan import Shape
 
 SMALL = Shape(1, 64, 256, 2, 2, 128, 512, 64, 2, 3, 1, "bfloat16")
 CASE = "pallas_kernels.tpu.cases:stack"
+DYING = "tests.pallas_kernels.dying:case"
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    """A user's warm cache would test nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def test_the_compiler_takes_the_megakernel_as_one_launch(tmp_path, monkeypatch):
@@ -48,6 +56,41 @@ def test_bad_input_is_refused_in_a_line(monkeypatch):
     monkeypatch.setattr(aot.importlib.metadata, "version", absent)
     with pytest.raises(ValueError, match=r"pip install 'lsd-jax\[tpu\]'"):
         aot.compile_for("v6e", CASE, {})
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [("SIGKILL", "SIGKILL, most likely for want of memory"), ("ImportError", "ImportError: gone")],
+)
+def test_a_worker_that_dies_is_no_profiler_that_stops(end, reason):
+    with pytest.raises(ValueError, match=f"died: .*{reason}"):
+        aot.compile_for("v6e", DYING, {"end": end})
+    assert not list(aot._cache_folder().iterdir())
+
+
+def test_a_profiler_that_aborts_leaves_the_rest_and_its_reason():
+    found = aot.compile_for("v6e", DYING, {"end": "SIGABRT"})
+    assert found.cycles is None and found.kernels == 0 and found.argument_bytes > 0
+    assert found.no_profile == "SIGABRT, F0000 profiler.cc:1] Check failed: known"
+    assert "Check failed" in bench.no_profile(found)
+
+
+def test_the_key_holds_code_and_chips_wherever_the_repository_lies(tmp_path):
+    root = tmp_path / "train" / "lsd-jax"
+
+    def key_with(name: str) -> str:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
+        return aot._sources(root)
+
+    keys = [key_with(f"lsd_jax/{n}") for n in ("stream.py", "hw/chips/v6e.json", "ops/train.py")]
+    assert len(set(keys)) == 3
+    assert key_with("lsd_jax/train/loop.py") == keys[-1]
+    (root / "lsd_jax/stream.py").rename(root / "lsd_jax/streams.py")
+    assert aot._sources(root) not in keys
+    shutil.copytree(root, tmp_path / "elsewhere")
+    assert aot._sources(root) == aot._sources(tmp_path / "elsewhere")
 
 
 HLO = """
