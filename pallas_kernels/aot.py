@@ -44,7 +44,6 @@ class Compiled:
     output_bytes: int
     alias_bytes: int
     code_bytes: int
-    vmem_peak_bytes: int | None
     libtpu: str
     no_profile: str | None = None  # why its profiler stopped, where it did
 

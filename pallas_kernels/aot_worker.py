@@ -59,7 +59,6 @@ def figures(compiled) -> dict:
         "output_bytes": memory.output_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
-        "vmem_peak_bytes": None,
     }
 
 

@@ -54,8 +54,9 @@ def frame_rows(config: Any, chip: Chip) -> list[dict]:
 def stack_rows(config: Any, chip: Chip) -> list[dict]:
     """`ops.denoise_stack` of a `lsd_jax.config.Config`, one session, one row an implementation.
 
-    A figure that the compiler does not give is None, and `note` says why. Raises ValueError where
-    nothing can be compiled.
+    A figure that the compiler does not give is None, and `note` says why; `kinds` names the figures
+    of a row that are not of its `kind`: bytes and VMEM of the kernel are its plan's. Raises
+    ValueError where nothing can be compiled.
     """
     shape = shape_of(config)
     rows = []
@@ -120,7 +121,9 @@ def _figures(shape: Shape, chip: Chip, implementation: str) -> dict[str, Any]:
     moved = found.argument_bytes + found.output_bytes
     if plan:
         moved = total(program(plan), plan, chip).hbm_bytes
+    modelled = dict.fromkeys(("hbm_bytes", "vmem_peak_bytes") if plan else (), "modelled")
     known = {
+        "kinds": modelled,
         "floor_us": aot.time_us(math.ceil(least), least_bytes(shape), chip),
         "hbm_bytes": moved,
         "vmem_peak_bytes": plan.vmem_bytes if plan else None,
@@ -135,6 +138,8 @@ def _figures(shape: Shape, chip: Chip, implementation: str) -> dict[str, Any]:
             f"the compiler's profile says {found.cycles:,} cycles, fewer than the {least:,.0f} "
             "that the multiply-adds alone take: it has miscounted a loop"
         )
+    if plan and found.cycles / chip["clock"] < moved / chip["hbm_bandwidth"]:
+        modelled["us"] = "modelled"  # the plan's bytes decide
     return known | {
         "cycles": found.cycles,
         "us": aot.time_us(found.cycles, moved, chip),

@@ -21,7 +21,8 @@ ROWS = {
 }
 """By the case and the first letters of a chip's name, what computes its rows: `module:f`, where
 `f(config, chip)` gives a list of dicts with the keys of `ROW`. What is not known is None or left
-out, and `note` says why; one that `refused` has no figures."""
+out, and `note` says why; `kinds` has the kind of each figure that is not of the row's; one that
+`refused` has no figures."""
 
 ROW = {
     "impl": "impl",
@@ -97,12 +98,19 @@ def run(args: argparse.Namespace) -> None:
     for key in shown:
         figures = (readable(key, row.get(key)) for row in columns)
         table.add_row((ROW | EXTRA)[key], *figures)
+    table.caption = "; ".join(other_kinds(row) for row in rows if row.get("kinds"))
     Console().print(table)
     for row in rows:
         for remark in (row.get(key) for key in ("refused", "plan", "note") if row.get(key)):
             print(f"{row['impl']} {row.get('cores', '')}".rstrip() + f": {remark}")
     rows = [dict.fromkeys(ROW) | row for row in rows]
     write_json(args.json, {"config": config.name, "rows": rows, **provenance()})
+
+
+def other_kinds(row: dict) -> str:
+    """Which figures of a row are of another kind than the row, for people."""
+    named = (f"{(ROW | EXTRA)[key]} {kind}" for key, kind in row["kinds"].items())
+    return f"{row['impl']}: {', '.join(named)}"
 
 
 def readable(key: str, value) -> str:

@@ -151,18 +151,26 @@ def test_the_command_prints_rows_and_writes_them(tmp_path, monkeypatch, capsys):
         name = options["implementation"]
         if name not in cycles:
             raise ValueError("the profiler stopped")
-        return aot.Compiled(cycles[name], 3, 1, {}, 10**7, 10**6, 0, 10**6, None, "0")
+        return aot.Compiled(cycles[name], 3, 1, {}, 10**7, 10**6, 0, 10**6, "0")
 
     monkeypatch.setattr(aot, "compile_for", compiled)
     path = tmp_path / "rows.json"
     assert main(["bench", "stack", "--chip", "v6e", "--json", str(path)]) == 0
-    assert "xla-scan: the profiler stopped" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "xla-scan: the profiler stopped" in printed
+    assert "VMEM peak modelled" in " ".join(printed.split())
     pallas, xla, scan = json.loads(path.read_text())["rows"]
     assert pallas["kind"] == "compiled" and pallas["cycles"] == 50_000 and scan["cycles"] is None
+    assert pallas["kinds"] == {"hbm_bytes": "modelled", "vmem_peak_bytes": "modelled"}
+    assert not xla["kinds"] and xla["vmem_peak_bytes"] is None
     chip = chips.load("v6e")
     assert pallas["us"] == pytest.approx(50_000 / chip["clock"] * 1e6)
     assert pallas["floor_us"] == pytest.approx(pallas["hbm_bytes"] / chip["hbm_bandwidth"] * 1e6)
     assert xla["mxu_busy"] == pytest.approx(pallas["mxu_busy"] * 50 / 80)
+    cycles["pallas"] = 30_000  # the plan's bytes take longer
+    assert main(["bench", "stack", "--chip", "v6e", "--json", str(path)]) == 0
+    row = json.loads(path.read_text())["rows"][0]
+    assert row["kinds"]["us"] == "modelled" and row["us"] == pytest.approx(row["floor_us"])
     cycles["pallas"] = 10  # fewer than the multiply-adds take
     assert main(["bench", "stack", "--chip", "v6e", "--json", str(path)]) == 0
     assert "miscounted" in json.loads(path.read_text())["rows"][0]["note"]
