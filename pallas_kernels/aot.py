@@ -37,9 +37,9 @@ class Compiled:
     """What the compiler says about one executable. A figure that it does not give is None."""
 
     cycles: int | None  # of all operations, one after the other; None where its profiler stops
-    launches: int  # operations that compute or copy, bookkeeping of below 30 cycles left out
+    launches: int  # of operations that compute or copy: those of a loop in each of its turns
     kernels: int  # of them, Pallas kernels
-    operations: dict[str, int | None]  # cycles of those, by name
+    operations: dict[str, int | None]  # their cycles by name, each once; below 30 left out
     argument_bytes: int
     output_bytes: int
     alias_bytes: int

@@ -40,6 +40,7 @@ ROW = {
 
 EXTRA = {
     "cores": "cores",
+    "operations": "operations",
     "us_low": "us, fast edge",
     "us_high": "us, slow edge",
     "us_serial": "us, one by one",

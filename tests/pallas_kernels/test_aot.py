@@ -5,9 +5,11 @@ import json
 import re
 import shutil
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
+from lsd_jax import config as configs
 from lsd_jax.cli.main import main
 from lsd_jax.hw import chips
 from pallas_kernels import aot, aot_worker, bench
@@ -135,12 +137,43 @@ ENTRY %main (p: s32[]) -> s32[] {
 """
 
 
+class Executable:
+    """What JAX hands out, of a text."""
+
+    def __init__(self, text: str):
+        self.as_text = lambda: text
+
+    def memory_analysis(self):
+        names = ("argument_size", "output_size", "alias_size", "generated_code_size")
+        return SimpleNamespace(**{f"{name}_in_bytes": 0 for name in names})
+
+
 def test_loops_count_as_often_as_they_turn():
-    assert aot_worker.profile(HLO) == {"first": 40, "inner": 1200, "last": 7}
+    assert aot_worker.profile(HLO) == {"first": (40, 1), "inner": (100, 12), "last": (7, 1)}
+    found = aot_worker.figures(Executable(HLO))
+    assert found["cycles"] == 1247 and found["launches"] == 13  # the last is bookkeeping
+    assert list(found["operations"].items()) == [("inner", 1200), ("first", 40)]
     bare = re.sub(r", backend_config=.*", "", HLO)
-    assert aot_worker.profile(bare) == dict.fromkeys(["first", "inner", "last"])
+    assert aot_worker.profile(bare) == {
+        "first": (None, 1), "inner": (None, 12), "last": (None, 1)
+    }  # fmt: skip
+    found = aot_worker.figures(Executable(bare))
+    assert found["cycles"] is None and found["launches"] == 14 and len(found["operations"]) == 3
     with pytest.raises(ValueError, match="no single bound"):
         aot_worker.profile(HLO.replace("constant(12)", "parameter(0)"))
+
+
+def test_rows_of_a_frame_tell_operations_from_launches(monkeypatch):
+    asked = []
+
+    def compiled(chip, case, options, **_):
+        asked.append(options["implementation"])
+        return aot.Compiled(None, 14, 1, dict.fromkeys("abc"), 9, 9, 4, 1, "0", "SIGABRT")
+
+    monkeypatch.setattr(aot, "compile_for", compiled)
+    rows = bench.frame_rows(configs.load("tiny"), chips.load("v6e"))
+    assert [row["impl"] for row in rows] == ["pallas", "xla-scan"] and asked == ["pallas", "xla"]
+    assert all((row["operations"], row["launches"]) == (3, 14) for row in rows)
 
 
 def test_the_command_prints_rows_and_writes_them(tmp_path, monkeypatch, capsys):
