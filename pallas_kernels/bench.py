@@ -17,10 +17,11 @@ IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
 NO_PROFILE = "it compiles, but the compiler's profiler stops at one of its operations: no cycles"
 
 
-def frame_rows(config: Any, chip: Chip) -> list[dict]:
+def frame_rows(config: Any, chip: Chip, case: str) -> list[dict]:
     """`stream.frame_step` of a `lsd_jax.config.Config`, one session, its state donated and laid out
     as a stream does, by the kernel and by the specification, which scans over layers.
 
+    `case` is the frame as `aot.compile_for` takes it, with options `implementation` and `config`.
     `operations` counts those in the program, `launches` those of a loop in each of its turns.
 
     Raises ValueError where it does not compile.
@@ -28,7 +29,6 @@ def frame_rows(config: Any, chip: Chip) -> list[dict]:
     rows = []
     for name, implementation in (("pallas", "pallas"), ("xla-scan", "xla")):
         options = {"implementation": implementation, "config": asdict(config)}
-        case = "lsd_jax.cli.bench_cases:frame"
         found = aot.compile_for(chip.name, case, options, free_layouts=False)
         moved = found.argument_bytes + found.output_bytes - found.alias_bytes
         rows.append(
@@ -71,7 +71,7 @@ def stack_rows(config: Any, chip: Chip) -> list[dict]:
             rows.append(row | _figures(shape, chip, implementation))
         except (NotImplementedError, ValueError) as refusal:
             rows.append(row | {"note": str(refusal)})
-    if all("cycles" not in row for row in rows):
+    if all("launches" not in row for row in rows):
         raise ValueError("; ".join(row["note"] for row in rows))
     return rows
 

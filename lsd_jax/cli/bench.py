@@ -17,7 +17,10 @@ ROWS = {
         "v": "pallas_kernels.bench:stack_rows",
         "tpu": "pallas_kernels.bench:stack_rows",
     },
-    "frame": {"v": "pallas_kernels.bench:frame_rows", "tpu": "pallas_kernels.bench:frame_rows"},
+    "frame": {
+        "v": "lsd_jax.cli.bench_cases:frame_rows",
+        "tpu": "lsd_jax.cli.bench_cases:frame_rows",
+    },
 }
 """By the case and the first letters of a chip's name, what computes its rows: `module:f`, where
 `f(config, chip)` gives a list of dicts with the keys of `ROW`. What is not known is None or left

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from lsd_jax import config as configs
+from lsd_jax.cli import bench_cases
 from lsd_jax.cli.main import main
 from lsd_jax.hw import chips
 from pallas_kernels import aot, aot_worker, bench
@@ -167,13 +168,30 @@ def test_rows_of_a_frame_tell_operations_from_launches(monkeypatch):
     asked = []
 
     def compiled(chip, case, options, **_):
+        assert case == "lsd_jax.cli.bench_cases:frame"
         asked.append(options["implementation"])
         return aot.Compiled(None, 14, 1, dict.fromkeys("abc"), 9, 9, 4, 1, "0", "SIGABRT")
 
     monkeypatch.setattr(aot, "compile_for", compiled)
-    rows = bench.frame_rows(configs.load("tiny"), chips.load("v6e"))
+    rows = bench_cases.frame_rows(configs.load("tiny"), chips.load("v6e"))
     assert [row["impl"] for row in rows] == ["pallas", "xla-scan"] and asked == ["pallas", "xla"]
     assert all((row["operations"], row["launches"]) == (3, 14) for row in rows)
+
+
+def test_rows_without_cycles_are_kept(monkeypatch):
+    monkeypatch.setattr(aot, "libtpu_version", lambda: "0")
+    found = aot.Compiled(None, 14, 1, {}, 9, 9, 4, 1, "0", "SIGABRT, failed")
+    monkeypatch.setattr(aot, "compile_for", lambda *_, **__: found)
+    for row in bench.stack_rows(configs.load("reference"), chips.load("v6e")):
+        assert row["floor_us"] > 0 and row["launches"] == 14 and row["hbm_bytes"] > 0
+        assert "cycles" not in row and "profiler stops" in row["note"]
+
+    def refuses(*_, **__):
+        raise ValueError("no room")
+
+    monkeypatch.setattr(aot, "compile_for", refuses)
+    with pytest.raises(ValueError, match="no room; no room; no room"):
+        bench.stack_rows(configs.load("reference"), chips.load("v6e"))
 
 
 def test_the_command_prints_rows_and_writes_them(tmp_path, monkeypatch, capsys):
