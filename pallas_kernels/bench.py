@@ -125,7 +125,9 @@ def _figures(shape: Shape, chip: Chip, implementation: str) -> dict[str, Any]:
     moved = found.argument_bytes + found.output_bytes
     if plan:
         moved = total(program(plan), plan, chip).hbm_bytes
-    modelled = dict.fromkeys(("hbm_bytes", "vmem_peak_bytes") if plan else (), "modelled")
+    modelled: dict[str, str] = {}
+    if plan:
+        modelled |= {"hbm_bytes": "modelled", "vmem_peak_bytes": "modelled"}
     known = {
         "kinds": modelled,
         "floor_us": aot.time_us(math.ceil(least), least_bytes(shape), chip),
