@@ -14,6 +14,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,7 @@ TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "
 
 LIMIT_S = 900
 _ROOT = Path(__file__).parent.parent
+_ABORTED = (-signal.SIGABRT, -signal.SIGSEGV)  # how the profiler stops: a failed check, or a fault
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,15 @@ class Compiled:
     """What the compiler says about one executable. A figure that it does not give is None."""
 
     cycles: int | None  # of all operations, one after the other; None where its profiler stops
-    launches: int  # operations that compute or copy, bookkeeping of below 30 cycles left out
+    launches: int  # of operations that compute or copy: those of a loop in each of its turns
     kernels: int  # of them, Pallas kernels
-    operations: dict[str, int | None]  # cycles of those, by name
+    operations: dict[str, int | None]  # their cycles by name, each once; below 30 left out
     argument_bytes: int
     output_bytes: int
     alias_bytes: int
     code_bytes: int
-    vmem_peak_bytes: int | None
     libtpu: str
+    no_profile: str | None = None  # why its profiler stopped, where it did
 
 
 def compile_for(
@@ -81,18 +84,20 @@ def libtpu_version() -> str:
 
 
 def _compile(wanted: dict, limit_s: int) -> dict:
-    found, reason = _run(wanted, limit_s, profile=True)
-    if found is None:  # its profiler knows some code of its own compiler not to be simulated
-        found, reason = _run(wanted, limit_s, profile=False)
+    found, status, reason = _run(wanted, limit_s, profile=True)
+    no_profile = None
+    if found is None and status in _ABORTED:  # it cannot simulate some code of its own compiler
+        no_profile = reason
+        found, status, reason = _run(wanted, limit_s, profile=False)
     if found is None:
-        raise ValueError(f"libtpu stopped at {wanted['case']}: {reason}")
+        raise ValueError(f"compiling {wanted['case']} for {wanted['topology']} died: {reason}")
     if "error" in found:
         raise ValueError(f"{wanted['case']} for {wanted['topology']}: {found['error']}")
-    return found | {"libtpu": libtpu_version()}
+    return found | {"libtpu": libtpu_version(), "no_profile": no_profile}
 
 
-def _run(wanted: dict, limit_s: int, profile: bool) -> tuple[dict | None, str]:
-    """What the worker found, or None and why it died."""
+def _run(wanted: dict, limit_s: int, profile: bool) -> tuple[dict | None, int, str]:
+    """What the worker found, or None; its exit status; and why it died, if it did."""
     with tempfile.TemporaryDirectory(prefix="lsd-aot-") as folder:
         env = os.environ | {
             "JAX_PLATFORMS": "cpu",
@@ -115,24 +120,34 @@ def _run(wanted: dict, limit_s: int, profile: bool) -> tuple[dict | None, str]:
                 f"compiling {wanted['case']} for {wanted['topology']} took more than {limit_s} s"
             ) from None
         found = json.loads(out.read_text()) if out.is_file() else None
-    return found, _reason(done.stderr)
+    return found, done.returncode, _reason(done.returncode, done.stderr)
 
 
-def _reason(stderr: str) -> str:
-    """The line of a crash that says why."""
-    lines = [line for line in stderr.splitlines() if "failed" in line or "Error" in line]
-    return (lines or stderr.splitlines() or ["no reason given"])[0][:300]
+def _reason(status: int, stderr: str) -> str:
+    """How a process ended, and the line of its last words that says why."""
+    how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    if status == -signal.SIGKILL:
+        return f"{how}, most likely for want of memory: give it more, or a smaller case"
+    said = [line for line in stderr.splitlines() if re.match(r"\w.*(failed|Error)", line)]
+    return f"{how}, {said[0][:300]}" if said else how
 
 
 def _key(wanted: dict) -> str:
     versions = [libtpu_version(), *(importlib.metadata.version(p) for p in ("jax", "jaxlib"))]
-    sources = hashlib.sha256()
-    for package in ("pallas_kernels", "lsd_jax"):
-        for path in sorted((_ROOT / package).rglob("*.py")):
-            if "train" not in path.parts:
-                sources.update(path.read_bytes())
-    text = json.dumps([wanted, versions, sources.hexdigest(), platform.machine()], sort_keys=True)
+    text = json.dumps([wanted, versions, _sources(_ROOT), platform.machine()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _sources(root: Path) -> str:
+    """A hash of all that may change what is compiled: code, and the numbers of chips."""
+    found = hashlib.sha256()
+    for package in ("pallas_kernels", "lsd_jax"):
+        for path in sorted((root / package).rglob("*")):
+            inside = path.relative_to(root)
+            if path.suffix in (".py", ".json") and inside.parts[:2] != ("lsd_jax", "train"):
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                found.update(f"{inside.as_posix()} {content}\n".encode())
+    return found.hexdigest()
 
 
 def _cache_folder() -> Path:

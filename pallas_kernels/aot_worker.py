@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -48,18 +49,25 @@ def figures(compiled) -> dict:
     """What the executable's text and memory analysis say."""
     text, memory = compiled.as_text(), compiled.memory_analysis()
     operations = profile(text)
-    known = any(n is not None for n in operations.values())
-    large = {name: n for name, n in operations.items() if n is None or n >= SMALLEST_LAUNCH}
+    known = any(op.cycles is not None for op in operations.values())
+    large = {
+        name: op
+        for name, op in operations.items()
+        if op.cycles is None or op.cycles >= SMALLEST_LAUNCH
+    }
+    spent = {name: op.turns * (op.cycles or 0) for name, op in operations.items()}
     return {
-        "cycles": sum(n or 0 for n in operations.values()) if known else None,
-        "launches": len(large),
+        "cycles": sum(spent.values()) if known else None,
+        "launches": sum(op.turns for op in large.values()),
         "kernels": text.count('custom_call_target="tpu_custom_call"'),
-        "operations": dict(sorted(large.items(), key=lambda item: -(item[1] or 0))),
+        "operations": {
+            name: spent[name] if large[name].cycles is not None else None
+            for name in sorted(large, key=lambda name: -spent[name])
+        },
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
-        "vmem_peak_bytes": None,
     }
 
 
@@ -79,9 +87,16 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _CONSTANT = re.compile(r"constant\((\d+)\)")
 
 
-def profile(text: str) -> dict[str, int | None]:
-    """Cycles of each operation of the entry computation; of a loop, of all its turns. Without a
-    profile, None for each operation that computes or copies.
+class Operation(NamedTuple):
+    """One of the program: the cycles of one launch, if profiled, and how often it is launched."""
+
+    cycles: int | None
+    turns: int
+
+
+def profile(text: str) -> dict[str, Operation]:
+    """The operations of the entry computation and of its loops, by name; without a profile, those
+    that compute or copy, and no cycles.
 
     Raises ValueError where a loop's number of turns is not written in its condition.
     """
@@ -94,8 +109,8 @@ def profile(text: str) -> dict[str, int | None]:
         elif name:
             lines[name].append(line)
 
-    def walk(computation: str, turns: int) -> dict[str, int | None]:
-        found: dict[str, int | None] = {}
+    def walk(computation: str, turns: int) -> dict[str, Operation]:
+        found: dict[str, Operation] = {}
         for line in lines[computation]:
             operation = _OPERATION.match(line)
             if loop := _BODY.search(line):
@@ -104,9 +119,9 @@ def profile(text: str) -> dict[str, int | None]:
                     raise ValueError(f"loop {loop[2]} has no single bound, but {bounds}")
                 found |= walk(loop[2], turns * bounds[0])
             elif operation and (cycles := _CYCLES.search(line)):
-                found[operation[1]] = turns * int(cycles[1])
+                found[operation[1]] = Operation(int(cycles[1]), turns)
             elif operation and not profiled and operation[2] not in _FREE:
-                found[operation[1]] = None
+                found[operation[1]] = Operation(None, turns)
         return found
 
     return walk(entry, 1)

@@ -17,21 +17,23 @@ IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
 NO_PROFILE = "it compiles, but the compiler's profiler stops at one of its operations: no cycles"
 
 
-def frame_rows(config: Any, chip: Chip) -> list[dict]:
+def frame_rows(config: Any, chip: Chip, case: str) -> list[dict]:
     """`stream.frame_step` of a `lsd_jax.config.Config`, one session, its state donated and laid out
-    as a stream does, by the kernel and without.
+    as a stream does, by the kernel and by the specification, which scans over layers.
+
+    `case` is the frame as `aot.compile_for` takes it, with options `implementation` and `config`.
+    `operations` counts those in the program, `launches` those of a loop in each of its turns.
 
     Raises ValueError where it does not compile.
     """
     rows = []
-    for implementation in IMPLEMENTATIONS[:2]:
+    for name, implementation in (("pallas", "pallas"), ("xla-scan", "xla")):
         options = {"implementation": implementation, "config": asdict(config)}
-        case = "lsd_jax.cli.bench_cases:frame"
         found = aot.compile_for(chip.name, case, options, free_layouts=False)
         moved = found.argument_bytes + found.output_bytes - found.alias_bytes
         rows.append(
             {
-                "impl": implementation,
+                "impl": name,
                 "chip": chip.name,
                 "kind": "compiled",
                 "cycles": found.cycles,
@@ -42,10 +44,12 @@ def frame_rows(config: Any, chip: Chip) -> list[dict]:
                 "alias_bytes": found.alias_bytes,
                 "code_bytes": found.code_bytes,
                 "libtpu": found.libtpu,
-                "plan": f"{found.kernels} megakernels of {found.launches} operations; "
+                "plan": f"{found.kernels} megakernels among {len(found.operations)} operations, "
+                f"{found.launches} launches; "
                 f"{found.alias_bytes / 1e6:.1f} MB of state updated in place",
-                "note": None if found.cycles else NO_PROFILE,
-                "operations": found.operations,
+                "note": None if found.cycles else no_profile(found),
+                "operations": len(found.operations),
+                "cycles_of": found.operations,
             }
         )
     return rows
@@ -54,8 +58,9 @@ def frame_rows(config: Any, chip: Chip) -> list[dict]:
 def stack_rows(config: Any, chip: Chip) -> list[dict]:
     """`ops.denoise_stack` of a `lsd_jax.config.Config`, one session, one row an implementation.
 
-    A figure that the compiler does not give is None, and `note` says why. Raises ValueError where
-    nothing can be compiled.
+    A figure that the compiler does not give is None, and `note` says why; `kinds` names the figures
+    of a row that are not of its `kind`: bytes and VMEM of the kernel are its plan's. Raises
+    ValueError where nothing can be compiled.
     """
     shape = shape_of(config)
     rows = []
@@ -66,7 +71,7 @@ def stack_rows(config: Any, chip: Chip) -> list[dict]:
             rows.append(row | _figures(shape, chip, implementation))
         except (NotImplementedError, ValueError) as refusal:
             rows.append(row | {"note": str(refusal)})
-    if all("cycles" not in row for row in rows):
+    if all("launches" not in row for row in rows):
         raise ValueError("; ".join(row["note"] for row in rows))
     return rows
 
@@ -88,6 +93,11 @@ def shape_of(config: Any) -> Shape:
         modulations=1,
         dtype=config.stream.compute_dtype,
     )
+
+
+def no_profile(found: aot.Compiled) -> str:
+    """The note of a row without cycles."""
+    return NO_PROFILE + (f" ({found.no_profile})" if found.no_profile else "")
 
 
 def macs(s: Shape) -> int:
@@ -115,7 +125,11 @@ def _figures(shape: Shape, chip: Chip, implementation: str) -> dict[str, Any]:
     moved = found.argument_bytes + found.output_bytes
     if plan:
         moved = total(program(plan), plan, chip).hbm_bytes
+    modelled: dict[str, str] = {}
+    if plan:
+        modelled |= {"hbm_bytes": "modelled", "vmem_peak_bytes": "modelled"}
     known = {
+        "kinds": modelled,
         "floor_us": aot.time_us(math.ceil(least), least_bytes(shape), chip),
         "hbm_bytes": moved,
         "vmem_peak_bytes": plan.vmem_bytes if plan else None,
@@ -124,12 +138,14 @@ def _figures(shape: Shape, chip: Chip, implementation: str) -> dict[str, Any]:
         "plan": plan.describe() if plan else None,
     }
     if found.cycles is None:
-        return known | {"note": NO_PROFILE}
+        return known | {"note": no_profile(found)}
     if found.cycles < least:
         raise ValueError(
             f"the compiler's profile says {found.cycles:,} cycles, fewer than the {least:,.0f} "
             "that the multiply-adds alone take: it has miscounted a loop"
         )
+    if plan and found.cycles / chip["clock"] < moved / chip["hbm_bandwidth"]:
+        modelled["us"] = "modelled"  # the plan's bytes decide
     return known | {
         "cycles": found.cycles,
         "us": aot.time_us(found.cycles, moved, chip),

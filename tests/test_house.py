@@ -35,18 +35,28 @@ def module(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Full names of all that a file imports, anywhere in it."""
+    """Full names of all that a file imports, anywhere in it, or names as `lsd_jax.module:function`
+    for others to import."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if re.fullmatch(r"lsd_jax(\.\w+)*:\w+", node.value):
+                found.add(node.value.replace(":", "."))
     return found
 
 
 def within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
+
+
+def test_a_module_named_by_a_string_counts_as_imported(tmp_path):
+    path = tmp_path / "bench.py"
+    path.write_text('case = "lsd_jax.cli.bench_cases:frame"')
+    assert violations("pallas_kernels.bench", imports(path))
 
 
 def violations(name: str, imported: set[str]) -> list[str]:

@@ -16,11 +16,12 @@ ROWS = {
         "pe_clock": "nki_kernels.bench:rows",  # Trainium's tensor engine
         "mxus": "pallas_kernels.bench:stack_rows",  # a TPU's matrix units
     },
-    "frame": {"mxus": "pallas_kernels.bench:frame_rows"},
+    "frame": {"mxus": "lsd_jax.cli.bench_cases:frame_rows"},
 }
 """By the case and a number that only such chips have (a refit chip may be called anything), what
 computes its rows: `module:f`, where `f(config, chip)` gives a list of dicts with the keys of `ROW`.
-What is not known is None or left out, and `note` says why; one that `refused` has no figures."""
+What is not known is None or left out, and `note` says why; `kinds` has the kind of each figure that
+is not of the row's; one that `refused` has no figures."""
 
 ROW = {
     "impl": "impl",
@@ -38,6 +39,7 @@ ROW = {
 
 EXTRA = {
     "cores": "cores",
+    "operations": "operations",
     "us_low": "us, fast edge",
     "us_high": "us, slow edge",
     "us_serial": "us, one by one",
@@ -99,12 +101,19 @@ def run(args: argparse.Namespace) -> None:
     for key in shown:
         figures = (readable(key, row.get(key)) for row in columns)
         table.add_row((ROW | EXTRA)[key], *figures)
+    table.caption = "; ".join(other_kinds(row) for row in rows if row.get("kinds"))
     Console().print(table)
     for row in rows:
         for remark in (row.get(key) for key in ("refused", "plan", "note") if row.get(key)):
             print(f"{row['impl']} {row.get('cores', '')}".rstrip() + f": {remark}")
     rows = [dict.fromkeys(ROW) | row for row in rows]
     write_json(args.json, {"config": config.name, "rows": rows, **provenance()})
+
+
+def other_kinds(row: dict) -> str:
+    """Which figures of a row are of another kind than the row, for people."""
+    named = (f"{(ROW | EXTRA)[key]} {kind}" for key, kind in row["kinds"].items())
+    return f"{row['impl']}: {', '.join(named)}"
 
 
 def readable(key: str, value) -> str:

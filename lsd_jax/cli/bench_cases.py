@@ -1,8 +1,19 @@
-"""The whole frame as a case to compile: what `lsd bench frame` hands to `pallas_kernels.aot`."""
+"""The whole frame as a case to compile, and its rows: kernel packages know nothing of a stream."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+from lsd_jax.hw.chips import Chip
+
+
+def frame_rows(config: Any, chip: Chip) -> list[dict]:
+    """Rows of `lsd bench frame` for a `lsd_jax.config.Config`. Raises ValueError where it does not
+    compile."""
+    from pallas_kernels import bench
+
+    return bench.frame_rows(config, chip, f"{__name__}:{frame.__name__}")
 
 
 def frame(implementation: str, config: dict) -> tuple[Callable, tuple, tuple]:

@@ -11,10 +11,8 @@ from lsd_jax.types import KVBuffer, Rope, StackWeights
 from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.launch import launch
 from pallas_kernels.tpu.plan import Plan, Shape
-from pallas_kernels.tpu.planner import choose
+from pallas_kernels.tpu.planner import choose, limit_bytes
 from pallas_kernels.tpu.schedule import program
-
-XLA_SHARE = 16  # one part in so many of VMEM is left to XLA, which else refuses to compile
 
 Result = tuple[Float[Array, "b t d"], Float[Array, "l b t h k"], Float[Array, "l b t h k"]]
 
@@ -33,8 +31,7 @@ def denoise_stack(
     """
     chip = chip_here()
     plan = choose(shape_of(x, weights, kv, modulation), chip.name).plan
-    limit = int(chip["vmem_bytes"]) // XLA_SHARE * (XLA_SHARE - 1)
-    out = launch(plan, program(plan), x, weights, kv, bias, modulation, rope, limit)
+    out = launch(plan, program(plan), x, weights, kv, bias, modulation, rope, limit_bytes(chip))
     return as_seam(plan, out)
 
 

@@ -253,7 +253,7 @@ class Machine:
 
         QK-norm bounds them: |q . k| <= |q| |k|, where |q| <= sqrt(K) max|q_scale| and likewise for
         k, beside an age embedding. So the bound stands in for the running maximum of a softmax,
-        which would cost a third of the pass on a v6e; it is 0 unless scales are large. A row all of
+        and saves its reductions and rescalings; it is 0 unless scales are large. A row all of
         whose logits lie 2^200 below the bound would underflow, to NaN: that takes a bound of about
         200, so max|q_scale| max|k_scale| > 10, where trained scales are 1 to 3.
         """

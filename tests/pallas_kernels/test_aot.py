@@ -1,11 +1,16 @@
 """The real TPU compiler on one megakernel, and how its report is read."""
 
+import importlib.util
 import json
 import re
+import shutil
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
+from lsd_jax import config as configs
+from lsd_jax.cli import bench_cases
 from lsd_jax.cli.main import main
 from lsd_jax.hw import chips
 from pallas_kernels import aot, aot_worker, bench
@@ -13,29 +18,58 @@ from pallas_kernels.tpu.plan import Shape
 
 SMALL = Shape(1, 64, 256, 2, 2, 128, 512, 64, 2, 3, 1, "bfloat16")
 CASE = "pallas_kernels.tpu.cases:stack"
+OPTIONS = {"implementation": "pallas", **asdict(SMALL)}
+DYING = "tests.pallas_kernels.dying:case"
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU compiler, is absent: it exists for x86-64 Linux alone",
+)
 
 
-def test_the_compiler_takes_the_megakernel_as_one_launch(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    options = {"implementation": "pallas", **asdict(SMALL)}
-    found = aot.compile_for("v6e", CASE, options, limit_s=250)
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    """A user's warm cache would test nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The folder of a cache, and the one compilation in it that the tests below share."""
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        return folder, aot.compile_for("v6e", CASE, OPTIONS)
+
+
+@needs_libtpu
+def test_the_compiler_takes_the_megakernel_as_one_launch(small):
+    _, found = small
     assert found.launches == 1 and list(found.operations)[0].startswith("denoise_stack")
     chip = chips.load("v6e")
     assert bench.macs(SMALL) / chip["macs_bf16"] < found.cycles < 40_000
     assert found.argument_bytes + found.output_bytes > bench.least_bytes(SMALL)
-    monkeypatch.setattr(aot, "_compile", None)  # the second time nothing is compiled
-    assert aot.compile_for("v6e", CASE, options) == found
 
 
+@needs_libtpu
+def test_what_was_compiled_is_not_compiled_again(small, monkeypatch):
+    folder, found = small
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setattr(aot, "_compile", None)
+    assert aot.compile_for("v6e", CASE, OPTIONS) == found
+
+
+@needs_libtpu
 def test_four_sessions_leave_xla_its_part_of_vmem():
     options = {"implementation": "pallas", **asdict(replace(SMALL, sessions=4, mlp=1024))}
-    assert aot.compile_for("v6e", CASE, options, limit_s=250).kernels == 1
+    assert aot.compile_for("v6e", CASE, options).kernels == 1
 
 
+@needs_libtpu
 def test_a_kernel_too_large_for_the_chip_is_refused_in_a_line():
     options = {"implementation": "pallas", **asdict(SMALL), "sessions": 4096}
     with pytest.raises(ValueError, match="MB of VMEM, v6e has .* use fewer sessions"):
-        aot.compile_for("v6e", CASE, options, limit_s=250)
+        aot.compile_for("v6e", CASE, options)
 
 
 def test_bad_input_is_refused_in_a_line(monkeypatch):
@@ -48,6 +82,43 @@ def test_bad_input_is_refused_in_a_line(monkeypatch):
     monkeypatch.setattr(aot.importlib.metadata, "version", absent)
     with pytest.raises(ValueError, match=r"pip install 'lsd-jax\[tpu\]'"):
         aot.compile_for("v6e", CASE, {})
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [("SIGKILL", "SIGKILL, most likely for want of memory"), ("ImportError", "ImportError: gone")],
+)
+def test_a_worker_that_dies_is_no_profiler_that_stops(end, reason):
+    with pytest.raises(ValueError, match=f"died: .*{reason}"):
+        aot.compile_for("v6e", DYING, {"end": end})
+    assert not list(aot._cache_folder().iterdir())
+
+
+@needs_libtpu
+def test_a_profiler_that_aborts_leaves_the_rest_and_its_reason():
+    found = aot.compile_for("v6e", DYING, {"end": "SIGABRT"})
+    assert found.cycles is None and found.kernels == 0 and found.argument_bytes > 0
+    assert found.no_profile == "SIGABRT, F0000 profiler.cc:1] Check failed: known"
+    assert "Check failed" in bench.no_profile(found)
+
+
+def test_the_key_holds_code_and_chips_wherever_the_repository_lies(tmp_path):
+    root = tmp_path / "train" / "lsd-jax"
+
+    def key_with(name: str) -> str:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
+        return aot._sources(root)
+
+    keys = [key_with(f"lsd_jax/{n}") for n in ("stream.py", "hw/chips/v6e.json", "ops/train.py")]
+    assert len(set(keys)) == 3
+    assert key_with("lsd_jax/train/loop.py") == keys[-1]
+    (root / "lsd_jax/stream.py").rename(root / "lsd_jax/streams.py")
+    assert aot._sources(root) not in keys
+    shutil.copytree(root, tmp_path / "elsewhere")
+    assert aot._sources(root) == aot._sources(tmp_path / "elsewhere")
 
 
 HLO = """
@@ -67,33 +138,90 @@ ENTRY %main (p: s32[]) -> s32[] {
 """
 
 
+class Executable:
+    """What JAX hands out, of a text."""
+
+    def __init__(self, text: str):
+        self.as_text = lambda: text
+
+    def memory_analysis(self):
+        names = ("argument_size", "output_size", "alias_size", "generated_code_size")
+        return SimpleNamespace(**{f"{name}_in_bytes": 0 for name in names})
+
+
 def test_loops_count_as_often_as_they_turn():
-    assert aot_worker.profile(HLO) == {"first": 40, "inner": 1200, "last": 7}
+    assert aot_worker.profile(HLO) == {"first": (40, 1), "inner": (100, 12), "last": (7, 1)}
+    found = aot_worker.figures(Executable(HLO))
+    assert found["cycles"] == 1247 and found["launches"] == 13  # the last is bookkeeping
+    assert list(found["operations"].items()) == [("inner", 1200), ("first", 40)]
     bare = re.sub(r", backend_config=.*", "", HLO)
-    assert aot_worker.profile(bare) == dict.fromkeys(["first", "inner", "last"])
+    assert aot_worker.profile(bare) == {
+        "first": (None, 1), "inner": (None, 12), "last": (None, 1)
+    }  # fmt: skip
+    found = aot_worker.figures(Executable(bare))
+    assert found["cycles"] is None and found["launches"] == 14 and len(found["operations"]) == 3
     with pytest.raises(ValueError, match="no single bound"):
         aot_worker.profile(HLO.replace("constant(12)", "parameter(0)"))
 
 
+def test_rows_of_a_frame_tell_operations_from_launches(monkeypatch):
+    asked = []
+
+    def compiled(chip, case, options, **_):
+        assert case == "lsd_jax.cli.bench_cases:frame"
+        asked.append(options["implementation"])
+        return aot.Compiled(None, 14, 1, dict.fromkeys("abc"), 9, 9, 4, 1, "0", "SIGABRT")
+
+    monkeypatch.setattr(aot, "compile_for", compiled)
+    rows = bench_cases.frame_rows(configs.load("tiny"), chips.load("v6e"))
+    assert [row["impl"] for row in rows] == ["pallas", "xla-scan"] and asked == ["pallas", "xla"]
+    assert all((row["operations"], row["launches"]) == (3, 14) for row in rows)
+
+
+def test_rows_without_cycles_are_kept(monkeypatch):
+    monkeypatch.setattr(aot, "libtpu_version", lambda: "0")
+    found = aot.Compiled(None, 14, 1, {}, 9, 9, 4, 1, "0", "SIGABRT, failed")
+    monkeypatch.setattr(aot, "compile_for", lambda *_, **__: found)
+    for row in bench.stack_rows(configs.load("reference"), chips.load("v6e")):
+        assert row["floor_us"] > 0 and row["launches"] == 14 and row["hbm_bytes"] > 0
+        assert "cycles" not in row and "profiler stops" in row["note"]
+
+    def refuses(*_, **__):
+        raise ValueError("no room")
+
+    monkeypatch.setattr(aot, "compile_for", refuses)
+    with pytest.raises(ValueError, match="no room; no room; no room"):
+        bench.stack_rows(configs.load("reference"), chips.load("v6e"))
+
+
 def test_the_command_prints_rows_and_writes_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(aot, "libtpu_version", lambda: "0")
     cycles = {"pallas": 50_000, "xla": 80_000}
 
     def compiled(chip, case, options, limit_s=0):
         name = options["implementation"]
         if name not in cycles:
             raise ValueError("the profiler stopped")
-        return aot.Compiled(cycles[name], 3, 1, {}, 10**7, 10**6, 0, 10**6, None, "0")
+        return aot.Compiled(cycles[name], 3, 1, {}, 10**7, 10**6, 0, 10**6, "0")
 
     monkeypatch.setattr(aot, "compile_for", compiled)
     path = tmp_path / "rows.json"
     assert main(["bench", "stack", "--chip", "v6e", "--json", str(path)]) == 0
-    assert "xla-scan: the profiler stopped" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "xla-scan: the profiler stopped" in printed
+    assert "VMEM peak modelled" in " ".join(printed.split())
     pallas, xla, scan = json.loads(path.read_text())["rows"]
     assert pallas["kind"] == "compiled" and pallas["cycles"] == 50_000 and scan["cycles"] is None
+    assert pallas["kinds"] == {"hbm_bytes": "modelled", "vmem_peak_bytes": "modelled"}
+    assert not xla["kinds"] and xla["vmem_peak_bytes"] is None
     chip = chips.load("v6e")
     assert pallas["us"] == pytest.approx(50_000 / chip["clock"] * 1e6)
     assert pallas["floor_us"] == pytest.approx(pallas["hbm_bytes"] / chip["hbm_bandwidth"] * 1e6)
     assert xla["mxu_busy"] == pytest.approx(pallas["mxu_busy"] * 50 / 80)
+    cycles["pallas"] = 30_000  # the plan's bytes take longer
+    assert main(["bench", "stack", "--chip", "v6e", "--json", str(path)]) == 0
+    row = json.loads(path.read_text())["rows"][0]
+    assert row["kinds"]["us"] == "modelled" and row["us"] == pytest.approx(row["floor_us"])
     cycles["pallas"] = 10  # fewer than the multiply-adds take
     assert main(["bench", "stack", "--chip", "v6e", "--json", str(path)]) == 0
     assert "miscounted" in json.loads(path.read_text())["rows"][0]["note"]

@@ -13,7 +13,7 @@ from pallas_kernels.bench import least_bytes, macs, shape_of
 from pallas_kernels.tpu.cases import arguments
 from pallas_kernels.tpu.cost import total
 from pallas_kernels.tpu.plan import Buffer
-from pallas_kernels.tpu.planner import choose
+from pallas_kernels.tpu.planner import SPARE_BYTES, choose, limit_bytes
 from pallas_kernels.tpu.schedule import program
 
 TPUS = ("v5e", "v5p", "v6e", "tpu7x")
@@ -30,6 +30,20 @@ def test_a_plan_fits_and_does_all_of_the_work(chip, shape):
     assert whole.macs == macs(shape)
     assert whole.hbm_bytes == least_bytes(shape)  # each byte crosses HBM once
     assert whole.cycles > whole.floor_cycles(chips.load(chip))
+
+
+@pytest.mark.parametrize("sessions", [1, 2, 4])
+@pytest.mark.parametrize("name", ["reference", "tiny", "base"])
+def test_a_plan_leaves_its_spare_below_what_the_compiler_may_give(name, sessions):
+    shape = replace(shape_of(configs.load(name)), sessions=sessions)
+    plan = choose(shape, "v6e").plan
+    assert plan.vmem_bytes + SPARE_BYTES <= limit_bytes(chips.load("v6e"))
+    assert limit_bytes(chips.load("v6e")) < chips.load("v6e")["vmem_bytes"]
+
+
+def test_what_fits_into_vmem_but_leaves_the_compiler_too_little_is_refused():
+    with pytest.raises(NotImplementedError, match="v5p has 56.6 MB to give; use fewer sessions"):
+        choose(replace(BASE, sessions=2), "v5p")
 
 
 def test_a_layer_that_does_not_fit_twice_is_cut_into_more_tiles():
