@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lsd_jax.serve.link import Link
+from lsd_jax.serve.link import Link, TooLarge
 from lsd_jax.serve.settings import Settings
 
 _log = logging.getLogger("lsd.serve")
@@ -76,17 +76,20 @@ class EngineHandle:
     async def ask(
         self, header: dict[str, Any], body: Any = b"", timeout_s: float = 30.0
     ) -> tuple[dict[str, Any], bytes]:
-        """A request's answer. Where the engine is lost or silent, a refusal in its place."""
+        """A request's answer. Where the engine is lost or silent, or would not take so
+        much, a refusal in its place."""
         self._requests += 1
         number, answer = self._requests, asyncio.get_running_loop().create_future()
         self._answers[number] = answer
-        self.send({**header, "request": number}, body)
         try:
+            self.send({**header, "request": number}, body)
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:
             message = "the model took too long; try again"
             return {"ok": False, "code": "timed_out", "message": message}, b""
+        except TooLarge as error:
+            return {"ok": False, "code": "too_large", "message": f"{error}; send less"}, b""
         finally:
             self._answers.pop(number, None)
 

@@ -47,16 +47,14 @@ class LiveClient:
         """Serves the client until it leaves, ends, or must go."""
         try:
             async for message in self._socket:
-                if not self._rate.take():
-                    await self._refuse("too_many", "too many messages; slow down", POLICY)
-                    return
+                self._spend()
                 if message.type is WSMsgType.TEXT:
                     if not await self._text(message.data):
                         return
                 elif message.type is WSMsgType.BINARY:
                     await self._binary(message.data)
         except ProtocolError as error:
-            await self._refuse("bad_message", str(error), POLICY)
+            await self._refuse(error.code, str(error), POLICY)
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -72,6 +70,10 @@ class LiveClient:
                 await self._socket.send_json(message)
             except ConnectionError:
                 _log.debug("a client left before it could be told %s", message["type"])
+
+    def _spend(self) -> None:
+        if not self._rate.take():
+            raise protocol.TooMany("too many messages; slow down")
 
     async def _text(self, text: str) -> bool:
         """Takes a message; gives whether to go on."""
@@ -116,9 +118,13 @@ class LiveClient:
         except Full as full:
             await self._refuse("full", str(full), OVERLOADED)
             return False
+        finally:  # a session that is opened by now is ours, to use or to end
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            if not opening.cancelled() and opening.exception() is None:
+                self._session = opening.result()
         if session is None:
             return False
-        self._session = session
         session.on_taken = lambda name: self._spawn(self.send({"type": "want", "input": name}))
         session.ended.add_done_callback(lambda _: self._spawn(self._ended(session)))
         if self._max_session_s is not None:
@@ -140,23 +146,25 @@ class LiveClient:
         return True
 
     async def _until_left(self, opening: asyncio.Task[LiveSession]) -> LiveSession | None:
-        """The session when its turn has come, or None where the client left before."""
+        """The session when its turn has come, or None where the client left before. Raises
+        ProtocolError for anything but a ping meanwhile."""
         while True:
             leaving = asyncio.ensure_future(self._socket.receive())
-            await asyncio.wait([opening, leaving], return_when="FIRST_COMPLETED")
-            if opening.done():
+            try:
+                await asyncio.wait([opening, leaving], return_when="FIRST_COMPLETED")
+                if opening.done():
+                    return opening.result()
+            finally:
                 leaving.cancel()
                 await asyncio.gather(leaving, return_exceptions=True)
-                return opening.result()
             message = leaving.result()
-            if message.type is WSMsgType.TEXT and isinstance(
-                ping := protocol.parse(message.data), protocol.Ping
-            ):
-                await self.send({"type": "pong", "client_ts_ms": ping.client_ts_ms})
-                continue
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
-            return None
+            if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                return None
+            self._spend()
+            ping = protocol.parse(message.data) if message.type is WSMsgType.TEXT else None
+            if not isinstance(ping, protocol.Ping):
+                raise ProtocolError("wait for started")
+            await self.send({"type": "pong", "client_ts_ms": ping.client_ts_ms})
 
     async def _binary(self, data: bytes) -> None:
         session = self._session

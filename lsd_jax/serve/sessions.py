@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from lsd_jax.serve.engines import EngineHandle
 from lsd_jax.serve.metrics import Metrics
 from lsd_jax.serve.settings import Settings
 
+MAX_INPUT = 64_000
+"""Characters of an input's arguments as JSON; pictures are uploads."""
 LATE_EVENTS = 64
 """Samples of outputs other than video that may wait for a client; the oldest give way."""
 
@@ -59,7 +62,6 @@ class LiveSession:
         self.video: Mailbox[Sample] = Mailbox()
         self.events: deque[Sample] = deque(maxlen=LATE_EVENTS)
         self.events_ready = asyncio.Event()
-        self.taps: list[Callable[[Sample], None]] = []  # each sees every video sample
         self.on_taken: Callable[[str], None] = lambda name: None  # a picture left for the engine
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.opened_s, self.first_frame_s = time.monotonic(), None
@@ -98,6 +100,10 @@ class LiveSession:
 
     async def call(self, name: str, args: object) -> None:
         """Gives the session an input; returns when it was taken. Raises InputError."""
+        size = len(json.dumps(args, ensure_ascii=False))
+        if size > MAX_INPUT:
+            words = f"arguments of {size:,} characters are too many; send at most {MAX_INPUT:,}"
+            raise InputError("too_large", words)
         await self._ask({"type": "input", "name": name, "args": args})
 
     async def upload(
@@ -176,8 +182,6 @@ class LiveSession:
         self.video.put(sample)
         if self.video.dropped > before:
             self._metrics.dropped.labels("out").inc()
-        for tap in self.taps:
-            tap(sample)
 
     def note_sent(self, sample: Sample) -> None:
         """Notes that a transport has handed a video sample to its client."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lsd_jax.serve import protocol
+from lsd_jax.serve.link import MAX_HEADER
 from lsd_jax.serve.protocol import ProtocolError
 
 DRIVE = "lsd_jax.live.drive:DriveModel"
@@ -163,6 +164,47 @@ def test_when_all_slots_are_taken_the_next_is_refused_at_once_or_waits(smooth):
                 await third.socket.close()
                 await fourth.until("started")
                 await fourth.show(smooth)
+
+    scenario(run())
+
+
+def test_a_large_input_is_refused_and_harms_nobody(smooth):
+    async def run():
+        async with serving() as server, connected(server) as client, connected(server) as other:
+            await asyncio.gather(client.start(), other.start())
+            engine = server.registry.engines[0]
+            large = {"prompt": "ж" * 1_000_000}
+            assert (await client.ask("input", name="set_prompt", args=large))["code"] == "too_large"
+            answer, _ = await engine.ask({"type": "input", "args": "x" * MAX_HEADER})
+            assert answer["code"] == "too_large" and not engine._answers
+            assert (await client.show(smooth))[0] == (await other.show(smooth))[0] == 1
+            assert engine.starts == 1
+
+    scenario(run())
+
+
+@pytest.mark.parametrize("message", ["{", '{"type":"pause","id":1}', b"x", "ping"])
+def test_who_waits_and_sends_what_no_client_sends_leaves_no_slot_taken(message):
+    async def run():
+        rate = {"messages_per_s": 2} if message == "ping" else {}
+        async with serving(config=SMALL_ONE, **rate) as server, connected(server) as first:
+            await first.start()
+            async with connected(server) as second:
+                await second.socket.send_json({"type": "start", "wait": True})
+                await second.until("queue_position")
+                if message == "ping":
+                    for _ in range(20):
+                        await second.socket.send_json({"type": "ping", "client_ts_ms": 0.0})
+                elif isinstance(message, str):
+                    await second.socket.send_str(message)
+                else:
+                    await second.socket.send_bytes(message)
+                code = "too_many" if message == "ping" else "bad_message"
+                assert (await second.until("error"))["code"] == code
+                assert server.registry.waiting == 0
+            await first.socket.close()
+            async with connected(server) as third:
+                await third.start(wait=True)
 
     scenario(run())
 
