@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,8 +20,11 @@ from lsd_jax.serve.engines import EngineHandle
 from lsd_jax.serve.metrics import Metrics
 from lsd_jax.serve.settings import Settings
 
+_log = logging.getLogger("lsd.serve")
 MAX_INPUT = 64_000
 """Characters of an input's arguments as JSON; pictures are uploads."""
+MAX_JPEG = 2_000_000
+"""Bytes of one live picture; a model's input is smaller than a photo."""
 LATE_EVENTS = 64
 """Samples of outputs other than video that may wait for a client; the oldest give way."""
 
@@ -91,6 +95,10 @@ class LiveSession:
         box = self._boxes.get(name)
         if box is None:
             raise InputError("unknown_input", f"this model has no video input {name!r}")
+        if isinstance(data, bytes) and len(data) > MAX_JPEG:
+            raise InputError(
+                "too_large", f"a picture of {len(data):,} bytes; send at most {MAX_JPEG:,}"
+            )
         self.frames_in += 1
         self._metrics.frames_in.inc()
         before = box.dropped
@@ -110,6 +118,8 @@ class LiveSession:
         self, filename: str, mime_type: str, data: bytes, sha256: str | None = None
     ) -> str:
         """Holds a file for an input, and gives its id. Raises InputError."""
+        if self.engine.congested:  # an upload waits for no engine that does not keep up
+            raise InputError("queue_full", "the model is busy; upload again in a moment")
         header = {"type": "upload", "filename": filename, "mime_type": mime_type, "sha256": sha256}
         answer, _ = await self._ask(header, data)
         return answer["upload_id"]
@@ -207,11 +217,12 @@ class LiveSession:
             picture = await box.take()
             self.on_taken(name)
             started = time.perf_counter()
+            limit = self._settings.max_picture_pixels
             try:
-                seen = convert.picture_size(picture.data)
-                limit = self._settings.max_picture_pixels
+                seen = await asyncio.to_thread(convert.picture_size, picture.data)
                 image = await asyncio.to_thread(convert.to_rgb, picture.data, *size, limit)
-            except ValueError:
+            except Exception as error:  # decoders raise nearly anything; the next may be better
+                _log.debug("a picture was refused: %r", error)
                 self._metrics.bad_frames.inc()
                 continue
             self._note_size(seen)

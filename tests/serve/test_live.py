@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lsd_jax.serve import protocol
+from lsd_jax.serve import convert, live, protocol
 from lsd_jax.serve.link import MAX_HEADER
 from lsd_jax.serve.protocol import ProtocolError
+from lsd_jax.serve.sessions import MAX_JPEG
 
 DRIVE = "lsd_jax.live.drive:DriveModel"
 
@@ -205,6 +206,67 @@ def test_who_waits_and_sends_what_no_client_sends_leaves_no_slot_taken(message):
             await first.socket.close()
             async with connected(server) as third:
                 await third.start(wait=True)
+
+    scenario(run())
+
+
+def test_a_picture_too_large_or_for_a_model_without_video_is_no_message(smooth):
+    async def run():
+        async with serving() as server, connected(server) as client:
+            await client.start()
+            large = jpeg(smooth) + bytes(MAX_JPEG)
+            await client.socket.send_bytes(protocol.pack(protocol.PICTURE, large))
+            assert (await client.until("error"))["code"] == "bad_message"
+        async with serving(DRIVE, {}) as server, connected(server) as client:
+            await client.start()
+            await client.socket.send_bytes(protocol.pack(protocol.PICTURE, jpeg(smooth)))
+            assert (await client.until("error"))["code"] == "bad_message"
+
+    scenario(run())
+
+
+def test_a_decoder_that_raises_anything_stops_no_stream(smooth, monkeypatch):
+    to_rgb, calls = convert.to_rgb, []
+
+    def fails_once(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError("no memory")
+        return to_rgb(*arguments)
+
+    monkeypatch.setattr(convert, "to_rgb", fails_once)
+
+    async def run():
+        async with serving() as server, connected(server) as client:
+            await client.start()
+            await client.socket.send_bytes(protocol.pack(protocol.PICTURE, jpeg(smooth)))
+            await client.until("want")
+            assert (await client.show(smooth))[0] == 1
+
+    scenario(run())
+
+
+def test_uploads_wait_for_no_engine_that_does_not_keep_up(monkeypatch):
+    async def run():
+        async with serving() as server, connected(server) as client:
+            await client.start()
+            monkeypatch.setattr(type(server.registry.engines[0]), "congested", True)
+            assert (await client.upload(bytes(100)))["code"] == "queue_full"
+            monkeypatch.undo()
+            assert (await client.upload(bytes(100)))["ok"]
+
+    scenario(run())
+
+
+def test_a_client_that_never_starts_is_sent_away(monkeypatch):
+    monkeypatch.setattr(live, "START_S", 0.2)
+
+    async def run():
+        async with serving() as server, connected(server) as idle, connected(server) as client:
+            await client.start()
+            assert "send start" in (await idle.until("error"))["message"]
+            assert await idle.receive() == 1008
+            assert (await client.ask("pause"))["ok"]
 
     scenario(run())
 

@@ -57,8 +57,8 @@ def test_tokens():
     head, _, signature = token.split(".")
     claims = base64.urlsafe_b64encode(b'{"models":[]}').decode().rstrip("=")
     unsigned = base64.urlsafe_b64encode(b'{"alg":"none"}').decode().rstrip("=")
-    for bad in ("", "x", "\udcff", token[:-2], mint(KEY + "!", grant, 60), f"{head}.{claims}.{signature}",
-                f"{unsigned}.{claims}."):  # fmt: skip
+    for bad in ("", "x", "\udcff", token[:-2], mint(KEY + "!", grant, 60),
+                f"{head}.{claims}.{signature}", f"{unsigned}.{claims}."):  # fmt: skip
         with pytest.raises(Refused, match="invalid api key"):
             read(KEY, bad)
     for seconds in (0, 3601):
