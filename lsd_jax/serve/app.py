@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 
 from lsd_jax import __version__
 from lsd_jax.reports import commit
@@ -45,6 +47,7 @@ class Server:
         self.registry = Registry(settings, self.metrics)
         self.guard = Guard(settings)
         self._commit = commit()
+        self._sockets: WeakSet[web.WebSocketResponse] = WeakSet()
         self.app = web.Application(client_max_size=1_000_000, middlewares=[self._protect])
         routes = self.app.router
         routes.add_get("/healthz", self.health)
@@ -68,6 +71,12 @@ class Server:
 
     async def _stop(self, _: web.Application) -> None:
         await self.registry.drain()
+        closing = [
+            asyncio.create_task(socket.close(code=WSCloseCode.GOING_AWAY))
+            for socket in list(self._sockets)
+        ]
+        if closing:
+            await asyncio.wait(closing, timeout=self.settings.drain_s)
 
     @web.middleware
     async def _protect(self, request: web.Request, handler: Handle) -> web.StreamResponse:
@@ -154,6 +163,7 @@ class Server:
             heartbeat=self.settings.heartbeat_s, max_msg_size=self.settings.max_message_bytes
         )
         await socket.prepare(request)
+        self._sockets.add(socket)
         return socket, grant
 
     def _permit(self, request: web.Request) -> Grant:

@@ -48,7 +48,7 @@ class EngineHandle:
         self._settings, self._on_message, self._on_lost = settings, on_message, on_lost
         self._link: Link | None = None
         self._folder = TemporaryDirectory(prefix="lsd-engine-")  # of this user alone
-        self._stopping = False
+        self._stopping = self._loaded = False
         self._answers: dict[int, asyncio.Future[tuple[dict[str, Any], bytes]]] = {}
         self._requests = 0
         self._heard = time.monotonic()
@@ -109,12 +109,15 @@ class EngineHandle:
         while not self._stopping:
             started = time.monotonic()
             self.starts += 1
+            self._loaded = False
             try:
                 await self._run()
             except Exception:
                 _log.exception("engine %d could not be started", self.number)
             if self._stopping:
                 return
+            if not (self._loaded or self.failure):
+                self.failure = "its process ended while it loaded; see the log"
             if not self.failure:
                 _log.error("engine %d is gone; it is started again", self.number)
             lived_s = time.monotonic() - started
@@ -189,6 +192,7 @@ class EngineHandle:
                 case "ready":
                     self.manifest, self.slots = header["manifest"], header["slots"]
                     self.backend, self.failure = header["backend"], ""
+                    self._loaded = True
                     self.ready.set()
                 case "failed":
                     self.failure = header["message"]
