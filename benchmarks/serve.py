@@ -4,7 +4,8 @@ python -m benchmarks.serve --json out/serve.json
 
 Starts its own server on loopback. Every figure is measured, by the clock of this machine, with the
 server, the browser and the clients sharing its cores. `--soak`, `--overload` and `--fuzz` set how
-long it takes; 0 leaves one out. Exit code 1 says that a picture or a process was lost.
+long it takes; 0 leaves one out. Exit code 1 says that the fuzzing has
+cost an engine process.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import zipfile
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,17 +27,25 @@ class Slot:
         self.prompt, self.reference, self.seed = "", None, seed
         self.mask = np.full((model.height, model.width), 255, np.uint8)
         self._slots, self._index, self._closed = slots, slots.take(), False
-        self._change(lambda: self._begin(seed))
+        self._begun = self._change(lambda: self._begin(seed))
 
-    def _begin(self, seed: int) -> None:
-        self._slots.begin(self._index, seed)
+    def _begin(self, seed: int, again: bool = False) -> None:
+        self._slots.begin(self._index, seed, again)
         self._slots.set_mask(self._index, self.mask)
 
-    def _change(self, make) -> asyncio.Future:
-        return asyncio.wrap_future(self._slots.change(make))
+    def _change(self, make: Callable[[], Any]) -> asyncio.Future:
+        """Runs `make` in the thread of the slots, unless by then the slot may be another's."""
+
+        def guarded() -> Any:
+            if self._closed:
+                raise RuntimeError("the session is over; open another")
+            return make()
+
+        return asyncio.wrap_future(self._slots.change(guarded))
 
     async def step(self, image: UInt8[np.ndarray, "h w 3"]) -> Shown:
-        """The next frame, transformed."""
+        """The next frame, transformed. Raises what beginning the session raised, if it did."""
+        await asyncio.shield(self._begun)
         return await asyncio.wrap_future(self._slots.step(self._index, image))
 
     async def condition(
@@ -47,6 +57,7 @@ class Slot:
         Raises ValueError for a prompt that the model does not take.
         """
         wanted, anew = ask([prompt], [reference], self._slots.config.model)
+        await asyncio.shield(self._begun)
         pinned = await asyncio.to_thread(self._slots.pinned, wanted)
         await self._change(lambda: self._slots.steer(self._index, pinned, anew))
         self.prompt, self.reference = prompt, reference
@@ -62,13 +73,13 @@ class Slot:
     async def reset(self) -> None:
         """A cold session again, under the same condition, mask and seed."""
         if not self.prompt:
-            await self._change(lambda: self._begin(self.seed))
+            await self._change(lambda: self._begin(self.seed, again=True))
             return
         wanted, anew = ask([self.prompt], [self.reference], self._slots.config.model)
         pinned = await asyncio.to_thread(self._slots.pinned, wanted)
 
         def begin() -> None:
-            self._begin(self.seed)
+            self._begin(self.seed, again=True)
             self._slots.steer(self._index, pinned, anew)
 
         await self._change(begin)
@@ -89,7 +100,8 @@ class Slot:
         """Goes on from `snapshot`. Raises ValueError where it is none of this model's shapes, and
         then changes nothing."""
         now: StreamState = await self._change(lambda: self._slots.get(self._index))
-        leaves = _read_leaves(snapshot, limit=2 * sum(x.nbytes for x in jax.tree.leaves(now)))
+        limit = 2 * sum(x.nbytes for x in jax.tree.leaves(now))
+        leaves = await asyncio.to_thread(_read_leaves, snapshot, limit)
         wanted = {f"state/{name}": leaf for name, leaf in _named(now).items()}
         wanted["mask"] = self.mask
         for name, leaf in wanted.items():
@@ -98,10 +110,7 @@ class Slot:
                 raise ValueError(f"no snapshot of this model: {name} is absent or of another shape")
             if np.issubdtype(leaf.dtype, np.inexact) and not np.isfinite(found).all():
                 raise ValueError(f"the snapshot is damaged: {name} is not finite")
-        reference = leaves.get("reference", np.zeros(0, np.uint8))
-        model = self._slots.config.model
-        if reference.size and reference.shape != (model.height, model.width, 3):
-            raise ValueError("the snapshot's reference is of another size")
+        prompt, reference, seed = self._read_condition(leaves)
         tree = jax.tree.structure(now)
         state = jax.tree.unflatten(tree, [leaves[f"state/{name}"] for name in _named(now)])
         mask = leaves["mask"]
@@ -111,14 +120,35 @@ class Slot:
             self._slots.set_mask(self._index, mask)
 
         await self._change(put)
-        self.prompt = bytes(leaves["prompt"]).decode()
-        self.reference = reference.astype(np.uint8) if reference.size else None
-        self.seed, self.mask = int(leaves["seed"]), mask
+        self.prompt, self.reference, self.seed, self.mask = prompt, reference, seed, mask
+
+    def _read_condition(
+        self, leaves: dict[str, np.ndarray]
+    ) -> tuple[str, UInt8[np.ndarray, "h w 3"] | None, int]:
+        """Prompt, reference and seed of a snapshot, all of which `reset` can use."""
+        words, seed, model = leaves["prompt"], leaves["seed"], self._slots.config.model
+        reference = leaves.get("reference", np.zeros(0, np.uint8))
+        if words.dtype != np.uint8 or words.ndim != 1:
+            raise ValueError("the snapshot is damaged: its prompt is no text")
+        try:
+            prompt = words.tobytes().decode()
+        except UnicodeDecodeError:
+            raise ValueError("the snapshot is damaged: its prompt is no text") from None
+        if seed.shape or seed.dtype.kind not in "iu" or not 0 <= int(seed) < 2**31:
+            raise ValueError("the snapshot is damaged: its seed is not in [0, 2^31)")
+        if reference.size and (
+            reference.shape != (model.height, model.width, 3) or reference.dtype != np.uint8
+        ):
+            raise ValueError("the snapshot's reference is of another size or type")
+        picture = reference if reference.size else None
+        if prompt:
+            ask([prompt], [picture], model)
+        return prompt, picture, int(seed)
 
     def close(self) -> None:
         """Frees the slot."""
         if not self._closed:
-            self._closed = True
+            self._closed = True  # first: what `guarded` refuses from now on
             self._slots.release(self._index)
 
 
@@ -138,7 +168,7 @@ def _read_leaves(snapshot: bytes, limit: int) -> dict[str, np.ndarray]:
                 raise ValueError(damaged)
         with np.load(io.BytesIO(snapshot), allow_pickle=False) as found:
             leaves = {name: found[name] for name in found.files}
-    except (zipfile.BadZipFile, OSError, EOFError, KeyError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, RuntimeError) as error:
         raise ValueError(damaged) from error
     if not {"prompt", "seed", "mask"} <= leaves.keys():
         raise ValueError(damaged)

@@ -6,6 +6,7 @@ advances the slots that have a frame waiting and leaves the others as they are, 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -29,6 +30,7 @@ from lsd_jax.live.yuv import yuv420
 from lsd_jax.stream import StreamModel
 from lsd_jax.types import Conditioning, StreamState
 
+_log = logging.getLogger("lsd.slots")
 _AXES = StreamState(kv=ring.SESSION, key=0, frame=0)  # pyright: ignore[reportArgumentType]
 
 
@@ -129,7 +131,8 @@ class Slots:
     All executables are compiled here, ahead of time; nothing compiles afterwards. `reload` gives
     the weights anew: called when a cold session is still not finite. `together` is how many
     sessions a step takes at most; on a CPU, which computes them one after the other, it is one, so
-    that none waits for another's.
+    that none waits for another's. `died` is called where the thread ends unasked; every call from
+    then on is refused.
     """
 
     def __init__(
@@ -139,27 +142,28 @@ class Slots:
         count: int,
         reload: Callable[[], StreamModel] | None = None,
         together: int | None = None,
+        died: Callable[[], None] = lambda: None,
     ):
         if count < 1:
             raise ValueError(f"slots={count} must be at least 1")
         on_cpu = jax.default_backend() == "cpu"
         self.config, self.count = config, count
         self.together = together or (1 if on_cpu else count)
-        self.step_ms: deque[float] = deque(maxlen=4096)
-        self.reloads = 0
-        self._model, self._reload = model, reload
+        self._model, self._reload, self._died = model, reload, died
         self._free = list(range(count))
         size = config.model.height, config.model.width
         self._frames = np.zeros((count, *size, 3), np.uint8)
         self._controls = np.zeros((count, *size, len(config.model.controls)), np.uint8)
         self._compile(step_listed if on_cpu else step_masked)
         self._state = stream.init_state(config, jnp.zeros(count, jnp.int32))
-        self._suspect = np.zeros(count, bool)  # not finite at its last step
+        self._failed = np.zeros(count, bool)  # not finite at its last step
+        self._suspect = np.zeros(count, bool)  # made cold for that, and not stepped since
+        self._lost = np.zeros(count, bool)  # its state went with a step that raised
         self._changes: deque[tuple[Callable[[], Any], Future]] = deque()
         self._waiting: deque[_Waiting] = deque()
         self._wake = threading.Condition()
         self._stopped = False
-        self._thread = threading.Thread(target=self._work, name="slots", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="slots", daemon=True)
         self._thread.start()
 
     def _compile(self, step: Callable) -> None:
@@ -231,28 +235,47 @@ class Slots:
         self, slot: int, pinned: tuple[Array, Array, Array], anew: Bool[np.ndarray, "1"]
     ) -> None:
         """Gives `slot` another condition, `anew` without its history. Call it by `change`."""
-        self._state = self._pin(self._state, pinned, np.int32(slot), anew)
+        self._check(slot)
+        self._donate(lambda: self._pin(self._state, pinned, np.int32(slot), anew))
 
-    def begin(self, slot: int, seed: int) -> None:
-        """Makes `slot` a cold session, with nothing of what was there. Call it by `change`."""
+    def begin(self, slot: int, seed: int, again: bool = False) -> None:
+        """Makes `slot` a cold session, with nothing of what was there; `again`: for the same
+        client, whose weights are suspect if its last frame was not finite. Call it by `change`."""
+        suspect = again and bool(self._failed[slot])
         self.put(slot, self._cold(np.full(1, seed, np.int32)))
+        self._suspect[slot] = suspect
 
     def get(self, slot: int) -> StreamState:
         """The session in `slot`, on the host. Call it by `change`."""
+        self._check(slot)
         return jax.tree.map(np.asarray, self._read(self._state, np.int32(slot)))
 
     def put(self, slot: int, one: StreamState) -> None:
         """Puts a session into `slot`. Call it by `change`."""
-        self._state = self._write(self._state, one, np.int32(slot))
+        self._donate(lambda: self._write(self._state, one, np.int32(slot)))
+        self._lost[slot] = self._failed[slot] = self._suspect[slot] = False
 
     def set_mask(self, slot: int, mask: UInt8[np.ndarray, "height width"]) -> None:
         """Confines the edit of `slot`. Call it by `change`."""
         for plane, name in enumerate(self.config.model.controls):
             self._controls[slot, ..., plane] = mask if name == "mask" else 0
 
-    def replace_model(self, model: StreamModel) -> None:
-        """Exchanges the weights, of the same shapes. Call it by `change`."""
-        self._model = model
+    def _check(self, slot: int) -> None:
+        if self._lost[slot]:
+            raise RuntimeError("the session's state was lost in a step that failed; open another")
+
+    def _donate(self, make: Callable[[], StreamState]) -> None:
+        try:
+            self._state = make()
+        except Exception:
+            self._salvage()
+            raise
+
+    def _salvage(self) -> None:
+        """What is donated to a step that raises may be gone, and every session with it."""
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self._state)):
+            self._state = stream.init_state(self.config, jnp.zeros(self.count, jnp.int32))
+            self._lost[:] = True
 
     def close(self) -> None:
         """Ends the thread; what waits is refused."""
@@ -260,6 +283,18 @@ class Slots:
             self._stopped = True
             self._wake.notify()
         self._thread.join(timeout=60)
+
+    def _live(self) -> None:
+        try:
+            self._work()
+        except Exception as error:  # of this module, not of a session: no state is to be trusted
+            _log.exception("the thread of the slots failed")
+            with self._wake:
+                self._stopped = True
+            for done in [done for _, done in self._changes] + [w.done for w in self._waiting]:
+                if not done.done():
+                    done.set_exception(error)
+            self._died()
 
     def _work(self) -> None:
         while True:
@@ -290,6 +325,10 @@ class Slots:
         return batch
 
     def _advance(self, batch: dict[int, _Waiting]) -> None:
+        for slot in [slot for slot in batch if self._lost[slot]]:
+            _settle_running(batch.pop(slot).done, partial(self._check, slot))
+        if not batch:
+            return
         started = time.perf_counter()
         order = np.zeros(self.count, np.int32)
         listed = list(batch)
@@ -298,16 +337,17 @@ class Slots:
         try:
             for slot, waiting in batch.items():
                 self._frames[slot] = waiting.image
-            self._state, images, planes, finite = self._step(
+            state, images, planes, finite = self._step(
                 self._model, self._state, self._frames, self._controls, order, np.int32(len(listed))
             )
             images, planes, finite = (np.asarray(x) for x in (images, planes, finite))
+            self._state = state  # only now: a step may raise as late as its results are read
         except Exception as error:
+            self._salvage()
             for waiting in batch.values():
                 waiting.done.set_exception(error)
             return
         step_ms = (time.perf_counter() - started) * 1e3
-        self.step_ms.append(step_ms)
         for slot, waiting in batch.items():
             good = bool(finite[slot])
             self._heal(slot, good)
@@ -316,16 +356,20 @@ class Slots:
     def _heal(self, slot: int, finite: bool) -> None:
         """A session that was made cold and is not finite even so has bad weights."""
         if not finite and self._suspect[slot] and self._reload:
-            self._model = self._reload()
-            self.reloads += 1
+            try:
+                self._model = self._reload()
+            except Exception:
+                _log.exception("the weights are not finite, and could not be loaded again")
             self._suspect[:] = False
-        else:
-            self._suspect[slot] = not finite
+        self._failed[slot], self._suspect[slot] = not finite, False
 
 
 def _settle(done: Future, make: Callable[[], Any]) -> None:
-    if not done.set_running_or_notify_cancel():
-        return
+    if done.set_running_or_notify_cancel():
+        _settle_running(done, make)
+
+
+def _settle_running(done: Future, make: Callable[[], Any]) -> None:
     try:
         done.set_result(make())
     except Exception as error:

@@ -30,10 +30,9 @@ class SessionContext:
         reset: Callable[[], Awaitable[None]],
         video_inputs: Mapping[str, Mailbox[Frame]] | None = None,
         logger: logging.Logger | None = None,
-        room_name: str = "",
         seed: int = 0,
     ):
-        self.session_id, self.room_name, self.seed = session_id, room_name or session_id, seed
+        self.session_id, self.seed = session_id, seed
         self.logger = logger or logging.getLogger("lsd.session")
         self.video_inputs = dict(video_inputs or {})
         self.running = True

@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -89,6 +89,7 @@ class SessionHost:
         self._session: Session = model.create_session(self.ctx)
         self._waits_since: float | None = None
         self._tasks: list[asyncio.Task] = []
+        self._requests: set[asyncio.Task] = set()
         self._finished = asyncio.Event()
 
     def start(self) -> None:
@@ -162,11 +163,27 @@ class SessionHost:
 
     async def snapshot(self) -> bytes:
         """The session's whole state. Raises NotImplementedError where the model has no such."""
-        return await self._session.snapshot()
+        return await self._while_open(self._session.snapshot())
 
     async def restore(self, state: bytes) -> None:
         """Goes on from a snapshot. Raises ValueError where it is none of this model."""
-        await self._session.restore(state)
+        await self._while_open(self._session.restore(state))
+
+    async def _while_open(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The result of `work`, which the session's end cancels. Raises InputError then."""
+        if self.over:
+            work.close()
+            raise InputError("ended", "the session is over; open another")
+        task = asyncio.create_task(work)
+        self._requests.add(task)
+        try:
+            await asyncio.wait([task])
+        finally:
+            task.cancel()  # where this waiting was
+            self._requests.discard(task)
+        if task.cancelled():
+            raise InputError("ended", "the session is over; open another")
+        return task.result()
 
     async def end(self, reason: str = "ended", failed: bool = False) -> None:
         """Ends the session and waits until it has let go of all that it held."""
@@ -174,7 +191,7 @@ class SessionHost:
             self.state, self.reason = (State.FAILED if failed else State.ENDED), reason
             self.ctx.stop()
             current = asyncio.current_task()
-            others = [task for task in self._tasks if task is not current]
+            others = [task for task in (*self._tasks, *self._requests) if task is not current]
             if others:
                 await asyncio.wait(others[:1], timeout=0.1)  # a run that sees `running` may leave
             for task in others:

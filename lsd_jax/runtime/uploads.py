@@ -39,7 +39,7 @@ class InputFile:
 
     @property
     def path(self) -> Path:
-        """The content as a file on disk, which lives until the process ends."""
+        """The content as a file on disk, which lives as long as this object."""
         if "_path" not in self.__dict__:
             kept = NamedTemporaryFile(prefix="lsd-upload-", suffix=Path(self.filename).suffix)
             kept.write(self.data)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 
 from lsd_jax import __version__
 from lsd_jax.reports import commit
@@ -46,6 +47,7 @@ class Server:
         self.registry = Registry(settings, self.metrics)
         self.guard = Guard(settings)
         self._commit = commit()
+        self._sockets: WeakSet[web.WebSocketResponse] = WeakSet()
         self.app = web.Application(client_max_size=1_000_000, middlewares=[self._protect])
         routes = self.app.router
         routes.add_get("/healthz", self.health)
@@ -69,6 +71,12 @@ class Server:
 
     async def _stop(self, _: web.Application) -> None:
         await self.registry.drain()
+        closing = [
+            asyncio.create_task(socket.close(code=WSCloseCode.GOING_AWAY))
+            for socket in list(self._sockets)
+        ]
+        if closing:
+            await asyncio.wait(closing, timeout=self.settings.drain_s)
 
     @web.middleware
     async def _protect(self, request: web.Request, handler: Handle) -> web.StreamResponse:
@@ -150,22 +158,27 @@ class Server:
 
     async def _admit(self, request: web.Request) -> tuple[web.WebSocketResponse, Grant]:
         """The opened socket of a client that may come in. Raises Refused."""
-        self.guard.check_origin(request)
-        self.guard.check_rate(request)
-        grant = self.guard.grant(request)
-        manifest = self.registry.manifest
-        if manifest:
-            grant.check(manifest["model"]["name"], request.headers.get("Origin"))
+        grant = self._permit(request)
         socket = web.WebSocketResponse(
             heartbeat=self.settings.heartbeat_s, max_msg_size=self.settings.max_message_bytes
         )
         await socket.prepare(request)
+        self._sockets.add(socket)
         return socket, grant
+
+    def _permit(self, request: web.Request) -> Grant:
+        """What a client may do, of whom nothing is wrong. Raises Refused. Who is not known spends
+        nothing of the rate of an address that others may share."""
+        self.guard.check_origin(request)
+        grant = self.guard.grant(request)
+        model = self.registry.manifest.get("model", {}).get("name")
+        grant.check(model, request.headers.get("Origin"))
+        self.guard.check_rate(request)
+        return grant
 
     async def ice_servers(self, request: web.Request) -> web.Response:
         """STUN and TURN servers, the latter with credentials for an hour."""
-        self.guard.check_origin(request)
-        self.guard.grant(request)
+        self._permit(request)
         settings = self.settings
         servers: list[dict[str, Any]] = [{"urls": list(settings.stun)}] if settings.stun else []
         if settings.turn:
@@ -176,11 +189,11 @@ class Server:
     async def tokens(self, request: web.Request) -> web.Response:
         """Mints a short-lived token; only the API key itself may ask for one."""
         self.guard.check_origin(request)
-        self.guard.check_rate(request)
         if not self.settings.api_key:
             return problem(409, "no_key", "this server asks for no tokens; set LSD_API_KEY to")
-        if self.guard.grant(request) != Grant():
+        if not self.guard.grant(request).is_key:
             return problem(403, "refused", "a token mints no tokens; give the API key")
+        self.guard.check_rate(request)
         try:
             asked = await request.json()
             limits = (asked.get("constraints") or {}).get("realtime") or {}
@@ -192,7 +205,7 @@ class Server:
             )  # fmt: skip
             seconds = int(asked.get("expiresIn", 60))
             token = mint(self.settings.api_key, grant, seconds)
-        except (ValueError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             return problem(400, "bad_request", " ".join(str(error).split())[:200])
         return web.json_response({"apiKey": token, "token": token, "expiresIn": seconds})
 

@@ -121,8 +121,7 @@ class DecartClient:
                 prompt = PASS_THROUGH
         else:
             try:
-                content = base64.b64decode(str(data).rpartition(",")[2], validate=True)
-                kind = picture_kind(content, MAX_PIXELS)
+                content, kind = await asyncio.to_thread(_picture, str(data))
             except (ValueError, binascii.Error) as error:
                 raise InputError("bad_upload", str(error)) from error
             id = await session.upload("image", kind, content)
@@ -187,3 +186,9 @@ class DecartClient:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _picture(data: str) -> tuple[bytes, str]:
+    """Content and kind of a picture in base64 or a data URL. Raises ValueError."""
+    content = base64.b64decode(data.rpartition(",")[2], validate=True)
+    return content, picture_kind(content, MAX_PIXELS)

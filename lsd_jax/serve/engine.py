@@ -26,7 +26,7 @@ from lsd_jax.runtime import (
     State,
     build_model_definition,
 )
-from lsd_jax.serve.link import Link
+from lsd_jax.serve.link import Link, TooLarge
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -131,7 +131,7 @@ class Engine:
             )
         except Exception as error:  # whatever a model's constructor may raise
             logging.getLogger("lsd.engine").exception("opening a session failed")
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}"[:1000]
             self._link.send({"type": "ended", "session": id, "state": "FAILED", "reason": reason})
             return
         self._hosts[id] = host
@@ -192,7 +192,11 @@ class Engine:
         except Exception as error:
             logging.getLogger("lsd.engine").exception("a request failed")
             answer |= {"ok": False, "code": "model_error", "message": type(error).__name__}
-        self._link.send(answer, data)
+        try:
+            self._link.send(answer, data)
+        except TooLarge as error:
+            refusal = {"type": "answer", "request": header.get("request"), "ok": False}
+            self._link.send({**refusal, "code": "too_large", "message": f"the answer: {error}"})
 
     async def _report(self) -> None:
         while True:
@@ -242,7 +246,9 @@ async def _main(path: str) -> None:
         await Engine(link).run()
     except Exception as error:
         logging.getLogger("lsd.engine").exception("the engine failed")
-        link.send({"type": "failed", "message": " ".join(f"{error}".split()) or repr(error)})
+        link.send(
+            {"type": "failed", "message": " ".join(f"{error}".split())[:2000] or repr(error)[:2000]}
+        )
         await asyncio.sleep(0.2)  # lets the front read it
         raise SystemExit(2) from None
 

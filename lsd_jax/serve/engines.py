@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lsd_jax.serve.link import Link
+from lsd_jax.serve.link import Link, TooLarge
 from lsd_jax.serve.settings import Settings
 
 _log = logging.getLogger("lsd.serve")
@@ -48,7 +48,7 @@ class EngineHandle:
         self._settings, self._on_message, self._on_lost = settings, on_message, on_lost
         self._link: Link | None = None
         self._folder = TemporaryDirectory(prefix="lsd-engine-")  # of this user alone
-        self._stopping = False
+        self._stopping = self._loaded = False
         self._answers: dict[int, asyncio.Future[tuple[dict[str, Any], bytes]]] = {}
         self._requests = 0
         self._heard = time.monotonic()
@@ -76,17 +76,20 @@ class EngineHandle:
     async def ask(
         self, header: dict[str, Any], body: Any = b"", timeout_s: float = 30.0
     ) -> tuple[dict[str, Any], bytes]:
-        """A request's answer. Where the engine is lost or silent, a refusal in its place."""
+        """A request's answer. Where the engine is lost or silent, or would not take so
+        much, a refusal in its place."""
         self._requests += 1
         number, answer = self._requests, asyncio.get_running_loop().create_future()
         self._answers[number] = answer
-        self.send({**header, "request": number}, body)
         try:
+            self.send({**header, "request": number}, body)
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:
             message = "the model took too long; try again"
             return {"ok": False, "code": "timed_out", "message": message}, b""
+        except TooLarge as error:
+            return {"ok": False, "code": "too_large", "message": f"{error}; send less"}, b""
         finally:
             self._answers.pop(number, None)
 
@@ -106,12 +109,15 @@ class EngineHandle:
         while not self._stopping:
             started = time.monotonic()
             self.starts += 1
+            self._loaded = False
             try:
                 await self._run()
             except Exception:
                 _log.exception("engine %d could not be started", self.number)
             if self._stopping:
                 return
+            if not (self._loaded or self.failure):
+                self.failure = "its process ended while it loaded; see the log"
             if not self.failure:
                 _log.error("engine %d is gone; it is started again", self.number)
             lived_s = time.monotonic() - started
@@ -186,6 +192,7 @@ class EngineHandle:
                 case "ready":
                     self.manifest, self.slots = header["manifest"], header["slots"]
                     self.backend, self.failure = header["backend"], ""
+                    self._loaded = True
                     self.ready.set()
                 case "failed":
                     self.failure = header["message"]

@@ -43,8 +43,11 @@ class Guard:
     def check_host(self, request: web.Request) -> None:
         """Raises Refused where a loopback server is asked for by another name: so a page of another
         site cannot reach it by pointing its own name here."""
-        name = urlsplit(f"//{request.host}").hostname or ""
-        if self._settings.loopback and name not in LOOPBACK_NAMES:
+        try:
+            name = urlsplit(f"//{request.host}").hostname or ""
+        except ValueError:
+            raise Refused("the Host of this request is no name; open it as localhost") from None
+        if self._settings.loopback and name not in (*LOOPBACK_NAMES, self._settings.host):
             raise Refused("this server is for this machine; open it as localhost")
 
     def check_origin(self, request: web.Request) -> None:
@@ -52,7 +55,11 @@ class Guard:
         origin = request.headers.get("Origin")
         if origin is None or origin in self._settings.origins:
             return
-        if urlsplit(origin).netloc != request.host:
+        try:
+            same = urlsplit(origin).netloc == request.host
+        except ValueError:
+            same = False
+        if not same:
             raise Refused(
                 f"origin {origin[:100]!r} is not allowed; start with --origin {origin[:100]}"
             )
@@ -61,7 +68,7 @@ class Guard:
         """What the request's token grants. Raises Unauthorized."""
         key = self._settings.api_key
         if not key:
-            return Grant()
+            return Grant(is_key=True)
         bearer = request.headers.get("Authorization", "")
         token = (
             bearer.removeprefix("Bearer ")

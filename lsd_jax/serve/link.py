@@ -13,6 +13,10 @@ CONGESTED = 16_000_000
 """Bytes that may wait to be written; above that, video is dropped rather than queued."""
 
 
+class TooLarge(ValueError):
+    """A message that the other end would not take; nothing of it was written."""
+
+
 class Link:
     """One end of the connection. `send` never blocks; `receive` raises EOFError at the end."""
 
@@ -20,10 +24,13 @@ class Link:
         self._reader, self._writer = reader, writer
 
     def send(self, header: dict[str, Any], body: Any = b"") -> None:
-        """Sends one message; without effect once the other end is gone."""
+        """Sends one message; without effect once the other end is gone. Raises TooLarge."""
         if self._writer.is_closing():
             return
-        head, view = json.dumps(header).encode(), memoryview(body).cast("B")
+        text = json.dumps(header, ensure_ascii=False)
+        head, view = text.encode(errors="surrogatepass"), memoryview(body).cast("B")
+        if len(head) > MAX_HEADER or view.nbytes > MAX_BODY:
+            raise TooLarge(f"a message of {len(head):,} + {view.nbytes:,} bytes is too large")
         self._writer.write(_LENGTHS.pack(len(head), view.nbytes) + head)
         if view.nbytes:
             self._writer.write(view)

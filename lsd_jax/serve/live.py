@@ -19,6 +19,8 @@ from lsd_jax.serve.sessions import LiveSession, Sample
 
 _log = logging.getLogger("lsd.serve")
 POLICY, OVERLOADED = 1008, 1013
+START_S = 10.0
+"""In which a client must send `start`."""
 MAX_TASKS = 64
 """Requests of one client that may wait for their answers."""
 
@@ -36,6 +38,7 @@ class LiveClient:
         self._max_session_s = max_session_s
         self._settings = registry.settings
         self._session: LiveSession | None = None
+        self._patience = asyncio.timeout(None)
         self._peer: Peer | None = None
         self._announced: protocol.Upload | protocol.Restore | None = None
         self._tasks: set[asyncio.Task] = set()
@@ -46,17 +49,15 @@ class LiveClient:
     async def run(self) -> None:
         """Serves the client until it leaves, ends, or must go."""
         try:
-            async for message in self._socket:
-                if not self._rate.take():
-                    await self._refuse("too_many", "too many messages; slow down", POLICY)
-                    return
-                if message.type is WSMsgType.TEXT:
-                    if not await self._text(message.data):
-                        return
-                elif message.type is WSMsgType.BINARY:
-                    await self._binary(message.data)
+            async with asyncio.timeout(START_S) as self._patience:
+                await self._listen()
+        except TimeoutError:
+            if not self._patience.expired():
+                raise
+            words = f"send start within {START_S:.0f} s of connecting"
+            await self._refuse("bad_message", words, POLICY)
         except ProtocolError as error:
-            await self._refuse("bad_message", str(error), POLICY)
+            await self._refuse(error.code, str(error), POLICY)
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -73,6 +74,19 @@ class LiveClient:
             except ConnectionError:
                 _log.debug("a client left before it could be told %s", message["type"])
 
+    async def _listen(self) -> None:
+        async for message in self._socket:
+            self._spend()
+            if message.type is WSMsgType.TEXT:
+                if not await self._text(message.data):
+                    return
+            elif message.type is WSMsgType.BINARY:
+                await self._binary(message.data)
+
+    def _spend(self) -> None:
+        if not self._rate.take():
+            raise protocol.TooMany("too many messages; slow down")
+
     async def _text(self, text: str) -> bool:
         """Takes a message; gives whether to go on."""
         message = protocol.parse(text)
@@ -82,6 +96,7 @@ class LiveClient:
         if self._session is None:
             if not isinstance(message, protocol.Start):
                 raise ProtocolError("send start first")
+            self._patience.reschedule(None)
             return await self._start(message)
         match message:
             case protocol.Start():
@@ -100,7 +115,7 @@ class LiveClient:
                 if self._peer:
                     await self._peer.add_candidate(message.candidate)
             case _:
-                self._answer_later(message.id, self._request(message))
+                await self._answer_later(message.id, self._request(message))
         return True
 
     async def _start(self, message: protocol.Start) -> bool:
@@ -116,9 +131,13 @@ class LiveClient:
         except Full as full:
             await self._refuse("full", str(full), OVERLOADED)
             return False
+        finally:  # a session that is opened by now is ours, to use or to end
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            if not opening.cancelled() and opening.exception() is None:
+                self._session = opening.result()
         if session is None:
             return False
-        self._session = session
         session.on_taken = lambda name: self._spawn(self.send({"type": "want", "input": name}))
         session.ended.add_done_callback(lambda _: self._spawn(self._ended(session)))
         if self._max_session_s is not None:
@@ -140,23 +159,25 @@ class LiveClient:
         return True
 
     async def _until_left(self, opening: asyncio.Task[LiveSession]) -> LiveSession | None:
-        """The session when its turn has come, or None where the client left before."""
+        """The session when its turn has come, or None where the client left before. Raises
+        ProtocolError for anything but a ping meanwhile."""
         while True:
             leaving = asyncio.ensure_future(self._socket.receive())
-            await asyncio.wait([opening, leaving], return_when="FIRST_COMPLETED")
-            if opening.done():
+            try:
+                await asyncio.wait([opening, leaving], return_when="FIRST_COMPLETED")
+                if opening.done():
+                    return opening.result()
+            finally:
                 leaving.cancel()
                 await asyncio.gather(leaving, return_exceptions=True)
-                return opening.result()
             message = leaving.result()
-            if message.type is WSMsgType.TEXT and isinstance(
-                ping := protocol.parse(message.data), protocol.Ping
-            ):
-                await self.send({"type": "pong", "client_ts_ms": ping.client_ts_ms})
-                continue
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
-            return None
+            if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                return None
+            self._spend()
+            ping = protocol.parse(message.data) if message.type is WSMsgType.TEXT else None
+            if not isinstance(ping, protocol.Ping):
+                raise ProtocolError("wait for started")
+            await self.send({"type": "pong", "client_ts_ms": ping.client_ts_ms})
 
     async def _binary(self, data: bytes) -> None:
         session = self._session
@@ -164,15 +185,18 @@ class LiveClient:
             raise ProtocolError("send start first")
         kind, _, ts_ms, content = protocol.unpack(data)
         if kind == protocol.PICTURE:
-            session.offer(content, ts_ms)
+            try:
+                session.offer(content, ts_ms)
+            except InputError as error:
+                raise ProtocolError(str(error)) from None
             return
         announced, self._announced = self._announced, None
         if kind == protocol.FILE and isinstance(announced, protocol.Upload):
             one = announced
             work = session.upload(one.filename, one.mime_type, content, one.sha256)
-            self._answer_later(one.id, work, "upload_id")
+            await self._answer_later(one.id, work, "upload_id")
         elif kind == protocol.SNAPSHOT and isinstance(announced, protocol.Restore):
-            self._answer_later(announced.id, session.restore(content))
+            await self._answer_later(announced.id, session.restore(content))
         else:
             raise ProtocolError(f"a binary message of kind {kind} was not announced")
 
@@ -193,12 +217,12 @@ class LiveClient:
             case protocol.Control(type="end"):
                 self._spawn(session.end("ended"))
 
-    def _answer_later(self, id: int, work: Any, result: str | None = None) -> None:
+    async def _answer_later(self, id: int, work: Any, result: str | None = None) -> None:
         """Answers request `id` when `work` is done; of too many at a time it refuses the newest."""
         if len(self._tasks) >= MAX_TASKS:
             work.close()
             refusal = {"ok": False, "code": "queue_full", "message": "too many requests wait"}
-            self._spawn(self.send({"type": "ack", "id": id, **refusal}))
+            await self.send({"type": "ack", "id": id, **refusal})  # which slows such a client down
             return
 
         async def answer() -> None:

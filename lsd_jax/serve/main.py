@@ -17,7 +17,7 @@ from lsd_jax.serve.settings import Settings
 
 def serve(settings: Settings, report: str | None = None) -> None:
     """Serves until Ctrl-C or a termination, then drains. Raises ValueError where the model does not
-    load, OSError where the port is taken."""
+    load or the port is taken."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     asyncio.run(_serve(settings, report))
 
@@ -25,7 +25,11 @@ def serve(settings: Settings, report: str | None = None) -> None:
 async def _serve(settings: Settings, report: str | None) -> None:
     started = time.perf_counter()
     server = Server(settings)
-    runner = web.AppRunner(server.app, access_log=None)  # no URL in a log: it may hold a token
+    runner = web.AppRunner(
+        server.app,
+        access_log=None,  # no URL in a log: it may hold a token
+        shutdown_timeout=settings.drain_s,
+    )
     await runner.setup()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -21,6 +21,14 @@ IN_FLIGHT = 2
 class ProtocolError(ValueError):
     """A message that no client of this protocol sends."""
 
+    code = "bad_message"
+
+
+class TooMany(ProtocolError):
+    """More messages than a client may send."""
+
+    code = "too_many"
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

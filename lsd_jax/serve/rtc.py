@@ -27,7 +27,7 @@ _log = logging.getLogger("lsd.rtc")
 _CLOCK = Fraction(1, 90_000)
 NEGOTIATION_S = 5.0
 CONNECTION_S = 20.0
-MAX_SECTIONS = 8
+MAX_SECTIONS, MAX_CANDIDATES = 8, 64
 
 
 class NewestTrack(VideoStreamTrack):
@@ -59,6 +59,7 @@ class Peer:
         rtc_compat.install()
         self._session, self._metrics = session, metrics
         self._tasks: set[asyncio.Task] = set()
+        self._candidates = 0
         self._connection, self._answered = self._connect(), False
 
     def _connect(self) -> RTCPeerConnection:
@@ -111,10 +112,12 @@ class Peer:
         raise ValueError("it receives no video; add a video transceiver")
 
     async def add_candidate(self, candidate: dict[str, Any] | None) -> None:
-        """A trickled candidate of the peer's; one that cannot be understood is ignored."""
+        """A trickled candidate of the peer's; one that cannot be understood is ignored, and so are
+        those after the first 64."""
         text = str((candidate or {}).get("candidate", "")).partition(":")[2]
-        if not text or len(text) > 1000:
+        if not text or len(text) > 1000 or self._candidates >= MAX_CANDIDATES:
             return
+        self._candidates += 1
         try:
             found = candidate_from_sdp(text)
             index = (candidate or {}).get("sdpMLineIndex")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +20,11 @@ from lsd_jax.serve.engines import EngineHandle
 from lsd_jax.serve.metrics import Metrics
 from lsd_jax.serve.settings import Settings
 
+_log = logging.getLogger("lsd.serve")
+MAX_INPUT = 64_000
+"""Characters of an input's arguments as JSON; pictures are uploads."""
+MAX_JPEG = 2_000_000
+"""Bytes of one live picture; a model's input is smaller than a photo."""
 LATE_EVENTS = 64
 """Samples of outputs other than video that may wait for a client; the oldest give way."""
 
@@ -59,7 +66,6 @@ class LiveSession:
         self.video: Mailbox[Sample] = Mailbox()
         self.events: deque[Sample] = deque(maxlen=LATE_EVENTS)
         self.events_ready = asyncio.Event()
-        self.taps: list[Callable[[Sample], None]] = []  # each sees every video sample
         self.on_taken: Callable[[str], None] = lambda name: None  # a picture left for the engine
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.opened_s, self.first_frame_s = time.monotonic(), None
@@ -89,6 +95,10 @@ class LiveSession:
         box = self._boxes.get(name)
         if box is None:
             raise InputError("unknown_input", f"this model has no video input {name!r}")
+        if isinstance(data, bytes) and len(data) > MAX_JPEG:
+            raise InputError(
+                "too_large", f"a picture of {len(data):,} bytes; send at most {MAX_JPEG:,}"
+            )
         self.frames_in += 1
         self._metrics.frames_in.inc()
         before = box.dropped
@@ -98,12 +108,18 @@ class LiveSession:
 
     async def call(self, name: str, args: object) -> None:
         """Gives the session an input; returns when it was taken. Raises InputError."""
+        size = len(json.dumps(args, ensure_ascii=False))
+        if size > MAX_INPUT:
+            words = f"arguments of {size:,} characters are too many; send at most {MAX_INPUT:,}"
+            raise InputError("too_large", words)
         await self._ask({"type": "input", "name": name, "args": args})
 
     async def upload(
         self, filename: str, mime_type: str, data: bytes, sha256: str | None = None
     ) -> str:
         """Holds a file for an input, and gives its id. Raises InputError."""
+        if self.engine.congested:  # an upload waits for no engine that does not keep up
+            raise InputError("queue_full", "the model is busy; upload again in a moment")
         header = {"type": "upload", "filename": filename, "mime_type": mime_type, "sha256": sha256}
         answer, _ = await self._ask(header, data)
         return answer["upload_id"]
@@ -176,8 +192,6 @@ class LiveSession:
         self.video.put(sample)
         if self.video.dropped > before:
             self._metrics.dropped.labels("out").inc()
-        for tap in self.taps:
-            tap(sample)
 
     def note_sent(self, sample: Sample) -> None:
         """Notes that a transport has handed a video sample to its client."""
@@ -203,11 +217,12 @@ class LiveSession:
             picture = await box.take()
             self.on_taken(name)
             started = time.perf_counter()
+            limit = self._settings.max_picture_pixels
             try:
-                seen = convert.picture_size(picture.data)
-                limit = self._settings.max_picture_pixels
+                seen = await asyncio.to_thread(convert.picture_size, picture.data)
                 image = await asyncio.to_thread(convert.to_rgb, picture.data, *size, limit)
-            except ValueError:
+            except Exception as error:  # decoders raise nearly anything; the next may be better
+                _log.debug("a picture was refused: %r", error)
                 self._metrics.bad_frames.inc()
                 continue
             self._note_size(seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import math
 import time
 from dataclasses import dataclass
 from uuid import uuid4
@@ -39,9 +40,13 @@ class Grant:
     models: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     max_session_s: float | None = None
+    is_key: bool = False  # the API key itself, which alone may mint tokens
 
-    def check(self, model: str, origin: str | None) -> None:
-        """Raises Refused where the grant is for another model or another page."""
+    def check(self, model: str | None, origin: str | None) -> None:
+        """Raises Refused where the grant is for another model, or for some only while it is not
+        known yet which is served (None), or for another page."""
+        if self.models and model is None:
+            raise Refused("the model is still loading; try again in a moment")
         if self.models and model not in self.models:
             raise Refused(f"this token is not for model {model!r}; ask for another")
         if self.origins and origin not in self.origins:
@@ -49,9 +54,12 @@ class Grant:
 
 
 def mint(key: str, grant: Grant, seconds: int) -> str:
-    """A token that grants `grant` for `seconds`. Raises ValueError for more than an hour."""
+    """A token that grants `grant` for `seconds`. Raises ValueError for more than an hour, and for
+    a longest session that is no time."""
     if not 1 <= seconds <= LONGEST_S:
         raise ValueError(f"expiresIn={seconds} must be in [1, {LONGEST_S}]")
+    if grant.max_session_s is not None and not 0 < grant.max_session_s < math.inf:
+        raise ValueError(f"maxSessionDuration={grant.max_session_s} must be finite and above 0")
     claims = {
         "iss": "lsd-jax",
         "exp": int(time.time()) + seconds,
@@ -65,16 +73,16 @@ def mint(key: str, grant: Grant, seconds: int) -> str:
 
 def read(key: str, token: str) -> Grant:
     """What `token` grants; the key itself grants everything. Raises Refused."""
-    if hmac.compare_digest(token.encode(), key.encode()):
-        return Grant()
     try:
+        if hmac.compare_digest(token.encode(), key.encode()):
+            return Grant(is_key=True)
         claims = jwt.decode(
             token, _signing(key), ["HS256"], issuer="lsd-jax", options={"require": ["exp", "jti"]}
         )
         return Grant(tuple(claims["models"]), tuple(claims["origins"]), claims["max_session_s"])
     except jwt.ExpiredSignatureError:
         raise Unauthorized("the token has expired; ask for another") from None
-    except (jwt.InvalidTokenError, KeyError, TypeError):
+    except (jwt.InvalidTokenError, KeyError, TypeError, UnicodeEncodeError):
         raise Unauthorized("invalid api key; give the server's, or a token of it") from None
 
 

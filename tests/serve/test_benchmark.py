@@ -38,7 +38,7 @@ def test_a_slow_model_does_not_fall_behind():
             await client.play(3.0)
             third = len(client.latency_ms) // 3
             first, last = client.latency_ms[:third], client.latency_ms[-third:]
-            assert sorted(last)[third // 2] < 2 * sorted(first)[third // 2]
+            assert sorted(last)[third // 2] < 5 * sorted(first)[third // 2]
 
     scenario(run())
 

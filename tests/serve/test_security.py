@@ -9,6 +9,7 @@ import time
 
 import aiohttp
 import pytest
+import yarl
 from harness import PASS, connected, scenario, serving
 
 from lsd_jax.serve.guard import Bucket
@@ -50,18 +51,24 @@ def test_secrets_are_not_shown():
 def test_tokens():
     grant = Grant(("a",), ("https://b",), 5.0)
     assert read(KEY, mint(KEY, grant, 60)) == grant
-    assert read(KEY, KEY) == Grant()
+    assert read(KEY, KEY) == Grant(is_key=True)
+    assert not read(KEY, mint(KEY, Grant(is_key=True), 60)).is_key
     token = mint(KEY, grant, 60)
     head, _, signature = token.split(".")
     claims = base64.urlsafe_b64encode(b'{"models":[]}').decode().rstrip("=")
     unsigned = base64.urlsafe_b64encode(b'{"alg":"none"}').decode().rstrip("=")
-    for bad in ("", "x", token[:-2], mint(KEY + "!", grant, 60), f"{head}.{claims}.{signature}",
-                f"{unsigned}.{claims}."):  # fmt: skip
+    for bad in ("", "x", "\udcff", token[:-2], mint(KEY + "!", grant, 60),
+                f"{head}.{claims}.{signature}", f"{unsigned}.{claims}."):  # fmt: skip
         with pytest.raises(Refused, match="invalid api key"):
             read(KEY, bad)
     for seconds in (0, 3601):
         with pytest.raises(ValueError, match="expiresIn"):
             mint(KEY, grant, seconds)
+    for seconds in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="maxSessionDuration"):
+            mint(KEY, Grant(max_session_s=seconds), 60)
+    with pytest.raises(Refused, match="loading"):
+        grant.check(None, "https://b")
     with pytest.raises(Refused, match="not for model"):
         grant.check("other", "https://b")
     with pytest.raises(Refused, match="another origin"):
@@ -128,13 +135,18 @@ def test_a_server_with_a_key_lets_in_who_has_it_or_a_token(caplog):
             async with aiohttp.ClientSession(headers=key) as http:
                 async with http.post(f"{server.url}/v1/client/tokens", json=asked) as response:
                     token = (await response.json())["apiKey"]
-                for bad in ({"expiresIn": 0}, {"expiresIn": "x"}, [], {"constraints": 3}):
+                without_end = {"constraints": {"realtime": {"maxSessionDuration": float("inf")}}}
+                for bad in (
+                    {"expiresIn": 0}, {"expiresIn": "x"}, {"expiresIn": float("inf")}, [],
+                    {"constraints": 3}, without_end,
+                ):  # fmt: skip
                     async with http.post(f"{server.url}/v1/client/tokens", json=bad) as response:
                         assert response.status == 400
-            again = await status(
-                server, "/v1/client/tokens", "POST", json={}, headers={"X-API-Key": token}
-            )
-            assert again[0] == 403
+            for minted in (token, mint(KEY, Grant(), 60)):
+                again = await status(
+                    server, "/v1/client/tokens", "POST", json={}, headers={"X-API-Key": minted}
+                )
+                assert again[0] == 403
             async with connected(server, f"?api_key={token}") as client:
                 await client.start()
                 assert "time is over" in (await client.until("ended"))["reason"]
@@ -143,6 +155,9 @@ def test_a_server_with_a_key_lets_in_who_has_it_or_a_token(caplog):
                 async with connected(server, f"?api_key={other}"):
                     pass
             assert refused.value.status == 403
+            elsewhere = mint(KEY, Grant(origins=("https://friend.example",)), 60)
+            asked = {"api_key": elsewhere}
+            assert (await status(server, "/v1/ice-servers", params=asked))[0] == 403
             return token
 
     token = scenario(run())
@@ -164,8 +179,10 @@ def test_pages_of_other_origins_and_names_are_refused():
                     assert allowed, origin
                 except aiohttp.WSServerHandshakeError as refused:
                     assert refused.status == 403 and not allowed, origin
-            rebound = {"Host": "evil.example"}
-            assert (await status(server, "/readyz", headers=rebound))[0] == 403
+            for rebound in ("evil.example", "[::1", "[x]"):
+                assert (await status(server, "/readyz", headers={"Host": rebound}))[0] == 403
+            bad = {"Origin": "http://[x"}
+            assert (await status(server, "/v1/ice-servers", headers=bad))[0] == 403
 
     scenario(run())
 
@@ -185,6 +202,27 @@ def test_who_opens_too_often_is_refused():
     scenario(run())
 
 
+def test_who_has_no_key_spends_nothing_of_the_rate():
+    async def run():
+        async with serving(api_key=KEY, opens_per_minute=2) as server:
+            for _ in range(4):
+                assert (await status(server, "/v1/ice-servers"))[0] == 401
+            key = {"X-API-Key": KEY}
+            codes = [(await status(server, "/v1/ice-servers", headers=key))[0] for _ in range(3)]
+            assert codes == [200, 200, 429]
+
+    scenario(run())
+
+
+def test_a_server_at_any_loopback_address_answers_to_it():
+    async def run():
+        async with serving(ready=False, host="127.3.2.1") as server:
+            named = {"Host": "127.3.2.1:80"}
+            assert (await status(server, "/healthz", headers=named))[0] == 200
+
+    scenario(run())
+
+
 def test_the_small_endpoints():
     async def run():
         async with serving(stun=("stun:a:1",), turn=("turn:b:2",), turn_secret="s") as server:
@@ -198,7 +236,9 @@ def test_the_small_endpoints():
             code, text = await status(server, "/openapi.json")
             assert "LiveMessage" in text and "$defs" not in text
             assert (await status(server, "/nothing"))[0] == 404
-            assert (await status(server, "/web/../app.py"))[0] == 404
+            climb = yarl.URL(f"{server.url}/web/%2e%2e/app.py", encoded=True)
+            async with aiohttp.ClientSession() as http, http.get(climb) as outside:
+                assert outside.status in (403, 404) and "Server" not in await outside.text()
             async with aiohttp.ClientSession() as http, http.get(server.url) as page:
                 assert "default-src 'self'" in page.headers["Content-Security-Policy"]
             async with connected(server) as client, connected(server) as other:

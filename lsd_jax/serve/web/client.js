@@ -49,6 +49,7 @@ export class LiveClient extends EventTarget {
     this.stream = stream;
     this.wanted = true;
     this.retries = 0;
+    clearTimeout(this.timer);
     this.close();
     this.connect();
   }
@@ -81,12 +82,17 @@ export class LiveClient extends EventTarget {
     const socket = new WebSocket(`${scheme}://${location.host}/v1/live${query}`);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
-    socket.onopen = () => this.send({ type: "start", media: this.media, wait: true });
+    socket.onopen = () => {
+      if (socket === this.socket) this.send({ type: "start", media: this.media, wait: true });
+    };
     socket.onmessage = ({ data }) => {
+      if (socket !== this.socket) return;
       if (typeof data === "string") this.onText(JSON.parse(data));
       else this.onBinary(data);
     };
-    socket.onclose = ({ code }) => this.lost(code);
+    socket.onclose = ({ code }) => {
+      if (socket === this.socket) this.lost(code);
+    };
   }
 
   send(message) {
@@ -169,10 +175,11 @@ export class LiveClient extends EventTarget {
   }
 
   async negotiate() {
+    const { socket } = this;
     const token = this.token ? { Authorization: `Bearer ${this.token}` } : {};
     const found = await fetch("/v1/ice-servers", { headers: token });
     const { iceServers = [] } = found.ok ? await found.json() : {};
-    if (!this.live) return;
+    if (socket !== this.socket) return;
     const peer = this.peer = new RTCPeerConnection({ iceServers });
     const track = this.stream?.getVideoTracks()[0];
     if (track) {
@@ -186,7 +193,7 @@ export class LiveClient extends EventTarget {
       this.emit("track", streams[0] ?? new MediaStream([got]));
     };
     peer.onicecandidate = ({ candidate }) => {
-      this.send({ type: "candidate", candidate: candidate ? candidate.toJSON() : null });
+      if (socket === this.socket) this.send({ type: "candidate", candidate: candidate ? candidate.toJSON() : null });
     };
     const connected = new Promise((resolve) => {
       peer.onconnectionstatechange = () => {
@@ -196,6 +203,7 @@ export class LiveClient extends EventTarget {
       setTimeout(() => resolve(peer.connectionState === "connected"), NEGOTIATION_MS);
     });
     await peer.setLocalDescription();
+    if (socket !== this.socket) return;
     this.send({ type: "offer", sdp: peer.localDescription.sdp });
     const ok = await connected;
     if (peer !== this.peer) return;
@@ -214,9 +222,14 @@ export class LiveClient extends EventTarget {
     const head = new DataView(data);
     if (head.getUint8(0) !== PICTURE) return;
     const seq = head.getUint32(4, true), tsMs = head.getFloat64(8, true);
-    const bitmap = await createImageBitmap(new Blob([data.slice(HEADER)], { type: "image/jpeg" }));
-    this.emit("picture", { bitmap, tsMs });
-    this.send({ type: "shown", seq });
+    const { socket } = this;
+    try {
+      const picture = new Blob([data.slice(HEADER)], { type: "image/jpeg" });
+      const bitmap = await createImageBitmap(picture);
+      if (socket === this.socket) this.emit("picture", { bitmap, tsMs });
+    } finally {
+      if (socket === this.socket) this.send({ type: "shown", seq });
+    }
   }
 
   /** Sends pictures of `video` as JPEGs, each when the server wants one. Gives what stops it. */
