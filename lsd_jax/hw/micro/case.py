@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["measured", "compiled", "modelled"]
-Method = Literal["loop", "call", "send", "fetch", "compile"]
+Method = Literal["loop", "call", "step", "send", "fetch", "compile"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Case:
         function: of arrays, to arrays.
         arguments: shapes and dtypes of the arrays.
         method: `loop` times the function in a loop on the device; `call` one call from the host;
+            `step` likewise, but the second argument is donated and taken from the result;
             `send` and `fetch` time its arguments' way to the device, or back; `compile` times how
             long it compiles.
     """
@@ -54,8 +55,8 @@ class Measurement:
         kind: who says so; figures of different kinds never share a file.
         samples: seconds of one operation. With the method `loop` each is the difference between a
             loop of `2 * turns` and one of `turns`, by `turns`.
-        fastest: seconds by the fastest runs alone, what the operation takes while nobody else uses
-            the machine; of loops the fastest long one less the fastest short one.
+        fastest: seconds by the fastest run alone, what the operation takes while nobody else uses
+            the machine; of loops by their number of turns, so with its share of a call.
         cycles: of the chip's clock, where the kind knows them.
         refused: why there is no figure.
     """

@@ -28,8 +28,8 @@ _BLOCK = 1 << 16
 class Budget:
     """How long to look: seconds of a short loop, and samples."""
 
-    short_s: float = 0.02
-    samples: int = 30
+    short_s: float = 0.008
+    samples: int = 16
 
     def __post_init__(self):
         if self.short_s <= 0 or self.samples < 2:
@@ -73,7 +73,7 @@ def by_loops(function: Callable, arguments: tuple, budget: Budget) -> Samples:
         short.append(run(turns))
         long.append(run(2 * turns))
     differences = tuple((b - a) / turns for a, b in zip(short, long, strict=True))
-    return Samples(differences, (min(long) - min(short)) / turns, turns)
+    return Samples(differences, min(*short, *(t / 2 for t in long)) / turns, turns)
 
 
 def by_calls(
@@ -91,6 +91,19 @@ def by_calls(
         jax.block_until_ready(call(given))
         samples.append(time.perf_counter() - start)
     return Samples(tuple(samples), min(samples))
+
+
+def by_steps(function: Callable, arguments: tuple, budget: Budget) -> Samples:
+    """Times a step `function(model, state, *inputs) -> (state, out)` whose state is donated."""
+    model, state, *inputs = arguments
+    step = jax.jit(function, donate_argnums=1).lower(model, state, *inputs).compile()
+
+    def once(_):
+        nonlocal state
+        state, out = step(model, state, *inputs)
+        return state, out
+
+    return by_calls(once, budget)
 
 
 def by_compilations(function: Callable, arguments: tuple, times: int) -> Samples:
@@ -154,6 +167,8 @@ def measure(case: Case, budget: Budget) -> Samples:
             return [np.array(array) for array in arrays]
 
         return by_calls(fetch, budget, lambda: jax.tree.map(jnp.copy, placed))
+    if case.method == "step":
+        return by_steps(case.function, placed, budget)
     if case.method == "call":
         compiled = jax.jit(case.function).lower(*placed).compile()
         return by_calls(lambda _: compiled(*placed), budget)

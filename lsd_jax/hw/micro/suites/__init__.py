@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lsd_jax.hw.micro.case import Case
-from lsd_jax.hw.micro.suites import blocks, machine, matrices, vectors
+from lsd_jax.hw.micro.suites import blocks, frames, machine, matrices, vectors
 
 SUITES: dict[str, Callable[[bool], list[Case]]] = {
     "matmul": matrices.matmul,
@@ -15,6 +15,7 @@ SUITES: dict[str, Callable[[bool], list[Case]]] = {
     "layout": vectors.layout,
     "attention": blocks.attention,
     "blocks": blocks.blocks,
+    "frame": frames.frames,
     "launch": machine.launch,
     "transfer": machine.transfer,
     "collective": machine.collective,

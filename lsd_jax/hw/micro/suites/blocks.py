@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import jax
 import jax.numpy as jnp
 
+from lsd_jax.codec import PixelCodec
 from lsd_jax.hw.micro.case import Case
 from lsd_jax.hw.micro.suites.matrices import DTYPES, spec
 from lsd_jax.layers import modulate, rms_norm, rope_table, rotate
@@ -39,20 +43,48 @@ def attention_case(dtype: str, tokens: int, slots: int, heads: int, head_dim: in
 
 
 def blocks(quick: bool) -> list[Case]:
-    """What lies between the products of a layer, and the interpolation of the read-out."""
+    """What lies between the products of a layer, and what the codec and the read-out add."""
     sizes = ((64, 256), (256, 512)) if quick else ((64, 128), (64, 256), (256, 256), (256, 512))
     found: list[Case] = []
     for tokens, dim in sizes:
         x, row = spec("f32", 1, tokens, dim), spec("f32", 1, dim)
+        shapes = {"t": tokens, "d": dim}
         found += [
-            _block("norm", rms_norm, {"t": tokens, "d": dim}, 4, 2, x),
-            _block("modulate", modulate, {"t": tokens, "d": dim}, 6, 2, x, row, row),
-            _block("rope", _rotate, {"t": tokens, "d": dim}, 3, 2, spec("f32", 1, tokens, 1, dim)),
+            _block("norm", rms_norm, shapes, 3, 0, 2, x),
+            _block("modulate", modulate, shapes, 5, 0, 2, x, row, row),
+            _block("rope", _rotate, shapes, 3, 0, 2, spec("f32", 1, tokens, dim // 64, 64)),
+            _block("residual", lambda x, y, row: x + y * row, shapes, 2, 0, 3, x, x, row),
+            _block("softmax", jax.nn.softmax, shapes, 6, 1, 2, x),
         ]
+    for side in (64,) if quick else (32, 64, 128):
+        x = spec("f32", side * side, 64)
+        picture = jax.ShapeDtypeStruct((side, side, 3), jnp.uint8)
+        found += [
+            _block("steer", _steer, {"s": side}, 12, 1, 5, x, x, x, x),
+            _block("decode", PixelCodec().decode, {"s": side}, 6, 0, 1.25, spec("f32", side, side, 3)),
+            _block("encode", PixelCodec().encode, {"s": side}, 3, 0, 1.25, picture),
+            _block("noise", _noise, {"s": side}, 110, 2, 1, jax.ShapeDtypeStruct((2,), jnp.uint32)),
+            recolour_case(side),
+        ]
+        found[-2] = replace(found[-2], operations=112 * 3 * side**2, bytes=12 * side**2)
+        found[-2] = replace(found[-2], function=partial(_noise, side=side))
     for grid, fine, channels in ((8, 64, 265),) if quick else ((8, 32, 137), (8, 64, 265)):
         x = spec("f32", 1, grid, grid, channels)
         found.append(upsample_case(grid, fine, channels, x))
     return found
+
+
+def recolour_case(side: int) -> Case:
+    """A product of 4 x 3 and 3 x 3 for each of `side` squared cells."""
+    cells = side * side
+
+    def products(x, y):
+        return jnp.einsum("npc,ncd->npd", x, y)
+
+    return Case(
+        "blocks", "recolour", {"s": side}, "f32", 72 * cells, 4 * 33 * cells, products,
+        (spec("f32", cells, 4, 3), spec("f32", cells, 3, 3)),
+    )  # fmt: skip
 
 
 def upsample_case(grid: int, fine: int, channels: int, x: jax.ShapeDtypeStruct) -> Case:
@@ -71,6 +103,18 @@ def _rotate(x):
     return rotate(x, rope_table(side, tokens // side, width))
 
 
-def _block(op: str, function, shapes: dict[str, int], steps: int, passes: int, *specs) -> Case:
-    count = specs[0].size
-    return Case("blocks", op, shapes, "f32", steps * count, 4 * passes * count, function, specs)
+def _steer(x, scale, shift, y):
+    return y + jax.nn.gelu(x * (1 + scale) + shift)
+
+
+def _noise(key, side: int = 1):
+    return jax.random.normal(jax.random.wrap_key_data(key), (side, side, 3))
+
+
+def _block(
+    op: str, function, shapes: dict[str, int], flops: int, transcendentals: int, moved: float, *specs
+) -> Case:
+    """Elementwise but for a norm's sums: what it does for an element, and numbers it moves."""
+    count = math.prod(specs[0].shape)
+    operations = (flops + transcendentals) * count
+    return Case("blocks", op, shapes, "f32", operations, 4 * moved * count, function, specs)

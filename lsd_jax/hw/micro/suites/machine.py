@@ -100,7 +100,7 @@ def _neighbours() -> list[tuple[int, int]]:
 
 def compilation(quick: bool) -> list[Case]:
     """Tracing and compiling a product, and a chain of them."""
-    return [compile_case(n) for n in ((1, 8) if quick else (1, 4, 16, 64))]
+    return [compile_case(n) for n in ((1, 16) if quick else (1, 4, 16, 64))]
 
 
 def compile_case(products: int) -> Case:

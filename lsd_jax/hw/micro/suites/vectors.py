@@ -72,7 +72,7 @@ def sum_case(size: int) -> Case:
 def layout(quick: bool) -> list[Case]:
     """Transposes, patches and back, rows by number, one layer of a stack."""
     found = [transpose_case(n) for n in ((256, 1024) if quick else (64, 256, 1024, 2048))]
-    for size, patch in ((128, 16), (256, 16)) if quick else ((64, 8), (128, 16), (128, 2), (256, 2)):
+    for size, patch in ((128, 16), (128, 2)) if quick else ((64, 8), (128, 16), (128, 2), (256, 2)):
         found += [patch_case(size, patch), unpatch_case(size, patch)]
     found += [gather_case(n, 256) for n in ((4096,) if quick else (256, 4096, 16384))]
     return found + [layer_case(n) for n in ((1 << 18,) if quick else (1 << 14, 1 << 18, 1 << 20))]
