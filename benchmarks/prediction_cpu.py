@@ -62,9 +62,6 @@ def main() -> None:
     mean = statistics.fmean(abs(row["error"]) for row in rows)
     print(f"mean error {mean:.1%} over {len(rows)} frames")
     print(f"worst {worst['error']:+.1%}: {worst['frame']}")
-    print(
-        f"mean error {mean:.1%} over {len(rows)} frames; worst {worst['error']:+.1%}: {worst['frame']}"
-    )
     write_json(args.json, {"rows": rows, "mean_error": mean, **provenance()})
 
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ENGINES = {
+if TYPE_CHECKING:  # `lsd --help` imports no more than it needs
+    from lsd_jax.hw.micro.case import Case, Kind, Measurement
+    from lsd_jax.hw.micro.harness import Engine
+
+ENGINES: dict[str, tuple[Kind, str]] = {
     "pe_clock": ("modelled", "nki_kernels.micro"),
     "mxus": ("compiled", "pallas_kernels.micro"),
 }
@@ -53,8 +59,11 @@ def micro(args: argparse.Namespace) -> dict:
     }  # fmt: skip
 
 
-def _plan(args: argparse.Namespace):
-    """Kind, chip, versions, engine and cases."""
+def _plan(
+    args: argparse.Namespace,
+) -> tuple[Kind, str, dict[str, str], Engine, list[Case], list[Case], list[Case]]:
+    """Kind, chip, versions, engine, and the cases: the harness's own first ones, those asked for,
+    its last ones."""
     if args.chip is None:
         import jax
 
@@ -85,7 +94,7 @@ def _plan(args: argparse.Namespace):
     return kind, chip.name, module.versions(), module.engine(chip), [], cases, []
 
 
-def _print(found) -> None:
+def _print(found: Sequence[Measurement]) -> None:
     from rich.console import Console
     from rich.table import Table
 

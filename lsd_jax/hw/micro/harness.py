@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def itself(times: int = 3) -> tuple[list[Case], list[Case]]:
     return [*first, again[0]], again[1:]
 
 
-def spread(found: list[Measurement]) -> float | None:
+def spread(found: Sequence[Measurement]) -> float | None:
     """By how much the medians of one case, taken at the beginning and the end of a run, differ:
     the largest less the smallest, by the smallest. None where it was not taken twice."""
     medians = [m.p50 for m in found if m.op == "repeated_matmul" and m.samples]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def frame_case(*sizes: int) -> Case:
 
 def config_of(shapes: dict[str, int]) -> Config:
     """The config of a frame's case by its sizes."""
-    fields = {_LETTERS[letter]: value for letter, value in shapes.items()}
+    fields: dict[str, Any] = {_LETTERS[letter]: value for letter, value in shapes.items()}
     size, passes = fields.pop("size"), fields.pop("passes")
     return Config(
         "frame", ModelConfig(height=size, width=size, **fields), StreamConfig(passes=passes)
