@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of measuring, after compiling")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
     rows = compared(chips.load(args.chip), args.seconds)
     table = Table(title=f"frames on {device_name()} (measured), predicted by {args.chip}")
     for heading in ("frame", "predicted ms", "measured ms", "median ms", "error"):

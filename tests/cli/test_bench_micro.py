@@ -89,7 +89,8 @@ def test_a_compiled_log(tmp_path, monkeypatch):
     for m in log.read(out):
         assert m.kind == "compiled" and m.cycles and "libtpu" in m.versions
         least = m.operations / 2 / chip["macs_bf16"] / chip["clock"]
-        assert m.p50 > least and m.p50 >= m.cycles / chip["clock"]
+        assert m.p50 > least
+        assert m.p50 >= 0.9999 * m.cycles / chip["clock"]  # the log has five digits
 
 
 def test_the_shipped_log_gives_the_shipped_chip(tmp_path):
