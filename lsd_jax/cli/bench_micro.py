@@ -23,7 +23,9 @@ _VERSIONS = ("jax", "jaxlib", "numpy", "lsd-jax")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="*", metavar="FILE.jsonl", help="fit: one log; compare: two")
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE.jsonl", help="fit: logs of one chip; compare: two"
+    )
     parser.add_argument("--suite", metavar="A,B", help="micro: some of the suites; default: all")
     parser.add_argument("--quick", action="store_true", help="micro: fewer cases, two minutes")
     parser.add_argument("--report", metavar="DIR", help="micro: an HTML page with pictures")
@@ -122,14 +124,16 @@ def fit(args: argparse.Namespace) -> dict:
     from rich.console import Console
     from rich.table import Table
 
-    from lsd_jax.hw.micro import log
+    from lsd_jax.hw.micro import harness, log
     from lsd_jax.hw.micro.fit import fit as fitted_to
     from lsd_jax.reports import provenance, write_json
 
-    if len(args.files) != 1 or not args.out:
-        raise ValueError("write it as: lsd bench fit FILE.jsonl -o CHIP.json")
-    found = log.read(args.files[0])
-    fitted = fitted_to(found, Path(args.out).stem, f"{found[0].chip}, shared with other programs")
+    if not args.files or not args.out:
+        raise ValueError("write it as: lsd bench fit FILE.jsonl [FILE.jsonl ...] -o CHIP.json")
+    found = log.merged([log.read(path) for path in args.files])
+    here = harness.device_name() == found[0].chip  # its memory no log knows
+    about = f"{found[0].chip}, shared with other programs"
+    fitted = fitted_to(found, Path(args.out).stem, about, harness.memory_bytes() if here else None)
     table = Table(title=f"{found[0].chip}: what the fitted prices miss (measured)")
     for heading in ("operation", "cases", "mean error", "worst", "worst case"):
         table.add_column(heading)
