@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="a page's origin that may connect, beside our own; repeatable",
     )
+    parser.add_argument(
+        "--record", metavar="DIR", help="record every session there, for lsd replay; its users' too"
+    )
     parser.add_argument("--queue", type=int, default=8, help="clients that may wait for a slot")
     parser.add_argument("--stun", action="append", default=[], metavar="stun:HOST:PORT")
     parser.add_argument(
@@ -80,6 +83,8 @@ def model_config(args: argparse.Namespace) -> dict:
         config["slots"] = args.slots
     if args.checkpoint:
         config["checkpoint"] = args.checkpoint
+    if args.record:
+        config["record"] = os.path.abspath(args.record)
     if args.set:
         config["overrides"] = tuple(args.set)
     return config
