@@ -17,9 +17,11 @@ import nki_kernels
 from lsd_jax import stream
 from lsd_jax.config import Config
 from lsd_jax.hw.chips import Chip
+from lsd_jax.hw.stack import stack_of
 from lsd_jax.model import Denoiser
 from lsd_jax.ops import dispatch
 from nki_kernels import _compat, bench, limits, pack
+from nki_kernels.plan import share
 
 TARGETS = {"trn1": ("trn1", 1), "trn2": ("trn2", 2), "trn3": ("trn3", 2)}  # neuronx-cc: target, lnc
 COMPILE = (
@@ -50,10 +52,8 @@ def export(
     if out.exists():
         raise ValueError(f"{out} exists; give another folder")
     target, lnc = TARGETS[chip.name]
-    x, abstract, kv = bench.abstract_call(config.model, jnp.dtype(config.stream.compute_dtype))
-    shapes = pack.shapes_of(
-        x, abstract, kv, cores=lnc, sbuf_bytes=int(chip["sbuf_bytes_per_partition"])
-    )
+    stack = stack_of(config.model, config.stream.compute_dtype)
+    shapes = share(stack, cores=lnc, sbuf_bytes=int(chip["sbuf_bytes_per_partition"]))
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from lsd_jax.hw.stack import StackShape
 from lsd_jax.types import KVBuffer, Rope, StackWeights
-from nki_kernels.plan import KINDS, LANE, Shapes
+from nki_kernels.plan import KINDS, LANE, Shapes, share
 
 SAFE_LOGIT = 66.0  # float32's exp overflows at 88.7; e^22 is left for sums over keys, and values
 
@@ -16,32 +17,24 @@ def shapes_of(
     x, weights: StackWeights, kv: KVBuffer, ranks: int = 1, cores: int = 1, **limits
 ) -> Shapes:
     """The sizes of a call of the seam. Raises NotImplementedError for what the kernel cannot do."""
-    ranks = max(ranks, cores)
     sessions, tokens, dim = x.shape
     layers, _, _, heads, head_dim = weights.qkv.shape
-    mlp = weights.up.shape[2]
-    if not 1 <= ranks <= heads:
-        raise NotImplementedError(f"{heads} heads do not share {ranks} ranks; use at most {heads}")
     slots = kv.age.shape[1]
-    ageless = kv.k.shape[2] - slots * tokens
-    shapes = Shapes(
-        layers=layers,
+    stack = StackShape(
         sessions=sessions,
         tokens=tokens,
         dim=dim,
-        heads=-(-heads // ranks),
-        mlp=mlp if ranks == 1 else -(-mlp // (ranks * LANE)) * LANE,
-        ageless=ageless,
+        layers=layers,
+        heads=heads,
+        head_dim=head_dim,
+        mlp=weights.up.shape[2],
+        ageless=kv.k.shape[2] - slots * tokens,
         slots=slots,
         ages=weights.age_k.shape[1],
-        itemsize=weights.qkv.dtype.itemsize,
-        ranks=ranks,
-        cores=cores,
-        **limits,
+        modulations=1,
+        dtype=weights.qkv.dtype.name,
     )
-    shapes.check(head_dim)
-    _ = shapes.buffering
-    return shapes
+    return share(stack, ranks, cores, **limits)
 
 
 def pack_weights(weights: StackWeights, shapes: Shapes) -> Array:

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from lsd_jax.hw.chips import Chip
+from lsd_jax.hw.stack import StackShape, least_bytes, least_macs, stack_of
 from pallas_kernels import aot
 from pallas_kernels.tpu.cost import total
-from pallas_kernels.tpu.plan import Shape
 from pallas_kernels.tpu.planner import choose
 from pallas_kernels.tpu.schedule import program
 
@@ -62,7 +62,7 @@ def stack_rows(config: Any, chip: Chip) -> list[dict]:
     of a row that are not of its `kind`: bytes and VMEM of the kernel are its plan's. Raises
     ValueError where nothing can be compiled.
     """
-    shape = shape_of(config)
+    shape = stack_of(config.model, config.stream.compute_dtype)
     rows = []
     for implementation in IMPLEMENTATIONS:
         row: dict[str, Any] = {"impl": implementation, "chip": chip.name, "kind": "compiled"}
@@ -76,52 +76,16 @@ def stack_rows(config: Any, chip: Chip) -> list[dict]:
     return rows
 
 
-def shape_of(config: Any) -> Shape:
-    """The denoise stack of a streaming config's denoising pass, for one session."""
-    model = config.model
-    return Shape(
-        sessions=1,
-        tokens=model.tokens,
-        dim=model.dim,
-        layers=model.layers,
-        heads=model.heads,
-        head_dim=model.head_dim,
-        mlp=model.mlp,
-        ageless=model.keys - model.slots * model.tokens,
-        slots=model.slots,
-        ages=model.window + 1,
-        modulations=1,
-        dtype=config.stream.compute_dtype,
-    )
-
-
 def no_profile(found: aot.Compiled) -> str:
     """The note of a row without cycles."""
     return NO_PROFILE + (f" ({found.no_profile})" if found.no_profile else "")
 
 
-def macs(s: Shape) -> int:
-    """Multiply-adds of a pass: projections and MLP, and two products with each key attended."""
-    width = s.heads * s.head_dim
-    dense = s.rows * s.dim * (4 * width + 2 * s.mlp)
-    return s.layers * (dense + 2 * s.rows * (s.keys + s.tokens) * width)
-
-
-def least_bytes(s: Shape) -> int:
-    """Bytes that have to cross HBM: weights, keys and values read once, what is new written once,
-    the residual stream both."""
-    width = s.heads * s.head_dim
-    weights = s.dim * (4 * width + 2 * s.mlp)
-    keys = 2 * s.sessions * s.keys * width
-    new = 2 * s.rows * width
-    return s.itemsize * (s.layers * (weights + keys + new) + 2 * s.rows * s.dim)
-
-
-def _figures(shape: Shape, chip: Chip, implementation: str) -> dict[str, Any]:
+def _figures(shape: StackShape, chip: Chip, implementation: str) -> dict[str, Any]:
     plan = choose(shape, chip.name).plan if implementation == "pallas" else None
     options = {"implementation": implementation, **asdict(shape)}
     found = aot.compile_for(chip.name, "pallas_kernels.tpu.cases:stack", options)
-    least = macs(shape) / chip["macs_bf16"]
+    least = least_macs(shape) / chip["macs_bf16"]
     moved = found.argument_bytes + found.output_bytes
     if plan:
         moved = total(program(plan), plan, chip).hbm_bytes
