@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
-from lsd_jax import diffusion, ring
+from lsd_jax import diffusion, placement, ring
 from lsd_jax.codec import PixelCodec
 from lsd_jax.config import Config
 from lsd_jax.model import Denoiser
@@ -204,13 +204,18 @@ def restart(state: StreamState, sessions: Bool[Array, " b"], seeds: jax.Array) -
 @dataclass(frozen=True)
 class CompiledStream:
     """The executables of a running stream. All donate the state; the first two take the model
-    before it. `backends` says by which implementation each op runs in `step`."""
+    before it. `model` lies in memory as they take it, and so does a state from `place` or from any
+    of them. `backends` says by which implementation each op runs in `step`."""
 
     step: jax.stages.Compiled
     condition: jax.stages.Compiled
     forget: jax.stages.Compiled
     model: StreamModel
     backends: dict[str, str]
+
+    def place(self, state: StreamState) -> StreamState:
+        """A state from elsewhere, as the executables take it."""
+        return placement.place(state, placement.formats(self.step)[1])
 
 
 def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> CompiledStream:
@@ -226,18 +231,24 @@ def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> Compil
     flags = jax.ShapeDtypeStruct((batch,), jnp.bool_)
     one_by_one = batch > 1 and jax.default_backend() == "cpu"
 
-    def compiled(function, *args):
-        fixed = partial(function, one_by_one=one_by_one)
-        return jax.jit(fixed, donate_argnums=1).lower(model, state, *args).compile()
-
+    next_frame = partial(frame_step, one_by_one=one_by_one)
     with dispatch.using(config.stream.backend) as backends:
         try:
-            step = compiled(frame_step, frame, controls)
+            step = placement.compile_step(next_frame, model, state, frame, controls)
         except NotImplementedError as refusal:
             raise ValueError(f"backend {config.stream.backend}: {refusal}") from refusal
-    change = compiled(condition, abstract_condition(config, batch), flags)
-    blank = jax.jit(forget, donate_argnums=0).lower(state, flags).compile()
-    return CompiledStream(step, change, blank, model, backends)
+    model_lies, state_lies = placement.formats(step)
+    change = jax.jit(
+        partial(condition, one_by_one=one_by_one),
+        donate_argnums=1,
+        in_shardings=(model_lies, state_lies, None, None),
+        out_shardings=state_lies,
+    ).lower(model, state, abstract_condition(config, batch), flags)
+    blank = jax.jit(
+        forget, donate_argnums=0, in_shardings=(state_lies, None), out_shardings=state_lies
+    ).lower(state, flags)
+    placed = placement.place(model, model_lies)
+    return CompiledStream(step, change.compile(), blank.compile(), placed, backends)
 
 
 def abstract_condition(config: Config, batch: int) -> Conditioning:

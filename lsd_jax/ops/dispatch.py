@@ -67,9 +67,13 @@ def using(backend: str) -> Iterator[dict[str, str]]:
 
 
 class Op(Generic[P, R]):
-    """A reference and its implementations, in the order in which `auto` tries them."""
+    """A reference and its implementations, in the order in which `auto` tries them.
 
-    def __init__(self, reference: Callable[P, R], backends: tuple[Backend, ...]):
+    A `minor` op is one beside a greater: whoever computes that may leave it to the reference.
+    """
+
+    def __init__(self, reference: Callable[P, R], backends: tuple[Backend, ...], minor: bool):
+        self.minor = minor
         functools.update_wrapper(self, reference)
         self.name: str = getattr(reference, "__name__", "op")
         self.reference = reference
@@ -77,6 +81,8 @@ class Op(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         wanted = _wanted.get()
+        if self.minor and wanted not in (AUTO, *self.backends):
+            wanted = REFERENCE
         name, out = wanted, None
         if wanted == AUTO:
             for name in self._automatic():
@@ -122,6 +128,6 @@ class Op(Generic[P, R]):
         return (*(b.name for b in self.backends.values() if b.automatic), REFERENCE)
 
 
-def op(*backends: Backend) -> Callable[[Callable[P, R]], Op[P, R]]:
+def op(*backends: Backend, minor: bool = False) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Makes an op of the reference that it decorates."""
-    return lambda reference: Op(reference, backends)
+    return lambda reference: Op(reference, backends, minor)
