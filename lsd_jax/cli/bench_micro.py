@@ -1,0 +1,120 @@
+"""`lsd bench micro`, `fit` and `compare`: cases into a log, a log into a chip, two logs side by side."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+ENGINES = {
+    "pe_clock": ("modelled", "nki_kernels.micro"),
+    "mxus": ("compiled", "pallas_kernels.micro"),
+}
+"""By a number that only such chips have: the kind of an engine's figures, and its module, which has
+`SUITES`, `versions()` and `engine(chip)`. Without a chip the engine measures."""
+
+_VERSIONS = ("jax", "jaxlib", "numpy", "lsd-jax")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE.jsonl", help="fit: one log; compare: two"
+    )
+    parser.add_argument("--suite", metavar="A,B", help="micro: some of the suites; default: all")
+    parser.add_argument("--quick", action="store_true", help="micro: fewer cases, two minutes")
+    parser.add_argument("--report", metavar="DIR", help="micro, compare: an HTML page with pictures")
+    parser.add_argument("--devices", type=int, help="micro: so many virtual devices of a CPU")
+
+
+def micro(args: argparse.Namespace) -> dict:
+    """Runs the cases into `--out`, and gives the report."""
+    from lsd_jax.reports import provenance
+
+    if args.files:
+        raise ValueError(f"micro takes no file: {args.files[0]}; give --out FILE.jsonl")
+    if not args.out:
+        raise ValueError("micro needs --out FILE.jsonl, where the measurements go")
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    kind, chip, versions, engine, before, cases, after = _plan(args)
+    from lsd_jax.hw.micro import harness
+
+    about = provenance()
+    versions = {name: about["versions"][name] for name in _VERSIONS} | versions
+    found = harness.run(
+        [*before, *cases, *after], engine, kind, chip, versions, about["commit"], Path(args.out)
+    )
+    _print(found)
+    if args.report:
+        from lsd_jax.hw.micro.report import write_report
+
+        print(f"report: {write_report(found, Path(args.report))}")
+    refused = {m.name: m.refused for m in found if m.refused}
+    return {
+        "out": str(args.out), "chip": chip, "kind": kind, "measurements": len(found),
+        "refused": refused, "repeatability": harness.spread(found), **about,
+    }  # fmt: skip
+
+
+def _plan(args: argparse.Namespace):
+    """Kind, chip, versions, engine and cases."""
+    if args.chip is None:
+        import jax
+
+        if args.devices:
+            jax.config.update("jax_num_cpu_devices", args.devices)
+        from lsd_jax.hw.micro import clock, harness
+        from lsd_jax.hw.micro.suites import chosen
+
+        budget = clock.QUICK if args.quick else clock.Budget()
+        cases = chosen(args.suite, args.quick)
+        if not cases:
+            raise ValueError("collectives need several devices; on a CPU give --devices 4")
+        before, after = harness.itself()
+
+        def measured(case):
+            return vars(clock.measure(case, budget))
+
+        return "measured", harness.device_name(), {}, measured, before, cases, after
+    from lsd_jax.hw import chips
+
+    chip = chips.load(args.chip)
+    found = next((e for number, e in ENGINES.items() if number in chip.numbers), None)
+    if found is None:
+        raise ValueError(f"nothing here compiles or models for {chip.name}; measure it: no --chip")
+    kind, name = found
+    module = importlib.import_module(name)
+    cases = module.cases(args.suite, args.quick)
+    return kind, chip.name, module.versions(), module.engine(chip), [], cases, []
+
+
+def _print(found) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lsd_jax.hw.micro.harness import spread
+
+    first = found[0]
+    table = Table(title=f"{first.chip} ({first.kind})")
+    for heading in ("case", "p50 us", "p99 us", "max us", "Gop/s", "GB/s"):
+        table.add_column(heading, justify="right" if heading != "case" else "left")
+    for m in found:
+        if m.samples:
+            rates = (f"{x / m.p50 / 1e9:,.2f}" if x else "" for x in (m.operations, m.bytes))
+            times = (f"{1e6 * s:,.2f}" for s in (m.p50, m.p99, m.max))
+            table.add_row(m.name, *times, *(r if m.p50 > 0 else "-" for r in rates))
+    Console().print(table)
+    for m in found:
+        if m.refused:
+            print(f"{m.name}: no figure: {m.refused}")
+    if (apart := spread(found)) is not None:
+        print(f"repeatability: medians of one case, first and last, are {apart:.1%} apart")
+
+
+def fit(args: argparse.Namespace) -> dict:
+    """Writes `--out`, the chip that a log's measurements show, and gives the report."""
+    raise NotImplementedError
+
+
+def compare(args: argparse.Namespace) -> dict:
+    """Prints two logs side by side, and gives the report."""
+    raise NotImplementedError
