@@ -82,6 +82,22 @@ def stack_rows(config: Any, chip: Chip) -> list[dict]:
     return rows
 
 
+def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str, str]:
+    """The megakernel's time by its own cost model, what bounds it, and its plan; see
+    `lsd_jax.hw.plan.KERNELS`. Raises NotImplementedError where the kernel refuses the shape.
+    """
+    if ranks > 1:
+        raise NotImplementedError("it runs on one core")
+    chosen = choose(shape, chip.name)
+    traffic = chosen.total.compute_cycles < chosen.total.cycles
+    seconds = float(chosen.total.cycles) / chip["clock"]
+    return (
+        seconds,
+        "HBM" if traffic else "MXU",
+        f"stack by the megakernel: {chosen.plan.describe()}",
+    )
+
+
 def no_profile(found: aot.Compiled) -> str:
     """The note of a row without cycles."""
     return NO_PROFILE + (f" ({found.no_profile})" if found.no_profile else "")

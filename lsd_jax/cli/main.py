@@ -19,6 +19,8 @@ COMMANDS = {
     "quantize": "a checkpoint with eight-bit weights, and what that costs",
     "export": "a frame step packed for a Trainium machine, and what to run there",
     "info": "parameters, tokens, FLOPs and bytes of a config",
+    "plan": "whether a config holds a frame rate on a chip, and where the time goes",
+    "search": "the architectures that are fastest for their quality on a chip, as config files",
     "bench": "cycles of the blocks on a chip, measured, compiled or modelled",
 }
 
@@ -33,6 +35,8 @@ EXAMPLES = {
     "quantize": "lsd quantize checkpoints/tiny --format int8 -o tiny-int8",
     "export": "lsd export tiny --checkpoint checkpoints/tiny --chip trn2 -o tiny-trn2",
     "info": "lsd info tiny --set model.layers=12",
+    "plan": "lsd plan base --chip v6e --fps 30 --price 1.2",
+    "search": "lsd search --chip trn2 --fps 30 -o found",
     "bench": "lsd bench stack --chip v6e",
 }
 

@@ -1,8 +1,8 @@
 """Short real training runs on a fixed grid of small models: what the scaling law is fitted to.
 
-Every run is the stage `forcing` at 64x64 over the same batches, by the loop that `lsd train` runs,
-with as many steps. Its score is the error of the frame shown: sampled as a stream does, beside a
-history without error, on batches that no run has trained on and that are the same for all.
+Every run is the stage `forcing` at 32x32, on single frames, over the same batches, by the loop that
+`lsd train` runs, with as many steps. Its score is the error of the frame shown, sampled as a stream
+does, on batches that no run has trained on and that are the same for all.
 """
 
 from __future__ import annotations
@@ -33,49 +33,44 @@ from lsd_jax.train.forcing import forcing_loss
 from lsd_jax.train.loop import train
 
 TRAIN = TrainConfig(
-    batch=4, frames=4, steps=60, learning_rate=2e-3, warmup=20, ema=0.97, pure_noise=0.85,
-    prompt_drop=0.0, checkpoint_every=30, sample_every=100_000, log_every=10,
+    batch=16, frames=1, steps=250, learning_rate=2e-3, warmup=20, ema=0.97, pure_noise=0.85,
+    prompt_drop=0.0, checkpoint_every=125, sample_every=100_000, log_every=25,
 )  # fmt: skip
-SMALL = ModelConfig(height=64, width=64, patch=8, text_dim=64, text_layers=1, detail_dim=32)
+SMALL = ModelConfig(
+    height=32, width=32, patch=4, text_dim=64, text_layers=1, detail_dim=16, window=1,
+    prompt_tokens=8, reference_tokens=8,
+)  # fmt: skip
 UNSEEN = 1_000_000  # the number of the first batch that scores
 SCORED = 8  # batches
 PASSES = (1, 2)
 
 
-def _model(
-    dim: int, layers: int, ratio: int = 4, patch: int = 8, heads: int = 0, window: int = 3
-) -> ModelConfig:
-    heads = heads or max(1, dim // 64)
+def _model(dim: int, layers: int, ratio: int = 4, patch: int = 4, heads: int = 0) -> ModelConfig:
+    heads = heads or max(1, dim // 48)
     return replace(
         SMALL, patch=patch, dim=dim, layers=layers, heads=heads, head_width=dim // heads,
-        mlp=ratio * dim, window=window,
+        mlp=ratio * dim,
     )  # fmt: skip
 
 
 FITTED = (
-    _model(128, 4),
-    _model(64, 4),
-    _model(128, 2),
-    _model(128, 4, patch=16),
-    _model(128, 7),
-    _model(128, 4, window=1),
-    _model(256, 3, patch=16),
-    _model(128, 4, ratio=1),
-    _model(128, 4, heads=8),
-    _model(64, 8, ratio=2),
+    _model(96, 3),
+    _model(48, 3),
+    _model(96, 3, patch=8),
+    _model(96, 1),
+    _model(192, 3),
+    _model(96, 3, ratio=1),
 )
 HELD_OUT = (
-    _model(96, 6, ratio=3, heads=1),
-    _model(192, 4, patch=16),
-    _model(160, 3, ratio=3, heads=2),
+    _model(64, 4, ratio=3),
+    _model(128, 2, patch=8),
 )
 
 
 def name_of(model: ModelConfig) -> str:
     """What distinguishes a run of the grid."""
     return (
-        f"d{model.dim}-l{model.layers}-h{model.heads}x{model.head_dim}-m{model.mlp}"
-        f"-p{model.patch}-w{model.window}"
+        f"d{model.dim}-l{model.layers}-h{model.heads}x{model.head_dim}-m{model.mlp}-p{model.patch}"
     )
 
 
