@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import jax
 
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.stack import abstract_arguments, least_bytes, least_macs, stack_of
+from lsd_jax.hw.stack import StackShape, abstract_arguments, least_bytes, least_macs, stack_of
 from nki_kernels import pack
 from nki_kernels.denoise_stack import make_kernel
 from nki_kernels.plan import LANE, Shapes, share
 from nki_kernels.sim import report
 from nki_kernels.sim.run import run
+from nki_kernels.sim.timeline import Timeline, schedule
 from nki_kernels.sim.trace import Trace
 
 LAYOUTS = (
@@ -25,6 +27,18 @@ LAYOUTS = (
     ("nki", 16, 1),
 )
 """Rows: what they are called, how many cores share the work, how many of them act as one (LNC)."""
+
+
+BOUNDS = {
+    "pe": "MXU",
+    "act": "vector",
+    "dve": "vector",
+    "pool": "vector",
+    "dma": "HBM",
+    "cc": "links",
+}
+"""What each lane of a timeline is to a planner; one that works less than half of the time bounds
+nothing."""
 
 
 def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
@@ -60,6 +74,30 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
             "frame_us": frame_us, "frame_us_with_launch": frame_us + launch_us, **shown,
         })  # fmt: skip
     return found
+
+
+def stack_seconds(stack: StackShape, chip: Chip, ranks: int) -> tuple[float, str, str]:
+    """The megakernel's modelled time on so many cores, what bounds it, and how; see
+    `lsd_jax.hw.plan.KERNELS`. Raises NotImplementedError where the kernel refuses the shape.
+
+    Layers are alike: after the first each adds as much, so two are timed for all.
+    """
+    limit = int(chip["sbuf_bytes_per_partition"])
+    shapes = share(replace(stack, sessions=1), ranks, sbuf_bytes=limit)
+    one, two = (layers_timed(replace(shapes, layers=n), chip) for n in (1, 2))
+    each = two.total_ns - one.total_ns
+    total = one.total_ns + (stack.layers - 1) * each
+    busy = {lane: two.busy_ns[lane] - one.busy_ns[lane] for lane in BOUNDS}
+    lane = max(BOUNDS, key=lambda lane: busy[lane])
+    bound = BOUNDS[lane] if busy[lane] > 0.5 * each else "latency"
+    how = f"stack by the megakernel on {ranks} core{'s' * (ranks > 1)}"
+    return stack.sessions * total * 1e-9, bound, how
+
+
+@lru_cache(maxsize=1024)
+def layers_timed(shapes: Shapes, chip: Chip) -> Timeline:
+    """The timeline of a stack."""
+    return schedule([trace(shapes, chip)], chip)[0]
 
 
 def refused(impl: str, chip: Chip, ranks: int, why: str) -> dict[str, Any]:

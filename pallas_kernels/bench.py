@@ -17,9 +17,14 @@ IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
 NO_PROFILE = "it compiles, but the compiler's profiler stops at one of its operations: no cycles"
 
 
+PLACED = {"arguments": [True, True, False, False], "outputs": [True, False]}
+"""Of `frame_step`, what lies as its compiler likes: model and state, not pictures and controls."""
+
+
 def frame_rows(config: Any, chip: Chip, case: str) -> list[dict]:
-    """`stream.frame_step` of a `lsd_jax.config.Config`, one session, its state donated and laid out
-    as a stream does, by the kernel and by the specification, which scans over layers.
+    """`stream.frame_step` of a `lsd_jax.config.Config`, one session, its state donated, model and
+    state laid out as a stream does, by the kernels and by the specification, which scans over
+    layers.
 
     `case` is the frame as `aot.compile_for` takes it, with options `implementation` and `config`.
     `operations` counts those in the program, `launches` those of a loop in each of its turns.
@@ -29,7 +34,7 @@ def frame_rows(config: Any, chip: Chip, case: str) -> list[dict]:
     rows = []
     for name, implementation in (("pallas", "pallas"), ("xla-scan", "xla")):
         options = {"implementation": implementation, "config": asdict(config)}
-        found = aot.compile_for(chip.name, case, options, free_layouts=False)
+        found = aot.compile_for(chip.name, case, options, free=PLACED)
         moved = found.argument_bytes + found.output_bytes - found.alias_bytes
         rows.append(
             {
@@ -50,6 +55,7 @@ def frame_rows(config: Any, chip: Chip, case: str) -> list[dict]:
                 "note": None if found.cycles else no_profile(found),
                 "operations": len(found.operations),
                 "cycles_of": found.operations,
+                "described": found.described,
             }
         )
     return rows
@@ -74,6 +80,22 @@ def stack_rows(config: Any, chip: Chip) -> list[dict]:
     if all("launches" not in row for row in rows):
         raise ValueError("; ".join(row["note"] for row in rows))
     return rows
+
+
+def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str, str]:
+    """The megakernel's time by its own cost model, what bounds it, and its plan; see
+    `lsd_jax.hw.plan.KERNELS`. Raises NotImplementedError where the kernel refuses the shape.
+    """
+    if ranks > 1:
+        raise NotImplementedError("it runs on one core")
+    chosen = choose(shape, chip.name)
+    traffic = chosen.total.compute_cycles < chosen.total.cycles
+    seconds = float(chosen.total.cycles) / chip["clock"]
+    return (
+        seconds,
+        "HBM" if traffic else "MXU",
+        f"stack by the megakernel: {chosen.plan.describe()}",
+    )
 
 
 def no_profile(found: aot.Compiled) -> str:

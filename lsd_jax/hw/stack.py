@@ -8,31 +8,34 @@ from typing import Any
 import ml_dtypes  # noqa: F401  # makes NumPy know bfloat16
 import numpy as np
 
+Size = Any  # int, or an array of them
+
 
 @dataclass(frozen=True)
 class StackShape:
-    """One denoise stack: everything that its cost depends on."""
+    """One denoise stack: everything that its cost depends on. Sizes are integers, or arrays of them
+    for many stacks that are costed at once."""
 
-    sessions: int
-    tokens: int
-    dim: int
-    layers: int
-    heads: int
-    head_dim: int
-    mlp: int
-    ageless: int  # keys in front of the frame slots: pinned, and memory
-    slots: int
-    ages: int
-    modulations: int  # rows of modulation per layer: 1, or one a session
+    sessions: Size
+    tokens: Size
+    dim: Size
+    layers: Size
+    heads: Size
+    head_dim: Size
+    mlp: Size
+    ageless: Size  # keys in front of the frame slots: pinned, and memory
+    slots: Size
+    ages: Size
+    modulations: Size  # rows of modulation per layer: 1, or one a session
     dtype: str
 
     @property
-    def rows(self) -> int:
+    def rows(self) -> Size:
         """Tokens of all sessions."""
         return self.sessions * self.tokens
 
     @property
-    def keys(self) -> int:
+    def keys(self) -> Size:
         """Keys of a session's buffer."""
         return self.ageless + self.slots * self.tokens
 

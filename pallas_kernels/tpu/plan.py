@@ -29,7 +29,7 @@ class Buffer:
         """Size with the two minor axes padded to whole tiles of (8 sublanes x 4 bytes) x 128."""
         itemsize = np.dtype(self.dtype).itemsize
         *major, rows, lanes = self.shape
-        return prod(major) * _up(rows, 32 // itemsize) * _up(lanes, LANES) * itemsize
+        return prod(major) * up(rows, 32 // itemsize) * up(lanes, LANES) * itemsize
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Plan:
         ages = Buffer((s.layers, s.ages, s.heads, k), "float32")
         return {
             "x": Buffer((s.rows, s.dim), "float32"),
-            "cos": Buffer((max(self.rows, s.tokens), k), "float32"),
-            "sin": Buffer((max(self.rows, s.tokens), k), "float32"),
+            "cos": Buffer((np.maximum(self.rows, s.tokens), k), "float32"),
+            "sin": Buffer((np.maximum(self.rows, s.tokens), k), "float32"),
             "q_scale": Buffer((s.layers, k), "float32"),
             "k_scale": Buffer((s.layers, k), "float32"),
             "age_k": ages,
@@ -127,5 +127,6 @@ class Plan:
         )
 
 
-def _up(n: int, multiple: int) -> int:
+def up(n: int, multiple: int) -> int:
+    """The next multiple."""
     return -(-n // multiple) * multiple
