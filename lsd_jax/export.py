@@ -88,16 +88,16 @@ def hlo(config: Config) -> bytes:
     """The frame step of one session as a serialised HLO module."""
 
     def ready(key):
-        return stream.prepare(Denoiser(config.model, key), config)
+        return stream.adapt(stream.prepare(Denoiser(config.model, key), config), config, 1)
 
     with jax.default_prng_impl("rbg"):
-        model = jax.eval_shape(ready, jax.random.key(0))
         state = jax.eval_shape(lambda: stream.init_state(config, jnp.zeros(1, jnp.int32)))
         height, width = config.model.height, config.model.width
         frame = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
         controls = jax.ShapeDtypeStruct((1, height, width, len(config.model.controls)), jnp.uint8)
         step = partial(stream.frame_step, one_by_one=False)
         with dispatch.using("nki" if _compat.REAL else "xla"):
+            model = jax.eval_shape(ready, jax.random.key(0))
             if found := limits.violations(step, model, state, frame, controls):
                 raise ValueError(f"Neuron's JAX does not take the frame step: {'; '.join(found)}")
             lowered = jax.jit(step, donate_argnums=1).lower(model, state, frame, controls)

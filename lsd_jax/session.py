@@ -60,7 +60,7 @@ class Session:
         prepared = stream.prepare(model, config)
         self._compiled = stream.compile_stream(prepared, config)
         init = jax.jit(stream.init_state, static_argnums=0)
-        self._state = init(config, jnp.full(1, seed, jnp.int32))
+        self._state = self._compiled.place(init(config, jnp.full(1, seed, jnp.int32)))
         height, width = config.model.height, config.model.width
         if mask is None:
             mask = np.full((height, width), 255, np.uint8)
@@ -105,7 +105,7 @@ class Session:
             start = time.perf_counter()
             self._state = idle(self._compiled.model, self._state)
             times.append((time.perf_counter() - start) * 1e3)
-            jax.block_until_ready(self._state)
+            self._state = self._compiled.place(jax.block_until_ready(self._state))
         return float(np.median(times))
 
     @property

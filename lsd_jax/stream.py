@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
-from lsd_jax import diffusion, ring
+from lsd_jax import diffusion, placement, ring
 from lsd_jax.codec import PixelCodec
 from lsd_jax.config import Config
+from lsd_jax.hw.stack import abstract_arguments, stack_of
 from lsd_jax.model import Denoiser
 from lsd_jax.ops import dispatch
+from lsd_jax.ops.denoise_stack import denoise_stack
 from lsd_jax.types import Conditioning, Frame, KVBuffer, StreamState
 
 
@@ -204,13 +206,26 @@ def restart(state: StreamState, sessions: Bool[Array, " b"], seeds: jax.Array) -
 @dataclass(frozen=True)
 class CompiledStream:
     """The executables of a running stream. All donate the state; the first two take the model
-    before it. `backends` says by which implementation each op runs in `step`."""
+    before it. `model` lies in memory as they take it, and so does a state from `place` or from any
+    of them. `backends` says by which implementation each op runs in `step`."""
 
     step: jax.stages.Compiled
     condition: jax.stages.Compiled
     forget: jax.stages.Compiled
     model: StreamModel
     backends: dict[str, str]
+
+    def place(self, state: StreamState) -> StreamState:
+        """A state from elsewhere, as the executables take it."""
+        return placement.place(state, placement.formats(self.step)[1])
+
+
+def adapt(model: StreamModel, config: Config, batch: int) -> StreamModel:
+    """The model with the weights of its blocks as the backend takes them that is to compute them:
+    what it would else bring into its order in every pass, it is given in that order once."""
+    seam = abstract_arguments(stack_of(config.model, config.stream.compute_dtype, batch))
+    prepare = denoise_stack.preparing(denoise_stack.choose(*seam))
+    return model if prepare is None else replace(model, denoiser=model.denoiser.prepared(prepare))
 
 
 def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> CompiledStream:
@@ -226,18 +241,25 @@ def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> Compil
     flags = jax.ShapeDtypeStruct((batch,), jnp.bool_)
     one_by_one = batch > 1 and jax.default_backend() == "cpu"
 
-    def compiled(function, *args):
-        fixed = partial(function, one_by_one=one_by_one)
-        return jax.jit(fixed, donate_argnums=1).lower(model, state, *args).compile()
-
+    next_frame = partial(frame_step, one_by_one=one_by_one)
     with dispatch.using(config.stream.backend) as backends:
         try:
-            step = compiled(frame_step, frame, controls)
+            model = adapt(model, config, batch)
+            step = placement.compile_step(next_frame, model, state, frame, controls)
         except NotImplementedError as refusal:
             raise ValueError(f"backend {config.stream.backend}: {refusal}") from refusal
-    change = compiled(condition, abstract_condition(config, batch), flags)
-    blank = jax.jit(forget, donate_argnums=0).lower(state, flags).compile()
-    return CompiledStream(step, change, blank, model, backends)
+    model_lies, state_lies = placement.formats(step)
+    change = jax.jit(
+        partial(condition, one_by_one=one_by_one),
+        donate_argnums=1,
+        in_shardings=(model_lies, state_lies, None, None),
+        out_shardings=state_lies,
+    ).lower(model, state, abstract_condition(config, batch), flags)
+    blank = jax.jit(
+        forget, donate_argnums=0, in_shardings=(state_lies, None), out_shardings=state_lies
+    ).lower(state, flags)
+    placed = placement.place(model, model_lies)
+    return CompiledStream(step, change.compile(), blank.compile(), placed, backends)
 
 
 def abstract_condition(config: Config, batch: int) -> Conditioning:

@@ -18,6 +18,9 @@ from dataclasses import dataclass, replace
 import jax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+EMPTY, SINK = -1, 0
+"""Ages of a frame slot that holds nothing, and of one that never ages."""
+
 Frame = UInt8[Array, "b height width 3"]
 """One RGB frame of each session, at the model's resolution."""
 

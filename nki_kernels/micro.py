@@ -1,4 +1,4 @@
-"""The engine of `lsd bench micro` for Trainium: small kernels, timed by the simulator's timeline."""
+"""The engine of `lsd bench micro` for Trainium: small kernels, timed on the timeline."""
 
 from __future__ import annotations
 

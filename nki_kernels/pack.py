@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from lsd_jax.hw.stack import StackShape
 from lsd_jax.types import KVBuffer, Rope, StackWeights
@@ -13,12 +16,39 @@ from nki_kernels.plan import KINDS, LANE, Shapes, share
 SAFE_LOGIT = 66.0  # float32's exp overflows at 88.7; e^22 is left for sums over keys, and values
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PackedWeights:
+    """`StackWeights` as the kernel of one rank reads them: packed once at load, by `packed`."""
+
+    matrices: Float[Array, "cores l blocks 128 block"]
+    q_scale: Float[Array, "l k"]
+    k_scale: Float[Array, "l k"]
+    age_k: Float[Array, "l a h k"]
+    age_v: Float[Array, "l a h k"]
+    mlp: int = field(metadata={"static": True})
+    cores: int = field(metadata={"static": True})
+
+
+AnyWeights = StackWeights | PackedWeights
+
+
+def packed(weights: StackWeights, cores: int = 1) -> PackedWeights:
+    """The weights of one rank, for so many cores that act as one."""
+    layers, ages, heads, _ = weights.age_k.shape
+    dim, mlp = weights.up.shape[1:]
+    stack = StackShape(1, LANE, dim, layers, heads, LANE, mlp, 0, 0, ages, 1, weights.up.dtype.name)
+    matrices = pack_weights(weights, share(stack, cores=cores))
+    small = {name: getattr(weights, name) for name in ("q_scale", "k_scale", "age_k", "age_v")}
+    return PackedWeights(matrices, **small, mlp=mlp, cores=cores)
+
+
 def shapes_of(
-    x, weights: StackWeights, kv: KVBuffer, ranks: int = 1, cores: int = 1, **limits
+    x, weights: AnyWeights, kv: KVBuffer, ranks: int = 1, cores: int = 1, **limits
 ) -> Shapes:
     """The sizes of a call of the seam. Raises NotImplementedError for what the kernel cannot do."""
     sessions, tokens, dim = x.shape
-    layers, _, _, heads, head_dim = weights.qkv.shape
+    layers, ages, heads, head_dim = weights.age_k.shape
     slots = kv.age.shape[1]
     stack = StackShape(
         sessions=sessions,
@@ -27,12 +57,12 @@ def shapes_of(
         layers=layers,
         heads=heads,
         head_dim=head_dim,
-        mlp=weights.up.shape[2],
+        mlp=weights.mlp if isinstance(weights, PackedWeights) else weights.up.shape[2],
         ageless=kv.k.shape[2] - slots * tokens,
         slots=slots,
-        ages=weights.age_k.shape[1],
+        ages=ages,
         modulations=1,
-        dtype=weights.qkv.dtype.name,
+        dtype=weights.age_k.dtype.name,
     )
     return share(stack, ranks, cores, **limits)
 
@@ -78,11 +108,11 @@ def _blocks(matrix: Array, kind: str, shapes: Shapes) -> Array:
 
 
 def pack_call(
-    x: Array, weights: StackWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope,
+    x: Array, weights: AnyWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope,
     shapes: Shapes, rank: int = 0,
 ) -> tuple[Array, ...]:  # fmt: skip
     """The kernel's arguments but for the packed weights, for one rank; see `denoise_stack.body`."""
-    dtype = weights.qkv.dtype
+    dtype = weights.age_k.dtype
     layers, sessions = shapes.layers, shapes.sessions
     heads = shapes.heads * shapes.cores  # two cores that act as one see the heads of both
     own = slice(rank * heads, (rank + 1) * heads)
@@ -117,7 +147,7 @@ def pack_call(
     )
 
 
-def logit_shift(weights: StackWeights) -> Array:
+def logit_shift(weights: AnyWeights) -> Array:
     """What to take from all logits of each layer, `[L]` float32, such that no exp overflows.
 
     QK-norm bounds them: |q . k| <= |q| |k|, where |q| <= sqrt(K) max|q_scale| and likewise for k,

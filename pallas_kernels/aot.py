@@ -40,6 +40,7 @@ class Compiled:
     launches: int  # of operations that compute or copy: those of a loop in each of its turns
     kernels: int  # of them, Pallas kernels
     operations: dict[str, int | None]  # their cycles by name, each once; below 30 left out
+    described: dict[str, str]  # what each of them is, makes and belongs to
     argument_bytes: int
     output_bytes: int
     alias_bytes: int
@@ -49,13 +50,20 @@ class Compiled:
 
 
 def compile_for(
-    chip: str, case: str, options: dict, limit_s: int = LIMIT_S, free_layouts: bool = True
+    chip: str,
+    case: str,
+    options: dict,
+    limit_s: int = LIMIT_S,
+    free: dict[str, list[bool]] | None = None,
+    profile: bool = True,
 ) -> Compiled:
     """Compiles the case `package.module:function` with its options, or looks up how that went.
 
     `function(**options)` gives a function to compile and its abstract arguments, and the numbers of
-    those donated. With `free_layouts` the compiler chooses how arguments lie in HBM, as for weights
-    that are placed once; else they lie as JAX puts them.
+    those donated. The compiler chooses how all of its arguments and outputs lie in HBM, as for
+    weights that are placed once; with `free`, only those for which the lists under `arguments` and
+    `outputs` say so, and the rest lies as JAX puts it. Without `profile` there are no cycles, in a
+    fraction of the time and memory.
 
     Raises ValueError, with the remedy, where libtpu is absent, the chip unknown to it, the case
     does not fit, or the limit is passed.
@@ -63,7 +71,7 @@ def compile_for(
     if chip not in TOPOLOGIES:
         raise ValueError(f"libtpu compiles for {', '.join(TOPOLOGIES)}, not for {chip!r}")
     wanted = {"topology": TOPOLOGIES[chip], "case": case, "options": options}
-    wanted["free_layouts"] = free_layouts
+    wanted |= {"free": free, "profile": profile}
     cache = _cache_folder() / f"{_key(wanted)}.json"
     if not cache.is_file():
         found = _compile(wanted, limit_s)
@@ -84,7 +92,7 @@ def libtpu_version() -> str:
 
 
 def _compile(wanted: dict, limit_s: int) -> dict:
-    found, status, reason = _run(wanted, limit_s, profile=True)
+    found, status, reason = _run(wanted, limit_s, wanted["profile"])
     no_profile = None
     if found is None and status in _ABORTED:  # it cannot simulate some code of its own compiler
         no_profile = reason

@@ -28,20 +28,29 @@ def main(wanted: dict, out: Path) -> None:
     with jax.sharding.use_abstract_mesh(Mesh(np.array([device]), ("core",)).abstract_mesh):
         try:
             case = getattr(importlib.import_module(module), function)
-            free = wanted["free_layouts"]
-            compiled = compile_case(*case(**wanted["options"]), device=device, free=free)
+            function, arguments, donated = case(**wanted["options"])
+            compiled = compile_case(function, arguments, donated, device, wanted["free"])
         except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
             out.write_text(json.dumps({"error": str(error).splitlines()[0][:400]}))
             return
     out.write_text(json.dumps(figures(compiled)))
 
 
-def compile_case(function, arguments: tuple, donated: tuple[int, ...], device, free: bool):
-    """Compiled for `device`, with the layouts in HBM that suit it best if they are `free`."""
+def compile_case(function, arguments: tuple, donated, device, free: dict[str, list[bool]] | None):
+    """Compiled for `device`; the compiler chooses how the `free` arguments and outputs lie in HBM,
+    or all of them without `free`."""
     here = SingleDeviceSharding(device)
-    lies = Format(Layout.AUTO, here) if free else here
-    formats = jax.tree.map(lambda _: lies, arguments)
-    jitted = jax.jit(function, in_shardings=formats, out_shardings=lies, donate_argnums=donated)
+    chosen = Format(Layout.AUTO, here)
+
+    def lies(which: str):
+        return chosen if free is None else tuple(chosen if f else here for f in free[which])
+
+    jitted = jax.jit(
+        function,
+        in_shardings=lies("arguments"),
+        out_shardings=lies("outputs"),
+        donate_argnums=donated,
+    )
     return jitted.lower(*arguments).compile()
 
 
@@ -64,6 +73,7 @@ def figures(compiled) -> dict:
             name: spent[name] if large[name].cycles is not None else None
             for name in sorted(large, key=lambda name: -spent[name])
         },
+        "described": {name: op.described for name, op in large.items()},
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes,
@@ -71,7 +81,7 @@ def figures(compiled) -> dict:
     }
 
 
-_OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*?[\])}] ([a-z][\w-]*)\(")
+_OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?[\])}]) ([a-z][\w-]*)\(")
 _FREE = {
     "parameter",
     "constant",
@@ -85,13 +95,17 @@ _CYCLES = re.compile(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"')
 _BODY = re.compile(r"\bwhile\(.*condition=%?([\w.-]+), body=%?([\w.-]+)")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _CONSTANT = re.compile(r"constant\((\d+)\)")
+_LAYOUT = re.compile(r"\{[^}]*\}|/\*.*?\*/")
+_SCOPE = re.compile(r'op_name="([^"]*)"')
 
 
 class Operation(NamedTuple):
-    """One of the program: the cycles of one launch, if profiled, and how often it is launched."""
+    """One of the program: the cycles of one launch, if profiled, how often it is launched, and
+    what it is and makes, for what."""
 
     cycles: int | None
     turns: int
+    described: str = ""
 
 
 def profile(text: str) -> dict[str, Operation]:
@@ -119,12 +133,23 @@ def profile(text: str) -> dict[str, Operation]:
                     raise ValueError(f"loop {loop[2]} has no single bound, but {bounds}")
                 found |= walk(loop[2], turns * bounds[0])
             elif operation and (cycles := _CYCLES.search(line)):
-                found[operation[1]] = Operation(int(cycles[1]), turns)
-            elif operation and not profiled and operation[2] not in _FREE:
-                found[operation[1]] = Operation(None, turns)
+                found[operation[1]] = Operation(int(cycles[1]), turns, describe(line))
+            elif operation and not profiled and operation[3] not in _FREE:
+                found[operation[1]] = Operation(None, turns, describe(line))
         return found
 
     return walk(entry, 1)
+
+
+def describe(line: str) -> str:
+    """The operation of a line: its code, the shapes of its results, and where in the source it
+    belongs, as far as that is known."""
+    operation, scope = _OPERATION.match(line), _SCOPE.search(line)
+    if operation is None:
+        return ""
+    shapes = _LAYOUT.sub("", operation[2])
+    where = "/".join(scope[1].split("/")[1:]) if scope else ""
+    return f"{operation[3]} {shapes} {where}".rstrip()
 
 
 if __name__ == "__main__":

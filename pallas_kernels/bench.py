@@ -19,9 +19,14 @@ IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
 NO_PROFILE = "it compiles, but the compiler's profiler stops at one of its operations: no cycles"
 
 
+PLACED = {"arguments": [True, True, False, False], "outputs": [True, False]}
+"""Of `frame_step`, what lies as its compiler likes: model and state, not pictures and controls."""
+
+
 def frame_rows(config: Any, chip: Chip, case: str) -> list[dict]:
-    """`stream.frame_step` of a `lsd_jax.config.Config`, one session, its state donated and laid out
-    as a stream does, by the kernel and by the specification, which scans over layers.
+    """`stream.frame_step` of a `lsd_jax.config.Config`, one session, its state donated, model and
+    state laid out as a stream does, by the kernels and by the specification, which scans over
+    layers.
 
     `case` is the frame as `aot.compile_for` takes it, with options `implementation` and `config`.
     `operations` counts those in the program, `launches` those of a loop in each of its turns.
@@ -31,7 +36,7 @@ def frame_rows(config: Any, chip: Chip, case: str) -> list[dict]:
     rows = []
     for name, implementation in (("pallas", "pallas"), ("xla-scan", "xla")):
         options = {"implementation": implementation, "config": asdict(config)}
-        found = aot.compile_for(chip.name, case, options, free_layouts=False)
+        found = aot.compile_for(chip.name, case, options, free=PLACED)
         moved = found.argument_bytes + found.output_bytes - found.alias_bytes
         rows.append(
             {
@@ -52,6 +57,7 @@ def frame_rows(config: Any, chip: Chip, case: str) -> list[dict]:
                 "note": None if found.cycles else no_profile(found),
                 "operations": len(found.operations),
                 "cycles_of": found.operations,
+                "described": found.described,
             }
         )
     return rows

@@ -1,12 +1,18 @@
-"""`lsd bench micro`, `fit` and `compare`: cases into a log, a log into a chip, two logs side by side."""
+"""`lsd bench micro`, `fit`, `compare`: cases into a log, a log into a chip, two logs compared."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ENGINES = {
+if TYPE_CHECKING:  # `lsd --help` imports no more than it needs
+    from lsd_jax.hw.micro.case import Case, Kind, Measurement
+    from lsd_jax.hw.micro.harness import Engine
+
+ENGINES: dict[str, tuple[Kind, str]] = {
     "pe_clock": ("modelled", "nki_kernels.micro"),
     "mxus": ("compiled", "pallas_kernels.micro"),
 }
@@ -17,12 +23,10 @@ _VERSIONS = ("jax", "jaxlib", "numpy", "lsd-jax")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "files", nargs="*", metavar="FILE.jsonl", help="fit: one log; compare: two"
-    )
+    parser.add_argument("files", nargs="*", metavar="FILE.jsonl", help="fit: one log; compare: two")
     parser.add_argument("--suite", metavar="A,B", help="micro: some of the suites; default: all")
     parser.add_argument("--quick", action="store_true", help="micro: fewer cases, two minutes")
-    parser.add_argument("--report", metavar="DIR", help="micro, compare: an HTML page with pictures")
+    parser.add_argument("--report", metavar="DIR", help="micro: an HTML page with pictures")
     parser.add_argument("--devices", type=int, help="micro: so many virtual devices of a CPU")
 
 
@@ -55,8 +59,11 @@ def micro(args: argparse.Namespace) -> dict:
     }  # fmt: skip
 
 
-def _plan(args: argparse.Namespace):
-    """Kind, chip, versions, engine and cases."""
+def _plan(
+    args: argparse.Namespace,
+) -> tuple[Kind, str, dict[str, str], Engine, list[Case], list[Case], list[Case]]:
+    """Kind, chip, versions, engine, and the cases: the harness's own first ones, those asked for,
+    its last ones."""
     if args.chip is None:
         import jax
 
@@ -87,7 +94,7 @@ def _plan(args: argparse.Namespace):
     return kind, chip.name, module.versions(), module.engine(chip), [], cases, []
 
 
-def _print(found) -> None:
+def _print(found: Sequence[Measurement]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -112,9 +119,65 @@ def _print(found) -> None:
 
 def fit(args: argparse.Namespace) -> dict:
     """Writes `--out`, the chip that a log's measurements show, and gives the report."""
-    raise NotImplementedError
+    from rich.console import Console
+    from rich.table import Table
+
+    from lsd_jax.hw.micro import log
+    from lsd_jax.hw.micro.fit import fit as fitted_to
+    from lsd_jax.reports import provenance, write_json
+
+    if len(args.files) != 1 or not args.out:
+        raise ValueError("write it as: lsd bench fit FILE.jsonl -o CHIP.json")
+    found = log.read(args.files[0])
+    fitted = fitted_to(found, Path(args.out).stem, f"{found[0].chip}, shared with other programs")
+    table = Table(title=f"{found[0].chip}: what the fitted prices miss (measured)")
+    for heading in ("operation", "cases", "mean error", "worst", "worst case"):
+        table.add_column(heading)
+    for op, errors in fitted.errors.items():
+        worst = max(errors, key=lambda name: abs(errors[name]))
+        mean = sum(map(abs, errors.values())) / len(errors)
+        table.add_row(op, str(len(errors)), f"{mean:.1%}", f"{errors[worst]:+.1%}", worst)
+    Console().print(table)
+    write_json(args.out, fitted.chip.to_json())
+    print(
+        f"wrote {args.out}: {len(fitted.chip.numbers)} numbers, mean error {fitted.mean_error:.1%}"
+    )
+    return {
+        "out": args.out,
+        "mean_error": fitted.mean_error,
+        "errors": fitted.errors,
+        **provenance(),
+    }
 
 
 def compare(args: argparse.Namespace) -> dict:
     """Prints two logs side by side, and gives the report."""
-    raise NotImplementedError
+    from rich.console import Console
+    from rich.table import Table
+
+    from lsd_jax.hw.micro import log
+    from lsd_jax.hw.micro.compare import LEVEL
+    from lsd_jax.hw.micro.compare import compare as changes
+    from lsd_jax.reports import provenance
+
+    if len(args.files) != 2:
+        raise ValueError("write it as: lsd bench compare BEFORE.jsonl AFTER.jsonl")
+    before, after = (log.read(path) for path in args.files)
+    found = changes(before, after)
+    first = before[0]
+    table = Table(title=f"{first.chip} ({first.kind}), medians")
+    for heading in ("case", "before us", "after us", "ratio", "p", ""):
+        table.add_column(heading, justify="left" if heading == "case" else "right")
+    for change in found:
+        p = "" if change.p is None else f"{change.p:.1e}"
+        said = ("slower" if change.ratio > 1 else "faster") if change.significant else ""
+        times = (f"{1e6 * s:,.2f}" for s in (change.before, change.after))
+        table.add_row(change.name, *times, f"{change.ratio:.3f}", p, said)
+    Console().print(table)
+    many = sum(change.significant for change in found)
+    print(
+        f"{many} of {len(found)} cases differ"
+        + (f" (Mann-Whitney U, Holm, level {LEVEL})" if first.kind == "measured" else "")
+    )
+    rows = [vars(change) | {"ratio": change.ratio} for change in found]
+    return {"chip": first.chip, "kind": first.kind, "changes": rows, **provenance()}

@@ -11,6 +11,7 @@ import sys
 COMMANDS = {
     "stream": "a video, a folder of images or a camera in, a video out",
     "serve": "a page and an API for live sessions: camera in, transformed stream out",
+    "replay": "a session that serve has recorded, once more, picture for picture",
     "demo": "the bundled clip through the shipped model, with a report",
     "train": "any training stage, resumable",
     "eval": "fidelity and drift of a checkpoint, on worlds it has never seen",
@@ -26,6 +27,7 @@ COMMANDS = {
 EXAMPLES = {
     "stream": 'lsd stream clip.mp4 --prompt "make it night" --at 3s "film noir" -o out.mp4',
     "serve": "lsd serve --slots 4",
+    "replay": "lsd replay records/5f1c -o session.mp4",
     "demo": "lsd demo --out out",
     "train": "lsd train configs/tiny.py --stage forcing --set train.batch=16",
     "eval": "lsd eval checkpoints/tiny --json report.json --plots plots",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -64,7 +65,14 @@ class ModelStreams:
         rng = np.random.default_rng([self._seed, self._opened])
         self._opened += 1
         state = self.fresh(rng.integers(1 << 31, size=self.batch).astype(np.int32))
+        state = self.compiled.place(state)
         return RunningStreams(self, state, texts, references)
+
+    def anew(self) -> ModelStreams:
+        """The same executables, which open the same streams again from the first on."""
+        other = copy.copy(self)
+        other._opened = 0
+        return other
 
     @cached_property
     def fingerprint(self) -> str:
@@ -120,6 +128,7 @@ class RunningStreams:
                 streams.fill(shown[:, i]),
                 streams.controls,
             )
+        self._state = streams.compiled.place(self._state)
 
     def fingerprint(self) -> str:
         return self._streams.fingerprint
@@ -131,7 +140,7 @@ class RunningStreams:
         leaves, structure = jax.tree.flatten(self._state)
         # NumPy files know no bfloat16; its bytes come back as what they are.
         restored = [jnp.asarray(x.view(old.dtype)) for old, x in zip(leaves, snapshot, strict=True)]
-        self._state = jax.tree.unflatten(structure, restored)
+        self._state = self._streams.compiled.place(jax.tree.unflatten(structure, restored))
 
     def _condition(
         self, texts: Sequence[str], references: Sequence[np.ndarray | None]

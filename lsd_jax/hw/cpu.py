@@ -17,6 +17,8 @@ from lsd_jax.hw.work import Op, frame_work
 
 LANES = 16  # float32 numbers of a 512-bit register; narrower results leave lanes idle
 TINY = 512  # multiply-adds; below it a batched product is a loop, not a product
+LAYERS = {"weights of a layer", "buffer of a layer"}
+"""Copies by name that take a layer out of a stack."""
 REARRANGED = {"patches", "coarse picture", "planes", "squares", "cells", "keys and values"}
 """Copies by name that change the order of elements."""
 
@@ -45,6 +47,10 @@ PRICES = {
     "copy_start": "a copy, in ns",
     "copy_byte": "a byte that it reads or writes, in ns",
     "rearranged_byte": "the same where the order of elements changes, in ns",
+    "layer_byte": "the same where a layer is taken out of a stack, in ns",
+    "upsample_out": "an element that an interpolation writes, in ns",
+    "cold_operation": "an operation of a frame, beyond what it costs in a loop of its own, in ns",
+    "cold_byte": "a byte that one reads or writes, likewise, in ns",
 }
 """What is paid for, by the name that a chip's file has for its price."""
 
@@ -61,9 +67,11 @@ class Timed:
         return sum(self.seconds.values())
 
 
-def features(op: Op) -> dict[str, float]:
+def features(op: Op) -> dict[str, int | float]:
     """How much of what is paid for one execution of an operation has."""
     if op.kind == "matmul":
+        if op.name.startswith("upsample"):
+            return {"matmul_mac": op.flops / 2, "upsample_out": op.m * op.n}
         if op.m * op.k * op.n < TINY:
             return {"tiny_product": op.batch}
         macs = op.batch * op.m * op.k * -(-op.n // LANES) * LANES
@@ -82,24 +90,29 @@ def features(op: Op) -> dict[str, float]:
         return {"loop_start": 1, "loop_element": op.elements, "loop_flop": op.flops,
                 "loop_transcendental": op.transcendentals, "loop_byte": op.bytes}  # fmt: skip
     if op.kind == "copy":
-        priced = "rearranged_byte" if op.name in REARRANGED else "copy_byte"
-        return {"copy_start": 1, priced: op.bytes}
+        copied = "rearranged_byte" if op.name in REARRANGED else "copy_byte"
+        return {"copy_start": 1, "layer_byte" if op.name in LAYERS else copied: op.bytes}
     return {}  # the host's copies and collectives are no part of the step
 
 
-def amounts(ops: Iterable[Op], launches: int = 0) -> dict[str, float]:
-    """The features of all operations together, as often as they run, and of so many calls."""
-    total = dict.fromkeys(PRICES, 0.0)
-    total["launch"] = launches
+def amounts(ops: Iterable[Op], frames: int = 0) -> dict[str, int | float]:
+    """The features of all operations together, as often as they run; `frames` is 1 where they are
+    those of a frame, and so follow each other in one call."""
+    total: dict[str, int | float] = dict.fromkeys(PRICES, 0)
+    total["launch"] = frames
     for op in ops:
-        for name, amount in features(op).items():
+        has = features(op)
+        if frames and has:
+            has |= {"cold_operation": 1, "cold_byte": op.bytes}
+        for name, amount in has.items():
             total[name] += op.times * amount
     return total
 
 
 def seconds(op: Op, chip: Chip) -> float:
-    """Of all executions of an operation. Raises ValueError for a chip without prices."""
-    return op.times * sum(chip[name] * x for name, x in features(op).items()) * 1e-9
+    """Of all executions of an operation in a frame. Raises ValueError for a chip without prices."""
+    has = amounts([op], frames=1) | {"launch": 0}
+    return sum(chip[name] * amount for name, amount in has.items() if amount) * 1e-9
 
 
 def frame_times(config: Config, chip: Chip, sessions: int = 1) -> tuple[Timed, ...]:

@@ -8,7 +8,6 @@ from typing import Any
 import ml_dtypes  # noqa: F401  # makes NumPy know bfloat16
 import numpy as np
 
-
 Size = Any  # int, or an array of them
 
 

@@ -29,16 +29,19 @@ class Backend:
     """An implementation of an op that lives elsewhere.
 
     `target` is `package.module:function`. One that is not `automatic`, a simulator for example,
-    runs only where it is asked for by name.
+    runs only where it is asked for by name. `prepare` names another function, that makes of the
+    op's weights, once, what the implementation takes in their place.
     """
 
     name: str
     target: str
     automatic: bool = True
+    prepare: str = ""
 
-    def load(self) -> Callable:
-        """The function. Raises NotImplementedError where its package does not import."""
-        module, _, function = self.target.partition(":")
+    def load(self, path: str = "") -> Callable:
+        """The function, or another one. Raises NotImplementedError where its package does not
+        import."""
+        module, _, function = (path or self.target).partition(":")
         try:
             return getattr(importlib.import_module(module), function)
         except ImportError as error:
@@ -67,9 +70,13 @@ def using(backend: str) -> Iterator[dict[str, str]]:
 
 
 class Op(Generic[P, R]):
-    """A reference and its implementations, in the order in which `auto` tries them."""
+    """A reference and its implementations, in the order in which `auto` tries them.
 
-    def __init__(self, reference: Callable[P, R], backends: tuple[Backend, ...]):
+    A `minor` op is one beside a greater: whoever computes that may leave it to the reference.
+    """
+
+    def __init__(self, reference: Callable[P, R], backends: tuple[Backend, ...], minor: bool):
+        self.minor = minor
         functools.update_wrapper(self, reference)
         self.name: str = getattr(reference, "__name__", "op")
         self.reference = reference
@@ -77,6 +84,8 @@ class Op(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         wanted = _wanted.get()
+        if self.minor and wanted not in (AUTO, *self.backends):
+            wanted = REFERENCE
         name, out = wanted, None
         if wanted == AUTO:
             for name in self._automatic():
@@ -91,6 +100,25 @@ class Op(Generic[P, R]):
         if chosen is not None:
             chosen[self.name] = name
         return out  # pyright: ignore[reportReturnType]  # the reference never refuses
+
+    def choose(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The backend that a call with these arguments (arrays or their shapes) would run by."""
+        wanted = _wanted.get()
+        if wanted != AUTO:
+            return wanted
+        *kernels, reference = self._automatic()
+        for name in kernels:
+            try:
+                jax.eval_shape(self.implementation(name), *args, **kwargs)
+            except NotImplementedError:
+                continue
+            return name
+        return reference
+
+    def preparing(self, name: str) -> Callable | None:
+        """What prepares the weights for a backend, or None where it takes them as they are."""
+        backend = self.backends.get(name)
+        return backend.load(backend.prepare) if backend and backend.prepare else None
 
     def implementation(self, name: str) -> Callable[P, R]:
         """The implementation of that name. Raises ValueError for an unknown one, and
@@ -122,6 +150,6 @@ class Op(Generic[P, R]):
         return (*(b.name for b in self.backends.values() if b.automatic), REFERENCE)
 
 
-def op(*backends: Backend) -> Callable[[Callable[P, R]], Op[P, R]]:
+def op(*backends: Backend, minor: bool = False) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Makes an op of the reference that it decorates."""
-    return lambda reference: Op(reference, backends)
+    return lambda reference: Op(reference, backends, minor)

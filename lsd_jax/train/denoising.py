@@ -19,7 +19,8 @@ from lsd_jax.conditioning import taken_back
 from lsd_jax.config import ModelConfig, TrainConfig
 from lsd_jax.data.batch import Batch
 from lsd_jax.model import Denoiser
-from lsd_jax.types import KVBuffer
+from lsd_jax.ops.commit import compress
+from lsd_jax.types import SINK, KVBuffer
 
 CHANGED = 8 / 255  # in [-1, 1] units, four steps of a byte
 SMALLEST_SHARE = 0.03  # of a frame: below it, a changed region weighs by its size
@@ -182,7 +183,7 @@ def history(
     kept = jnp.minimum(here, jnp.maximum(old, 1)) - 1 - jnp.arange(config.memory)  # [clips, F, R]
 
     def gather(buffer, x):
-        old_keys = ring.compress(x, config.grid) if config.memory else x[:, :, :0]
+        old_keys = compress(x, config.grid) if config.memory else x[:, :, :0]
         old_keys = old_keys.reshape(layers, clips, frames, *old_keys.shape[2:])
         old_keys = old_keys[:, clip, jnp.maximum(kept, 0)]  # [L, clips, F, R, T / 4, H, K]
         old_keys = old_keys.reshape(layers, rows, -1, *x.shape[3:])
@@ -196,7 +197,7 @@ def history(
         return jnp.concatenate([buffer, old_keys, slots], axis=2)
 
     ages = jnp.arange(1, window + 1)
-    first = jnp.where(here > jnp.arange(sinks), ring.SINK, ring.EMPTY)
+    first = jnp.where(here > jnp.arange(sinks), SINK, ring.EMPTY)
     recent = jnp.where(here - old >= ages, ages, ring.EMPTY)
     age = jnp.concatenate([jnp.broadcast_to(first, (clips, *first.shape)), recent], axis=2)
     memory = jnp.where(kept >= 0, 0, ring.EMPTY)

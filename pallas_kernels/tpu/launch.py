@@ -58,6 +58,10 @@ def launch(
         "up_hbm": weights.up,
         "down_hbm": weights.down,
     }
+    if not interpret:  # else the compiler may copy to VMEM in front of the kernel what it streams
+        streamed = {
+            name: pltpu.with_memory_space_constraint(x, pltpu.HBM) for name, x in streamed.items()
+        }
     age = kv.age if s.slots else jnp.zeros((1, 1), jnp.int32)
     new = jax.ShapeDtypeStruct((s.layers, s.heads, s.rows, s.head_dim), x.dtype)
     out = {"x_out": jax.ShapeDtypeStruct((s.rows, s.dim), x.dtype)}

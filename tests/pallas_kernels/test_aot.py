@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from dataclasses import asdict, replace
+from math import prod
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from lsd_jax import config as configs
 from lsd_jax.cli import bench_cases
 from lsd_jax.cli.main import main
+from lsd_jax.config import Config, ModelConfig, StreamConfig
 from lsd_jax.hw import chips
 from lsd_jax.hw.stack import least_bytes, least_macs
 from pallas_kernels import aot, aot_worker, bench
@@ -122,6 +124,43 @@ def test_the_key_holds_code_and_chips_wherever_the_repository_lies(tmp_path):
     assert aot._sources(root) == aot._sources(tmp_path / "elsewhere")
 
 
+FRAME = Config(
+    "frame-test",
+    ModelConfig(
+        height=128, width=64, patch=8, dim=256, layers=3, heads=2, mlp=384, window=2, sinks=1,
+        memory=2, prompt_tokens=8, reference_tokens=8, text_dim=32, text_layers=1, detail_dim=8,
+    ),
+    StreamConfig(compute_dtype="bfloat16"),
+)  # fmt: skip
+
+
+AS_JAX_DOES = {key: [False] * len(flags) for key, flags in bench.PLACED.items()}
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("free", "copied"),
+    [(bench.PLACED, False), pytest.param(AS_JAX_DOES, True, marks=pytest.mark.slow)],
+)
+def test_a_compiled_frame_copies_neither_weights_nor_history(free, copied):
+    """All that the kernels read lies as they read it, and history is written where it lies."""
+    model, options = FRAME.model, {"implementation": "pallas", "config": asdict(FRAME)}
+    case = "lsd_jax.cli.bench_cases:frame"
+    found = aot.compile_for("v6e", case, options, free=free, profile=False)
+    inner = model.heads * model.head_dim
+    history = model.layers * model.keys * inner
+    assert found.kernels == 3 and found.alias_bytes >= 2 * 2 * history
+    weights = {model.layers * model.dim * n for n in (3 * inner, inner, model.mlp)}
+    made = {text: re.findall(r"\w\[([\d,]+)\]", text) for text in found.described.values()}
+    copies = [
+        text
+        for text, shapes in made.items()
+        if not text.endswith("pallas_call")
+        and any(prod(map(int, s.split(","))) in {history, *weights} for s in shapes)
+    ]
+    assert bool(copies) == copied, copies
+
+
 HLO = """
 %body.1 (p: s32[]) -> s32[] {
   %inner = f32[8] fusion(%p), backend_config={"bundle_analysis_data":{"estimated_cycles":"100"}}
@@ -151,12 +190,17 @@ class Executable:
 
 
 def test_loops_count_as_often_as_they_turn():
-    assert aot_worker.profile(HLO) == {"first": (40, 1), "inner": (100, 12), "last": (7, 1)}
+    assert aot_worker.profile(HLO) == {
+        "first": (40, 1, "fusion f32[8]"),
+        "inner": (100, 12, "fusion f32[8]"),
+        "last": (7, 1, "copy f32[8]"),
+    }
     found = aot_worker.figures(Executable(HLO))
     assert found["cycles"] == 1247 and found["launches"] == 13  # the last is bookkeeping
     assert list(found["operations"].items()) == [("inner", 1200), ("first", 40)]
     bare = re.sub(r", backend_config=.*", "", HLO)
-    assert aot_worker.profile(bare) == {
+    found = aot_worker.profile(bare)
+    assert {n: op[:2] for n, op in found.items()} == {
         "first": (None, 1), "inner": (None, 12), "last": (None, 1)
     }  # fmt: skip
     found = aot_worker.figures(Executable(bare))
@@ -171,7 +215,7 @@ def test_rows_of_a_frame_tell_operations_from_launches(monkeypatch):
     def compiled(chip, case, options, **_):
         assert case == "lsd_jax.cli.bench_cases:frame"
         asked.append(options["implementation"])
-        return aot.Compiled(None, 14, 1, dict.fromkeys("abc"), 9, 9, 4, 1, "0", "SIGABRT")
+        return aot.Compiled(None, 14, 1, dict.fromkeys("abc"), {}, 9, 9, 4, 1, "0", "SIGABRT")
 
     monkeypatch.setattr(aot, "compile_for", compiled)
     rows = bench_cases.frame_rows(configs.load("tiny"), chips.load("v6e"))
@@ -181,7 +225,7 @@ def test_rows_of_a_frame_tell_operations_from_launches(monkeypatch):
 
 def test_rows_without_cycles_are_kept(monkeypatch):
     monkeypatch.setattr(aot, "libtpu_version", lambda: "0")
-    found = aot.Compiled(None, 14, 1, {}, 9, 9, 4, 1, "0", "SIGABRT, failed")
+    found = aot.Compiled(None, 14, 1, {}, {}, 9, 9, 4, 1, "0", "SIGABRT, failed")
     monkeypatch.setattr(aot, "compile_for", lambda *_, **__: found)
     for row in bench.stack_rows(configs.load("reference"), chips.load("v6e")):
         assert row["floor_us"] > 0 and row["launches"] == 14 and row["hbm_bytes"] > 0
@@ -203,7 +247,7 @@ def test_the_command_prints_rows_and_writes_them(tmp_path, monkeypatch, capsys):
         name = options["implementation"]
         if name not in cycles:
             raise ValueError("the profiler stopped")
-        return aot.Compiled(cycles[name], 3, 1, {}, 10**7, 10**6, 0, 10**6, "0")
+        return aot.Compiled(cycles[name], 3, 1, {}, {}, 10**7, 10**6, 0, 10**6, "0")
 
     monkeypatch.setattr(aot, "compile_for", compiled)
     path = tmp_path / "rows.json"

@@ -35,8 +35,8 @@ class Case:
     op: str
     shapes: dict[str, int]
     dtype: str
-    operations: float
-    bytes: float
+    operations: int | float
+    bytes: int | float
     function: Callable[..., Any] = field(compare=False)
     arguments: tuple[Any, ...] = field(compare=False)
     method: Method = "loop"
@@ -65,8 +65,8 @@ class Measurement:
     op: str
     shapes: dict[str, int]
     dtype: str
-    operations: float
-    bytes: float
+    operations: int | float
+    bytes: int | float
     method: str
     kind: Kind
     chip: str

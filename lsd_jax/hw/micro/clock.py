@@ -93,17 +93,18 @@ def by_calls(
     return Samples(tuple(samples), min(samples))
 
 
-def by_steps(function: Callable, arguments: tuple, budget: Budget) -> Samples:
-    """Times a step `function(model, state, *inputs) -> (state, out)` whose state is donated."""
-    model, state, *inputs = arguments
-    step = jax.jit(function, donate_argnums=1).lower(model, state, *inputs).compile()
+def stepper(case: Case) -> Callable[[], Any]:
+    """Compiles a case `function(model, state, *inputs) -> (state, out)` whose state is donated;
+    each call takes the next step."""
+    model, state, *inputs = jax.tree.map(lambda s: jax.device_put(on_host(s)), case.arguments)
+    step = jax.jit(case.function, donate_argnums=1).lower(model, state, *inputs).compile()
 
-    def once(_):
+    def once():
         nonlocal state
         state, out = step(model, state, *inputs)
         return state, out
 
-    return by_calls(once, budget)
+    return once
 
 
 def by_compilations(function: Callable, arguments: tuple, times: int) -> Samples:
@@ -153,6 +154,9 @@ def measure(case: Case, budget: Budget) -> Samples:
     """Times a case by its method."""
     if case.method == "compile":
         return by_compilations(case.function, case.arguments, max(2, budget.samples // 6))
+    if case.method == "step":
+        step = stepper(case)
+        return by_calls(lambda _: step(), budget)
     arguments = jax.tree.map(on_host, case.arguments)
     if case.method == "send":
         return by_calls(jax.device_put, budget, lambda: arguments)
@@ -167,8 +171,6 @@ def measure(case: Case, budget: Budget) -> Samples:
             return [np.array(array) for array in arrays]
 
         return by_calls(fetch, budget, lambda: jax.tree.map(jnp.copy, placed))
-    if case.method == "step":
-        return by_steps(case.function, placed, budget)
     if case.method == "call":
         compiled = jax.jit(case.function).lower(*placed).compile()
         return by_calls(lambda _: compiled(*placed), budget)

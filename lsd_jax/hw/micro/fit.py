@@ -1,4 +1,4 @@
-"""From a log of measurements to a chip's file: rates as they were seen, and prices that were fitted.
+"""From a log of measurements to a chip's file: rates as they were seen, and prices fitted.
 
 A case's time is taken for the sum of what its operations have (`hw.cpu.features`) times what that
 costs; the prices, none negative, are those that minimise the mean relative error (least squares on
@@ -119,7 +119,9 @@ def _rates(found: Sequence[Measurement]) -> dict[str, Number]:
                               ("i8", "ops_int8", "op/s")):  # fmt: skip
         products = [m for m in found if m.op == "matmul" and m.dtype == dtype and m.fastest]
         if products:
-            numbers[name] = _rate(max(products, key=lambda m: m.operations / m.p50), unit)
+            numbers[name] = _rate(
+                max(products, key=lambda m: m.operations / (m.fastest or 1)), unit
+            )
     for m in found:
         if m.suite == "elementwise" and m.dtype == "f32" and m.fastest:
             key, best = f"{m.op}_per_s", numbers.get(f"{m.op}_per_s")
@@ -130,9 +132,10 @@ def _rates(found: Sequence[Measurement]) -> dict[str, Number]:
     return numbers
 
 
-def _rate(m: Measurement, unit: str, amount: float = 0) -> Number:
-    """At the median, between what the slowest and the fastest runs say."""
+def _rate(m: Measurement, unit: str, amount: int | float = 0) -> Number:
+    """Of the fastest run; the slowest one is the low end."""
     amount = amount or (m.bytes if unit == "B/s" else m.operations)
-    value, low, high = (float(f"{amount / s:.4g}") for s in (m.p50, m.p99, m.fastest or m.p50))
-    source = f"{m.name}, {m.chip}: median of {len(m.samples)} samples, 99th percentile and fastest"
-    return Number(value, unit, source, "measured", min(low, value), max(high, value))
+    assert m.fastest is not None
+    best, slow = (float(f"{amount / s:.4g}") for s in (m.fastest, max(m.max, m.fastest)))
+    source = f"{m.name}, {m.chip}: fastest and, as low, slowest of {len(m.samples)} samples"
+    return Number(best, unit, source, "measured", slow, best)

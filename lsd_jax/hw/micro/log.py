@@ -6,11 +6,13 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from lsd_jax.hw.micro.case import Measurement
 
 _FIELDS = {f.name: f for f in dataclasses.fields(Measurement)}
 _REQUIRED = {n for n, f in _FIELDS.items() if f.default is dataclasses.MISSING}
+_TYPES = {"op": str, "kind": str, "chip": str, "shapes": dict, "versions": dict, "samples": list}
 _DERIVED = ("name", "p50", "p99", "max")
 
 
@@ -31,10 +33,14 @@ def parse(text: str) -> Measurement:
         raise ValueError(f"lacks {', '.join(sorted(missing))}")
     if unknown := set(content) - set(_FIELDS):
         raise ValueError(f"unknown {', '.join(sorted(unknown))}")
-    samples = content.get("samples", ())
-    if not isinstance(samples, list) or not all(isinstance(s, (int, float)) for s in samples):
-        raise ValueError("samples is no list of numbers")
-    return Measurement(**content | {"samples": tuple(samples)})
+    for field, wanted in _TYPES.items():
+        if not isinstance(content.get(field, wanted()), wanted):
+            raise ValueError(f"{field} is no {wanted.__name__}")
+    samples = content.get("samples", [])
+    if not all(isinstance(s, (int, float)) for s in samples):
+        raise ValueError("samples are not all numbers")
+    fields: dict[str, Any] = content | {"samples": tuple(samples)}
+    return Measurement(**fields)
 
 
 def read(path: str | Path) -> list[Measurement]:

@@ -11,7 +11,9 @@ from lsd_jax.hw.work import Op
 F32 = "float32"
 
 
-def _loop(steps: int, transcendentals: int = 0, moved: float = 2) -> Callable[..., Iterable[Op]]:
+def _loop(
+    steps: int, transcendentals: int = 0, moved: int | float = 2
+) -> Callable[..., Iterable[Op]]:
     """An elementwise case: operations an element, and numbers that it reads and writes."""
 
     def ops(n: int = 0, t: int = 0, d: int = 0) -> Iterable[Op]:
@@ -20,7 +22,9 @@ def _loop(steps: int, transcendentals: int = 0, moved: float = 2) -> Callable[..
     return ops
 
 
-def _pixels(elements: int, steps: int, transcendentals: int, reads: float, writes: float = 1):
+def _pixels(
+    elements: int, steps: int, transcendentals: int, reads: int | float, writes: int | float = 1
+):
     """An elementwise case of a square picture."""
 
     def ops(s: int) -> Iterable[Op]:
@@ -47,7 +51,7 @@ WORK: dict[str, Callable[..., Iterable[Op]]] = {
     "matmul": lambda m, k, n: [work.matmul("", m, k, n, F32)],
     "conv3x3": lambda s, i, o: [work.convolution("", s * s, i, o, F32)],
     "copy": lambda bytes: [work.copy("", bytes // 4, F32)],
-    "layer": lambda n: [work.copy("", n, F32)],
+    "layer": lambda n: [work.copy("weights of a layer", n, F32)],
     "transpose": lambda n: [work.copy("keys and values", n * n, F32)],
     "patchify": lambda s, p: [work.copy("patches", 10 * s * s, F32)],
     "unpatchify": lambda s, p: [work.copy("patches", 3 * s * s, F32)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,10 @@ FITTED = (
     (128, 8, 192, 4, 3, 768, 2, 1, 64),
     (192, 24, 256, 3, 2, 1024, 3, 1, 64),
     (256, 16, 128, 2, 1, 512, 3, 1, 64),
+    (96, 8, 128, 2, 2, 256, 2, 2, 32),
+    (128, 16, 512, 2, 4, 1024, 2, 1, 64),
+    (64, 16, 256, 6, 2, 1024, 6, 1, 32),
+    (256, 32, 256, 6, 2, 1024, 3, 1, 64),
 )
 """Of a CPU's model, in the order of the letters."""
 
@@ -52,7 +57,7 @@ def frame_case(*sizes: int) -> Case:
 
 def config_of(shapes: dict[str, int]) -> Config:
     """The config of a frame's case by its sizes."""
-    fields = {_LETTERS[letter]: value for letter, value in shapes.items()}
+    fields: dict[str, Any] = {_LETTERS[letter]: value for letter, value in shapes.items()}
     size, passes = fields.pop("size"), fields.pop("passes")
     return Config(
         "frame", ModelConfig(height=size, width=size, **fields), StreamConfig(passes=passes)

@@ -81,7 +81,9 @@ def layout(quick: bool) -> list[Case]:
 def transpose_case(n: int) -> Case:
     """A square matrix, transposed."""
     moved = 8 * n * n
-    return Case("layout", "transpose", {"n": n}, "f32", 0, moved, lambda x: -x.T, (spec("f32", n, n),))
+    return Case(
+        "layout", "transpose", {"n": n}, "f32", 0, moved, lambda x: -x.T, (spec("f32", n, n),)
+    )
 
 
 def patch_case(size: int, patch: int) -> Case:
@@ -126,9 +128,8 @@ def gather_case(rows: int, width: int) -> Case:
 def layer_case(n: int) -> Case:
     """One layer of four, at a place that is known only when it runs."""
 
-    def layer(x, i):
+    def layer(i, x):
         return jax.lax.dynamic_index_in_dim(x, i[0] % 4, keepdims=False)
 
-    return Case(
-        "layout", "layer", {"n": n}, "f32", 0, 8 * n, layer, (spec("f32", 4, n), spec("i8", 1))
-    )
+    specs = spec("i8", 1), spec("f32", 4, n)
+    return Case("layout", "layer", {"n": n}, "f32", 0, 8 * n, layer, specs)
