@@ -6,11 +6,13 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.stack import StackShape, least_bytes, least_macs, stack_of
 from pallas_kernels import aot
 from pallas_kernels.tpu.cost import total
-from pallas_kernels.tpu.planner import choose
+from pallas_kernels.tpu.planner import choose, choose_cycles
 from pallas_kernels.tpu.schedule import program
 
 IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
@@ -96,6 +98,11 @@ def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str
         "HBM" if traffic else "MXU",
         f"stack by the megakernel: {chosen.plan.describe()}",
     )
+
+
+def stacks_seconds(shapes: list[StackShape], chip: Chip) -> np.ndarray:
+    """`stack_seconds` of many stacks on one core each, infinity where the kernel refuses."""
+    return choose_cycles(shapes, chip) / chip["clock"]
 
 
 def no_profile(found: aot.Compiled) -> str:
