@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lsd_jax.cli.options import at_least
+
 if TYPE_CHECKING:  # `lsd --help` imports no more than it needs
     from lsd_jax.hw.micro.case import Case, Kind, Measurement
     from lsd_jax.hw.micro.harness import Engine
@@ -17,7 +19,7 @@ ENGINES: dict[str, tuple[Kind, str]] = {
     "mxus": ("compiled", "pallas_kernels.micro"),
 }
 """By a number that only such chips have: the kind of an engine's figures, and its module, which has
-`SUITES`, `versions()` and `engine(chip)`. Without a chip the engine measures."""
+`cases(suites, quick)`, `versions()` and `engine(chip)`. Without a chip the engine measures."""
 
 _VERSIONS = ("jax", "jaxlib", "numpy", "lsd-jax")
 
@@ -69,7 +71,8 @@ def _plan(
     if args.chip is None:
         import jax
 
-        if args.devices:
+        if args.devices is not None:
+            at_least(args, devices=1)
             jax.config.update("jax_num_cpu_devices", args.devices)
         from lsd_jax.hw.micro import clock, harness
         from lsd_jax.hw.micro.suites import chosen
@@ -83,7 +86,8 @@ def _plan(
         def measured(case):
             return vars(clock.measure(case, budget))
 
-        return "measured", harness.device_name(), {}, measured, before, cases, after
+        pretended = {} if args.devices is None else {"virtual devices": str(args.devices)}
+        return "measured", harness.device_name(), pretended, measured, before, cases, after
     from lsd_jax.hw import chips
 
     chip = chips.load(args.chip)

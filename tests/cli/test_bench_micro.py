@@ -114,6 +114,7 @@ def test_the_shipped_logs_give_the_shipped_chip(tmp_path):
         (["stack"], "stack needs --chip, such as v6e"),
         (["micro"], "micro needs --out FILE.jsonl"),
         (["micro", "a.jsonl"], "micro takes no file: a.jsonl; give --out FILE.jsonl"),
+        (["micro", "--devices", "0", "--out", "OUT"], "--devices 0: give at least 1"),
         (["stack", "a.jsonl", "--chip", "v6e"], "stack takes no file: a.jsonl"),
         (["micro", "--suite", "warp", "--out", "OUT"], "--suite warp: known here: matmul"),
         (
