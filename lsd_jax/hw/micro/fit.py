@@ -67,7 +67,7 @@ def fit(
     numbers = _rates(found) | _prices(amounts, 1e9 * seconds, weights, prices, cases)
     if memory_bytes is not None:
         source = "the operating system, for all programs together"
-        numbers["memory_bytes"] = Number(memory_bytes, "B", source, "published")
+        numbers["memory_bytes"] = Number(float(memory_bytes), "B", source, "published")
     return Fitted(Chip(name, description, MappingProxyType(numbers)), dict(errors))
 
 
