@@ -11,7 +11,7 @@ from lsd_jax.config import Config, ModelConfig
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.plan import FramePlan, plan_frame
 from lsd_jax.search import fast
-from lsd_jax.search.law import Law
+from lsd_jax.search.law import Law, supported
 from lsd_jax.search.space import Candidates, enumerate_all
 
 SHOWN = 12  # points of a front, spread evenly over the logarithm of time
@@ -54,11 +54,11 @@ def search(
         raise ValueError(f"no patch of the space divides {base.model.width}x{base.model.height}")
     ms = fast.frame_ms(space, chip)
     budget = 1000 / fps / sessions
-    allowed = fast.fits(space, chip, sessions)
+    allowed = fast.fits(space, chip, sessions) & supported(space)
     allowed &= space.parameters <= (params_max or np.inf)
     if not allowed.any():
         raise ValueError(
-            f"nothing of at most {params_max:,.0f} parameters fits; the smallest has "
+            f"nothing of at most {params_max:,.0f} parameters fits; the smallest of all has "
             f"{space.parameters.min():,}"
         )
     within = np.flatnonzero(allowed & (ms <= budget))
