@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lsd_jax.config import Config, ModelConfig
+from lsd_jax.config import SECTIONS, Config, ModelConfig
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.plan import FramePlan, plan_frame
 from lsd_jax.search import fast
@@ -115,7 +115,7 @@ def name_of(model: ModelConfig, chip: Chip) -> str:
 def source(config: Config, docstring: str) -> str:
     """A config as a Python file that `lsd train` and `lsd plan` take."""
     sections = []
-    for name in ("model", "stream", "train"):
+    for name in SECTIONS:
         section = getattr(config, name)
         default = type(section)()
         fields = "".join(

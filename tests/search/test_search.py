@@ -58,6 +58,14 @@ def test_a_front_has_no_point_that_another_beats():
     assert front.pareto(np.array([1.0, 1.0]), np.array([2.0, 1.0])).tolist() == [1]
 
 
+@pytest.mark.parametrize("name", ["tiny", "base", "lucy_1080p"])
+def test_a_written_config_is_read_back_whole(name, tmp_path):
+    config = configs.override(configs.load(name), ["model.controls=mask,keypoints"])
+    path = front.write(config, tmp_path, "It is one.\n")
+    assert configs.load(path) == config
+    assert [p.name for p in tmp_path.iterdir()] == [f"{name}.py"]
+
+
 def runs(coefficients, models, noise=0.0):
     """A grid whose errors follow a known law."""
     rng, entries = np.random.default_rng(0), []
