@@ -103,6 +103,7 @@ def smallest(config: Any, fps: float) -> list[dict[str, Any]]:
     from rich.table import Table
 
     from lsd_jax.hw import capacity, chips
+    from lsd_jax.hw.plan import is_cpu
 
     rows = []
     for chip in map(chips.load, chips.known()):
@@ -110,6 +111,8 @@ def smallest(config: Any, fps: float) -> list[dict[str, Any]]:
         plan = found[1] if found else capacity.fastest(config, chip, capacity.MOST_CHIPS)
         longest = max(plan.stages, key=lambda stage: stage.ms)
         why = f"{longest.name} takes {longest.ms:.1f} ms, bound by {longest.bound_by}"
+        if not found and not is_cpu(chip):
+            why = f"{config.model.heads} heads share no more cores than these; {why}"
         rows.append({
             "chip": chip.name, "chips": found[0] if found else None, "cores": plan.ranks,
             "ms_per_frame": plan.ms, "bytes_held": plan.held.total, "kind": plan.kind,

@@ -26,13 +26,16 @@ class Held:
         return self.weights + self.state + self.working
 
 
-def held(config: Config, sessions: int = 1) -> Held:
-    """What streaming a config keeps for so many sessions."""
+def held(config: Config, sessions: int = 1, by_kernel: bool = False) -> Held:
+    """What streaming a config keeps for so many sessions. A kernel of ours computes the stacks
+    without any array of them but the residual stream in memory.
+    """
     model, size = config.model, np.dtype(config.stream.compute_dtype).itemsize
     modulation = (config.stream.passes + 1) * model.layers * 6 * model.dim
     width = model.heads * model.head_dim
     state = 2 * size * model.layers * sessions * model.keys * width
-    largest = max(op.bytes for stage in frame_work(config, sessions) for op in stage.ops)
+    stages = [s for s in frame_work(config, sessions) if s.stack is None or not by_kernel]
+    largest = max(op.bytes for stage in stages for op in stage.ops)
     return Held(size * int(parameters(model) + modulation), state, 2 * largest)
 
 

@@ -26,6 +26,7 @@ ranks)` gives seconds, what bounds them, and how. It raises NotImplementedError 
 refuses."""
 
 KIND = "modelled"
+BY_XLA = "stack by XLA"
 RESERVE = 0.9  # of a chip's memory; the rest is code, fragments and the runtime's
 
 
@@ -68,7 +69,6 @@ def plan_frame(config: Config, chip: Chip, ranks: int = 1, sessions: int = 1) ->
     """
     model = config.model
     room = RESERVE * ranks * memory_bytes(chip)
-    kept = held(config, sessions)
     if is_cpu(chip):
         if ranks > 1:
             raise ValueError(f"chip {chip.name} is planned as a whole; use --chips 1")
@@ -76,7 +76,7 @@ def plan_frame(config: Config, chip: Chip, ranks: int = 1, sessions: int = 1) ->
             StageTime(stage.name, 1e3 * stage.total, "as measured")
             for stage in cpu.frame_times(config, chip, sessions)
         )
-        return FramePlan(sessions, 1, times, kept, room)
+        return FramePlan(sessions, 1, times, held(config, sessions), room)
     if ranks > 1 and model.heads % ranks:
         raise ValueError(f"{model.heads} heads do not share {ranks} cores")
     times, notes, stacks = [], [], {}
@@ -90,6 +90,7 @@ def plan_frame(config: Config, chip: Chip, ranks: int = 1, sessions: int = 1) ->
             seconds, bound = stage_seconds(stage, chip, ranks)
         times.append(StageTime(stage.name, 1e3 * seconds, bound))
     times.append(StageTime("launch", chip["launch_ns"] * 1e-6, "launch"))
+    kept = held(config, sessions, by_kernel=not any(BY_XLA in note for note in notes))
     return FramePlan(sessions, ranks, tuple(times), kept, room, tuple(dict.fromkeys(notes)))
 
 
@@ -128,7 +129,7 @@ def xla_seconds(shape: StackShape, chip: Chip, ranks: int, why: str) -> tuple[fl
     seconds, bound = bounded(stage, roofline.rates(chip), ranks)
     links = all_reduce_seconds(shape, chip, ranks)
     bound = "links" if links > seconds else bound
-    return seconds + links, bound, f"stack by XLA ({why})"
+    return seconds + links, bound, f"{BY_XLA} ({why})"
 
 
 def all_reduce_seconds(shape: StackShape, chip: Chip, ranks: int) -> float:

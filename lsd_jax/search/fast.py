@@ -83,11 +83,25 @@ def stacks(found: Candidates, chip: Chip, commit: bool) -> np.ndarray:
     shapes = [stack_of(found.model(i), dtype, commit=commit) for i in first.tolist()]
     deep = [[replace(shape, layers=depth) for shape in shapes] for depth in DEPTHS]
     low, high = (kernel_seconds(each, chip) for each in deep)
-    for i in np.flatnonzero(~np.isfinite(low + high)):  # one that refuses either is no line
+    doubtful = np.isfinite(low) & ~np.isfinite(high)
+    high[doubtful] = low[doubtful]
+    for i in np.flatnonzero(~np.isfinite(low)):
         low[i], high[i] = (xla(each[i], chip) for each in deep)
     each = (high - low) / (DEPTHS[1] - DEPTHS[0])
     where = where.ravel()
-    return low[where] + (found.layers - DEPTHS[0]) * each[where]
+    seconds = low[where] + (found.layers - DEPTHS[0]) * each[where]
+    for i in np.flatnonzero(doubtful):  # the kernel takes some depths, and refuses others
+        own = np.flatnonzero(where == i)
+        layers = found.layers[own].tolist()
+        exact = {n: one(replace(shapes[i], layers=n), chip) for n in set(layers)}
+        seconds[own] = [exact[n] for n in layers]
+    return seconds
+
+
+def one(shape: StackShape, chip: Chip) -> float:
+    """Seconds of one stack, by whoever takes it."""
+    kernel = float(kernel_seconds([shape], chip)[0])
+    return kernel if np.isfinite(kernel) else xla(shape, chip)
 
 
 def kernel_seconds(shapes: list[StackShape], chip: Chip) -> Any:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lsd_jax.config import Config, ModelConfig
+from lsd_jax.config import SECTIONS, Config, ModelConfig
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.plan import FramePlan, plan_frame
 from lsd_jax.search import fast
-from lsd_jax.search.law import Law
+from lsd_jax.search.law import Law, supported
 from lsd_jax.search.space import Candidates, enumerate_all
 
 SHOWN = 12  # points of a front, spread evenly over the logarithm of time
@@ -54,11 +54,11 @@ def search(
         raise ValueError(f"no patch of the space divides {base.model.width}x{base.model.height}")
     ms = fast.frame_ms(space, chip)
     budget = 1000 / fps / sessions
-    allowed = fast.fits(space, chip, sessions)
+    allowed = fast.fits(space, chip, sessions) & supported(space)
     allowed &= space.parameters <= (params_max or np.inf)
     if not allowed.any():
         raise ValueError(
-            f"nothing of at most {params_max:,.0f} parameters fits; the smallest has "
+            f"nothing of at most {params_max:,.0f} parameters fits; the smallest of all has "
             f"{space.parameters.min():,}"
         )
     within = np.flatnonzero(allowed & (ms <= budget))
@@ -115,7 +115,7 @@ def name_of(model: ModelConfig, chip: Chip) -> str:
 def source(config: Config, docstring: str) -> str:
     """A config as a Python file that `lsd train` and `lsd plan` take."""
     sections = []
-    for name in ("model", "stream", "train"):
+    for name in SECTIONS:
         section = getattr(config, name)
         default = type(section)()
         fields = "".join(

@@ -1,12 +1,13 @@
 """The scaling law: what error to expect of an architecture, fitted to the grid's real runs.
 
-    log error = c + a log(parameters of the blocks) + b log(tokens of a frame) + d log(layers)
+    log error = c + a log(parameters of the blocks) + b log(tokens of a frame)
 
 One pass is what the law is of; two passes cost the mean factor that the grid's runs saw. It was
-fitted to small models, small pictures and short runs, so it ranks architectures of one resolution;
-its figures are no promise of a trained model's error. It knows nothing of windows, sinks, memory
-and precision, since single frames say nothing of the first three and the grid saw no difference in
-the last: the search takes those as it is told.
+fitted to small models, small pictures and short runs, so it ranks architectures of one resolution
+whose proportions the grid has seen (`supported`); its figures are no promise of a trained model's
+error. More terms (depth, heads) predicted runs left out worse. It knows nothing of windows, sinks,
+memory and precision, since single frames say nothing of the first three and the grid saw no
+difference in the last: the search takes those as it is told.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Law:
-    """Coefficients, and by how much they miss, as a share of the error: on the runs that they were
-    fitted to, with each left out in turn, and on runs that were never used."""
+    """Coefficients of all runs, and by how much laws miss, as a share of the error: this one on its
+    own runs, those of all runs but one on that one, and one without the held-out runs on these."""
 
     coefficients: tuple[float, ...]
     two_passes: float
@@ -48,23 +49,32 @@ def fit(grid: dict[str, Any]) -> Law:
     features = np.stack([_features(model) for model in models])
     errors = np.log([entry["error"]["1"] for entry in grid["runs"]])
     held_out = np.array([entry["held_out"] for entry in grid["runs"]])
-    fitted = np.flatnonzero(~held_out)
-    if len(fitted) <= features.shape[1] or not held_out.any():
+    if len(errors) - sum(held_out) <= features.shape[1] or not held_out.any():
         raise ValueError(
-            f"{len(fitted)} fitted runs and {held_out.sum()} held out do not make a law of "
+            f"{len(errors) - sum(held_out)} runs and {sum(held_out)} held out do not make a law of "
             f"{features.shape[1]} coefficients; finish the grid by lsd search --refit"
         )
-    coefficients = solve(features[fitted], errors[fitted])
-    left_out = []
-    for i in fitted:
-        others = fitted[fitted != i]
-        left_out.append(features[i] @ solve(features[others], errors[others]) - errors[i])
+
+    def misses(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        return features[asked] @ solve(features[known], errors[known]) - errors[asked]
+
+    every = np.ones(len(errors), bool)
+    left_out = [misses(np.arange(len(errors)) != i, np.array([i])) for i in range(len(errors))]
     two = np.mean([np.log(e["error"]["2"] / e["error"]["1"]) for e in grid["runs"]])
-    miss = features @ coefficients - errors
     return Law(
-        tuple(float(c) for c in coefficients), float(np.exp(two)), share(miss[fitted]),
-        share(np.array(left_out)), share(miss[held_out]),
+        tuple(float(c) for c in solve(features, errors)), float(np.exp(two)),
+        share(misses(every, every)), share(np.concatenate(left_out)),
+        share(misses(~held_out, held_out)),
     )  # fmt: skip
+
+
+SUPPORTED = (16, 96)  # dim over layers of the grid's models
+
+
+def supported(model: Any) -> Any:
+    """Whether the grid has seen such proportions of width and depth."""
+    shape = model.dim / model.layers
+    return (shape >= SUPPORTED[0]) & (shape <= SUPPORTED[1])
 
 
 def solve(features: np.ndarray, errors: np.ndarray) -> np.ndarray:
@@ -105,10 +115,10 @@ class Sizes:
         return cls(model["dim"], model["layers"], model["heads"], width, model["mlp"], tokens)
 
 
-REFERENCE = (1e5, 64.0, 3.0)  # where the logs are 0: in the middle of the grid
+REFERENCE = (1e5, 64.0)  # where the logs are 0: in the middle of the grid
 
 
 def _features(model: Any) -> np.ndarray:
-    amounts = (block_parameters(model), model.tokens, model.layers)
+    amounts = (block_parameters(model), model.tokens)
     logs = [np.log(np.asarray(x) / at) for x, at in zip(amounts, REFERENCE, strict=True)]
     return np.stack(np.broadcast_arrays(np.ones(()), *logs), axis=-1)

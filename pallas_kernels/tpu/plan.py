@@ -75,8 +75,8 @@ class Plan:
         ages = Buffer((s.layers, s.ages, s.heads, k), "float32")
         return {
             "x": Buffer((s.rows, s.dim), "float32"),
-            "cos": Buffer((np.maximum(self.rows, s.tokens), k), "float32"),
-            "sin": Buffer((np.maximum(self.rows, s.tokens), k), "float32"),
+            "cos": Buffer((larger(self.rows, s.tokens), k), "float32"),
+            "sin": Buffer((larger(self.rows, s.tokens), k), "float32"),
             "q_scale": Buffer((s.layers, k), "float32"),
             "k_scale": Buffer((s.layers, k), "float32"),
             "age_k": ages,
@@ -125,6 +125,11 @@ class Plan:
             f"{self.ahead} tiles ahead, blocks of {self.rows} rows and {self.queries} queries, "
             f"{self.vmem_bytes / 1e6:.1f} MB of VMEM"
         )
+
+
+def larger(a, b):
+    """Of two numbers, or of each two of arrays."""
+    return np.maximum(a, b) if np.ndim(a) or np.ndim(b) else max(a, b)
 
 
 def up(n: int, multiple: int) -> int:

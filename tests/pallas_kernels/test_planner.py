@@ -1,5 +1,6 @@
 """Plans and their modelled cost: they fit, they are chosen, they refuse with a remedy."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -31,6 +32,7 @@ REFERENCE, BASE = shape_of("reference"), shape_of("base")
 def test_a_plan_fits_and_does_all_of_the_work(chip, shape):
     plan = choose(shape, chip).plan
     assert plan.vmem_bytes < chips.load(chip)["vmem_bytes"]
+    assert json.dumps([plan.vmem_bytes, choose(shape, chip).total.hbm_bytes])  # no array's numbers
     whole = total(program(plan), plan, chips.load(chip))
     assert whole.macs == least_macs(shape)
     assert whole.hbm_bytes == least_bytes(shape)  # each byte crosses HBM once

@@ -58,6 +58,14 @@ def test_a_front_has_no_point_that_another_beats():
     assert front.pareto(np.array([1.0, 1.0]), np.array([2.0, 1.0])).tolist() == [1]
 
 
+@pytest.mark.parametrize("name", ["tiny", "base", "lucy_1080p"])
+def test_a_written_config_is_read_back_whole(name, tmp_path):
+    config = configs.override(configs.load(name), ["model.controls=mask,keypoints"])
+    path = front.write(config, tmp_path, "It is one.\n")
+    assert configs.load(path) == config
+    assert [p.name for p in tmp_path.iterdir()] == [f"{name}.py"]
+
+
 def runs(coefficients, models, noise=0.0):
     """A grid whose errors follow a known law."""
     rng, entries = np.random.default_rng(0), []
@@ -75,13 +83,13 @@ def runs(coefficients, models, noise=0.0):
 def test_the_law_recovers_what_made_the_errors():
     models = [grid._model(dim, layers, patch=p) for dim in (48, 96, 192) for layers in (1, 3, 6)
               for p in (4, 8)]  # fmt: skip
-    found = law.fit(runs((-2.0, -0.1, -0.05, 0.02), models))
+    found = law.fit(runs((-2.0, -0.1, -0.05), models))
     assert found.held_out_error < 0.005 and found.two_passes == pytest.approx(1.25)
     assert found.coefficients[1] == pytest.approx(-0.1, abs=0.02)
-    noisy = law.fit(runs((-2.0, -0.1, -0.05, 0.02), models, noise=0.1))
+    noisy = law.fit(runs((-2.0, -0.1, -0.05), models, noise=0.1))
     assert 0.02 < noisy.held_out_error < 0.3
     with pytest.raises(ValueError, match="finish the grid by lsd search --refit"):
-        law.fit(runs((-2.0, -0.1, -0.05, 0.02), models[:4]))
+        law.fit(runs((-2.0, -0.1, -0.05), models[:3]))
 
 
 def test_the_shipped_law_is_that_of_the_grid():
@@ -92,7 +100,7 @@ def test_the_shipped_law_is_that_of_the_grid():
     for entry in shipped["runs"]:
         assert entry["model"] == json.loads(json.dumps(asdict(wanted[entry["name"]])))
     found = law.fit(shipped)
-    assert found.held_out_error < 0.1
+    assert found.held_out_error < 0.15 and found.left_out_error < 0.15
     assert found.coefficients[1] < 0  # more parameters, less error
 
 
@@ -105,7 +113,14 @@ def test_a_grid_of_other_settings_is_not_continued(tmp_path):
         grid.run(path, tmp_path)
 
 
-def test_the_command_writes_configs_that_plan_takes(tmp_path, capsys):
+@pytest.fixture
+def few(monkeypatch):
+    """A space of some thousands: checked types make a search slow."""
+    monkeypatch.setattr(space, "DIMS", (128, 256, 512, 768))
+    monkeypatch.setattr(space, "RATIOS", (2.0, 4.0))
+
+
+def test_the_command_writes_configs_that_plan_takes(few, tmp_path, capsys):
     report, picture, out = (tmp_path / name for name in ("found.json", "found.png", "found"))
     arguments = ["search", "--chip", "v6e", "--fps", "240", "--params-max", "4e7"]
     assert main([*arguments, "-o", str(out), "--json", str(report), "--plot", str(picture)]) == 0
@@ -123,6 +138,7 @@ def test_the_command_writes_configs_that_plan_takes(tmp_path, capsys):
         assert plan_frame(config, chips.load("v6e")).ms == pytest.approx(row["ms_per_frame"])
         assert config.model.window == configs.load("small").model.window
         assert config.train == configs.load("small").train
+        assert law.supported(config.model)
     losses = [row["predicted_loss"] for row in rows]
     assert losses == sorted(losses, reverse=True)
     again = tmp_path / "again.json"
@@ -141,7 +157,7 @@ def test_the_command_writes_configs_that_plan_takes(tmp_path, capsys):
         (["--chip", "v6e", "--params-max", "10"], "nothing of at most 10 parameters fits"),
     ],
 )
-def test_bad_input_is_refused_in_a_line(arguments, message, capsys):
+def test_bad_input_is_refused_in_a_line(few, arguments, message, capsys):
     assert main(["search", *arguments]) == 2
     said = capsys.readouterr().err
     assert message in said and said.strip().count("\n") == 0
