@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -32,13 +33,13 @@ def rope_table(rows: int, columns: int, head_dim: int) -> Rope:
 
     The first half of the pairs turns with the row, the second with the column (RoPE: Su et al.
     2021; axial in two dimensions: Heo et al. 2024). The base is 100 since a frame has tens of rows.
+    Worked out when traced: they are constants of the program.
     """
     pairs = head_dim // 4
-    frequencies = 100.0 ** (-jnp.arange(pairs, dtype=jnp.float32) / pairs)
-    row, column = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
-    positions = jnp.stack([row.ravel(), column.ravel()], axis=1).astype(jnp.float32)  # [T, 2]
-    angles = (positions[:, :, None] * frequencies).reshape(rows * columns, 2 * pairs)
-    return Rope(cos=jnp.cos(angles), sin=jnp.sin(angles))
+    frequencies = 100.0 ** (-np.arange(pairs) / pairs)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    angles = (np.stack([row, column], axis=1)[:, :, None] * frequencies).reshape(row.size, -1)
+    return Rope(cos=jnp.float32(np.cos(angles)), sin=jnp.float32(np.sin(angles)))
 
 
 def rotate(x: Float[Array, "b t h k"], rope: Rope) -> Float[Array, "b t h k"]:

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float
 from lsd_jax.codec import PixelCodec
 from lsd_jax.conditioning import Conditioner
 from lsd_jax.config import ModelConfig
-from lsd_jax.layers import fourier, normal, patchify, rope_table
+from lsd_jax.layers import fourier, normal, rope_table
 from lsd_jax.ops.denoise_stack import denoise_stack
+from lsd_jax.ops.embed import embed
 from lsd_jax.readout import Readout
 from lsd_jax.ring import bias
 from lsd_jax.types import Conditioning, KVBuffer, StackWeights
@@ -107,9 +108,7 @@ class Denoiser(nnx.Module):
 
     def tokens(self, source: Array, latent: Array, controls: Array) -> Float[Array, "b t d"]:
         """Input planes, a noisy (or finished) latent and control planes, as tokens."""
-        patches = patchify(jnp.concatenate([source, latent, controls], -1), self.config.patch)
-        flat = patches.reshape(source.shape[0], self.config.tokens, -1)
-        return flat @ self.embed[...] + self.position[...]
+        return embed(source, latent, controls, self.embed[...], self.position[...])
 
     def denoise(
         self,

@@ -12,13 +12,12 @@ from __future__ import annotations
 from math import gcd
 
 import jax
-import jax.numpy as jnp
-from einops import repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
 from lsd_jax.config import ModelConfig
-from lsd_jax.layers import normal, patchify, rms_norm, unpatchify
+from lsd_jax.layers import normal
+from lsd_jax.ops.readout import ReadoutWeights, Sizes, readout
 
 SURROUNDINGS = 4  # cells of the detail head along a side of a square of the coarser grid
 
@@ -30,7 +29,7 @@ class Readout(nnx.Module):
         keys = jax.random.split(key, 8)
         dim, hidden, cell = config.dim, config.detail_dim, config.detail_patch**2
         planes = 3 * channels + len(config.controls)  # input, noisy, coarse, controls
-        self.patch, self.cell, self.channels = config.patch, config.detail_patch, channels
+        self.patch, self.cell = config.patch, config.detail_patch
         self.square = gcd(SURROUNDINGS * self.cell, self.patch)  # in pixels
         inside = self.square**2 * planes
         self.coarse = nnx.Param(
@@ -62,41 +61,8 @@ class Readout(nnx.Module):
         noisy: Float[Array, "b h w c"],
         controls: Float[Array, "b h w n"],
     ) -> Float[Array, "b h w c"]:
-        b, h, w, c = source.shape
-        rows, columns = h // self.patch, w // self.patch
-        grid = rms_norm(tokens).reshape(b, rows, columns, -1)
-        coarse = unpatchify(grid @ self.coarse[...], self.patch)
-
-        fine = (b, h // self.cell, w // self.cell)
-        steer = upsample(grid @ jnp.concatenate([self.colour[...], self.film[...]], 1), fine[1:])
-        colour, film = jnp.split(steer, [c * c], axis=-1)
-        scale_1, shift_1, scale_2, shift_2 = jnp.split(film, 4, axis=-1)
-
-        planes = jnp.concatenate([source, noisy, coarse, controls], -1)
-        squares = jax.nn.gelu(patchify(planes, self.square) @ self.gather[...])
-        around = enlarge(convolve(squares, self.around[...]), self.square // self.cell)
-        x = convolve(patchify(planes, self.cell), self.enter[...]) + around
-        x = jax.nn.gelu(x * (1 + scale_1) + shift_1)
-        x = x + jax.nn.gelu(convolve(x, self.mix[...]) * (1 + scale_2) + shift_2)
-
-        pixels = patchify(source, self.cell).reshape(*fine, -1, c)
-        recoloured = pixels + jnp.einsum("brspc,brscd->brspd", pixels, colour.reshape(*fine, c, c))
-        detail = x @ self.leave[...] + recoloured.reshape(*fine, -1)
-        return coarse + unpatchify(detail, self.cell)
-
-
-def convolve(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Array:
-    """A 3x3 convolution that keeps the size."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def enlarge(x: Float[Array, "b r s c"], times: int) -> Float[Array, "b h w c"]:
-    """Each value repeated over a `times x times` square."""
-    return repeat(x, "b r s c -> b (r p) (s q) c", p=times, q=times)
-
-
-def upsample(x: Float[Array, "b r s c"], size: tuple[int, int]) -> Array:
-    """Bilinear interpolation of per-patch values to a finer grid."""
-    return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "bilinear")
+        weights = ReadoutWeights(
+            **{name: getattr(self, name)[...] for name in ReadoutWeights.__annotations__}
+        )
+        sizes = Sizes(self.patch, self.cell, self.square)
+        return readout(tokens, source, noisy, controls, weights, sizes)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from lsd_jax.config import ModelConfig
@@ -34,12 +35,17 @@ def empty(config: ModelConfig, batch: int, dtype) -> KVBuffer:
 
 def bias(kv: KVBuffer) -> Float[Array, "b n"]:
     """0 for each key that holds something, `INVALID` for the rest."""
+    keys, pinned = kv.k.shape[2], kv.pinned.shape[1]
     slots, memory = kv.age.shape[1], kv.memory.shape[1]
-    tokens = 4 * (kv.k.shape[2] - kv.pinned.shape[1]) // max(4 * slots + memory, 1)
-    filled = jnp.repeat(kv.age != EMPTY, tokens, axis=1)
-    kept = jnp.repeat(kv.memory != EMPTY, tokens // 4, axis=1)
-    valid = jnp.concatenate([kv.pinned, kept, filled], axis=1)
-    return jnp.where(valid, 0.0, INVALID).astype(jnp.float32)
+    tokens = 4 * (keys - pinned) // max(4 * slots + memory, 1)
+    sizes = np.array([pinned, *[tokens // 4] * memory, *[tokens] * slots])
+    ends = np.cumsum(sizes)[1:, None]
+    of_slot = (ends - sizes[1:, None] <= np.arange(keys)) & (np.arange(keys) < ends)  # [R + S, N]
+    cold = jnp.concatenate([kv.memory, kv.age], axis=1) == EMPTY
+    # A choice for each key among all slots: one operation, where repeating each slot's is many.
+    invalid = jnp.any(cold[:, :, None] & of_slot, axis=1)
+    invalid |= jnp.pad(~kv.pinned, ((0, 0), (0, keys - pinned)))
+    return jnp.where(invalid, INVALID, 0.0).astype(jnp.float32)
 
 
 def pin(

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsd_jax import layers
+from lsd_jax.ops.readout import upsample
 
 
 def normals(*shape, seed=0):
@@ -75,3 +76,10 @@ def test_normal_has_the_asked_deviation(gain):
     weights = layers.normal(jax.random.key(0), (64, 64), 64, gain)
     assert float(jnp.std(weights)) == pytest.approx(gain / 8, rel=0.05)
     assert abs(float(jnp.mean(weights))) < 0.01 * gain
+
+
+@pytest.mark.parametrize(("size", "finer"), [((2, 3), (16, 12)), ((1, 4), (2, 4))])
+def test_upsample_interpolates_as_pictures_are_resized(size, finer):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *size, 5)), jnp.float32)
+    resized = jax.image.resize(x, (2, *finer, 5), "bilinear")
+    np.testing.assert_allclose(upsample(x, finer), resized, rtol=1e-6, atol=1e-6)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lsd_jax.cli.options import at_least
+
 if TYPE_CHECKING:  # `lsd --help` imports no more than it needs
     from lsd_jax.hw.micro.case import Case, Kind, Measurement
     from lsd_jax.hw.micro.harness import Engine
@@ -17,13 +19,15 @@ ENGINES: dict[str, tuple[Kind, str]] = {
     "mxus": ("compiled", "pallas_kernels.micro"),
 }
 """By a number that only such chips have: the kind of an engine's figures, and its module, which has
-`SUITES`, `versions()` and `engine(chip)`. Without a chip the engine measures."""
+`cases(suites, quick)`, `versions()` and `engine(chip)`. Without a chip the engine measures."""
 
 _VERSIONS = ("jax", "jaxlib", "numpy", "lsd-jax")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="*", metavar="FILE.jsonl", help="fit: one log; compare: two")
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE.jsonl", help="fit: logs of one chip; compare: two"
+    )
     parser.add_argument("--suite", metavar="A,B", help="micro: some of the suites; default: all")
     parser.add_argument("--quick", action="store_true", help="micro: fewer cases, two minutes")
     parser.add_argument("--report", metavar="DIR", help="micro: an HTML page with pictures")
@@ -67,7 +71,8 @@ def _plan(
     if args.chip is None:
         import jax
 
-        if args.devices:
+        if args.devices is not None:
+            at_least(args, devices=1)
             jax.config.update("jax_num_cpu_devices", args.devices)
         from lsd_jax.hw.micro import clock, harness
         from lsd_jax.hw.micro.suites import chosen
@@ -81,7 +86,8 @@ def _plan(
         def measured(case):
             return vars(clock.measure(case, budget))
 
-        return "measured", harness.device_name(), {}, measured, before, cases, after
+        pretended = {} if args.devices is None else {"virtual devices": str(args.devices)}
+        return "measured", harness.device_name(), pretended, measured, before, cases, after
     from lsd_jax.hw import chips
 
     chip = chips.load(args.chip)
@@ -122,14 +128,16 @@ def fit(args: argparse.Namespace) -> dict:
     from rich.console import Console
     from rich.table import Table
 
-    from lsd_jax.hw.micro import log
+    from lsd_jax.hw.micro import harness, log
     from lsd_jax.hw.micro.fit import fit as fitted_to
     from lsd_jax.reports import provenance, write_json
 
-    if len(args.files) != 1 or not args.out:
-        raise ValueError("write it as: lsd bench fit FILE.jsonl -o CHIP.json")
-    found = log.read(args.files[0])
-    fitted = fitted_to(found, Path(args.out).stem, f"{found[0].chip}, shared with other programs")
+    if not args.files or not args.out:
+        raise ValueError("write it as: lsd bench fit FILE.jsonl [FILE.jsonl ...] -o CHIP.json")
+    found = log.merged([log.read(path) for path in args.files])
+    here = harness.device_name() == found[0].chip  # its memory no log knows
+    about = f"{found[0].chip}, shared with other programs"
+    fitted = fitted_to(found, Path(args.out).stem, about, harness.memory_bytes() if here else None)
     table = Table(title=f"{found[0].chip}: what the fitted prices miss (measured)")
     for heading in ("operation", "cases", "mean error", "worst", "worst case"):
         table.add_column(heading)

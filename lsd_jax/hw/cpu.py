@@ -117,7 +117,7 @@ def seconds(op: Op, chip: Chip) -> float:
 
 def frame_times(config: Config, chip: Chip, sessions: int = 1) -> tuple[Timed, ...]:
     """The stages of `stream.frame_step` and the call itself, with their seconds. A CPU takes the
-    sessions one by one."""
+    sessions one by one. Prices are of float32, in whatever the config computes."""
     stages = [
         Timed(stage.name, {op.name: sessions * seconds(op, chip) for op in stage.ops})
         for stage in frame_work(config)

@@ -72,7 +72,8 @@ def using(backend: str) -> Iterator[dict[str, str]]:
 class Op(Generic[P, R]):
     """A reference and its implementations, in the order in which `auto` tries them.
 
-    A `minor` op is one beside a greater: whoever computes that may leave it to the reference.
+    A `minor` op is one beside a greater: whoever computes that may leave it to the reference, be it
+    that he does not know it, or that he refuses.
     """
 
     def __init__(self, reference: Callable[P, R], backends: tuple[Backend, ...], minor: bool):
@@ -95,7 +96,12 @@ class Op(Generic[P, R]):
                 except NotImplementedError:
                     continue
         else:
-            out = self.implementation(wanted)(*args, **kwargs)
+            try:
+                out = self.implementation(wanted)(*args, **kwargs)
+            except NotImplementedError:
+                if not self.minor:
+                    raise
+                name, out = REFERENCE, self.reference(*args, **kwargs)
         chosen = _chosen.get()
         if chosen is not None:
             chosen[self.name] = name

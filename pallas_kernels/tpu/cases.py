@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,11 @@ from pallas_kernels.tpu.denoise_stack import denoise_stack
 Case = tuple[Callable, tuple, tuple[int, ...]]
 
 
-def stack(implementation: str, **shape) -> Case:
+def stack(implementation: str, planned_layers: int = 0, **shape) -> Case:
     """`ops.denoise_stack` of `StackShape(**shape)` by `pallas`, `xla` (layers unrolled) or
-    `xla-scan`."""
-    run = {"pallas": denoise_stack, "xla": unrolled, "xla-scan": op.reference}[implementation]
+    `xla-scan`; the kernel with the tiles that it has at `planned_layers`, if given."""
+    kernel = partial(denoise_stack, planned_layers=planned_layers)
+    run = {"pallas": kernel, "xla": unrolled, "xla-scan": op.reference}[implementation]
     return run, abstract_arguments(StackShape(**shape)), ()
 
 

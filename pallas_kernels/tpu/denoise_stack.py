@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
@@ -24,13 +26,16 @@ def denoise_stack(
     bias: Float[Array, "b n"],
     modulation: Float[Array, "l #b 6 d"],
     rope: Rope,
+    planned_layers: int = 0,
 ) -> Result:
-    """`ops.denoise_stack` on the TPU that this is traced for.
+    """`ops.denoise_stack` on the TPU that this is traced for; in tiles for a stack of
+    `planned_layers`, if given, since some of many layers are profiled in the tiles of all.
 
     Raises NotImplementedError where that is none, or the shape is not one for it.
     """
-    chip = chip_here()
-    plan = choose(shape_of(x, weights, kv, modulation), chip.name).plan
+    chip, shape = chip_here(), shape_of(x, weights, kv, modulation)
+    planned = replace(shape, layers=planned_layers or shape.layers)
+    plan = replace(choose(planned, chip.name).plan, shape=shape)
     out = launch(plan, program(plan), x, weights, kv, bias, modulation, rope, limit_bytes(chip))
     return as_seam(plan, out)
 

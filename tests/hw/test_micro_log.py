@@ -159,8 +159,19 @@ def test_computed_figures_differ_without_chance():
     assert [c.significant for c in compare(one, one)] == [False]
 
 
+def test_logs_of_one_chip_go_together_by_the_fastest_run():
+    one = [measured("a", fastest=2.0), measured("b", fastest=1.0), measured("c", refused="no")]
+    other = [measured("b", fastest=3.0), measured("a", fastest=1.5), measured("c", fastest=9.0)]
+    assert {m.op: m.fastest for m in log.merged([one, other])} == {"a": 1.5, "b": 1.0, "c": 9.0}
+    with pytest.raises(ValueError, match="the logs differ in chip, 'b' and 'chip'"):
+        log.merged([one, [measured("a", chip="b")]])
+
+
 def test_what_cannot_be_compared_is_refused():
-    for other, said in (({"chip": "b"}, "differ in chip"), ({"kind": "modelled"}, "in kind")):
+    for other, said in (
+        ({"chip": "b"}, "differ in chip"),
+        ({"kind": "modelled"}, "differ in kind"),
+    ):
         with pytest.raises(ValueError, match=said):
             compare([measured()], [measured(**other)])
     with pytest.raises(ValueError, match="no case in common"):

@@ -24,6 +24,7 @@ CONFIG = Config(
     ),
     StreamConfig(passes=2),
 )  # fmt: skip
+OPS = ("denoise_stack", "commit", "embed", "readout")
 FRAME = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
 CONTROLS = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.uint8)
 
@@ -31,7 +32,7 @@ CONTROLS = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.uint8)
 def streamed(which: str, model: Denoiser, frames: int):
     config = dataclasses.replace(CONFIG, stream=dataclasses.replace(CONFIG.stream, backend=which))
     compiled = stream.compile_stream(stream.prepare(model, config), config)
-    assert compiled.backends == {"denoise_stack": which, "commit": "xla"}
+    assert compiled.backends == {op: which if op == "denoise_stack" else "xla" for op in OPS}
     state = stream.init_state(config, jnp.zeros(1, jnp.int32))
     rng, out = np.random.default_rng(0), []
     controls = jnp.full(CONTROLS.shape, 255, jnp.uint8)
@@ -120,7 +121,7 @@ def test_the_frame_step_keeps_to_what_neuron_takes(monkeypatch):
     for which in ("nki-sim", "xla"):
         with dispatch.using(which) as chosen:
             assert limits.violations(partial(stream.frame_step), *abstract()) == []
-        assert chosen == {"denoise_stack": which, "commit": "xla"}
+        assert chosen == {op: which if op == "denoise_stack" else "xla" for op in OPS}
 
 
 @pytest.mark.parametrize(

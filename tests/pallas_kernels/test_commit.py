@@ -102,8 +102,9 @@ def test_what_it_does_not_take_is_refused(changes, reason):
     config = model(**changes)
     kv = ring.empty(config, 1, jnp.float32)
     new = jnp.zeros((config.layers, 1, config.tokens, config.heads, config.head_dim))
-    with dispatch.using("pallas-interpret"), pytest.raises(NotImplementedError, match=reason):
-        ring.commit(kv, new, new, config)
+    periods = tuple(config.memory_period(slot) for slot in range(config.memory))
+    with pytest.raises(NotImplementedError, match=reason):
+        kernel.interpreted(kv, new, new, op.Retention(config.sinks, periods, config.grid))
 
 
 def test_pooling_takes_means_of_squares():

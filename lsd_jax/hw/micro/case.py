@@ -83,6 +83,11 @@ class Measurement:
         return " ".join((self.op, self.dtype, *(f"{k}{v}" for k, v in self.shapes.items())))
 
     @property
+    def seconds(self) -> float:
+        """By the fastest run; infinite where there is no figure."""
+        return self.fastest or math.inf
+
+    @property
     def p50(self) -> float:
         """Median of the samples, seconds."""
         return statistics.median(self.samples)

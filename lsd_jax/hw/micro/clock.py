@@ -82,7 +82,7 @@ def by_calls(
     """Times `call(prepare())` from the host until its result is there, without the preparation."""
     samples, begun = [], time.perf_counter()
     jax.block_until_ready(call(jax.block_until_ready(prepare())))
-    seconds, most = 3 * budget.short_s * budget.samples, 1000
+    seconds, most = 3 * budget.short_s * budget.samples, 100
     while len(samples) < budget.samples or (
         time.perf_counter() - begun < seconds and len(samples) < most
     ):

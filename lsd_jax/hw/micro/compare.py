@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from scipy.stats import mannwhitneyu
 
 from lsd_jax.hw.micro.case import Measurement
+from lsd_jax.hw.micro.log import same
 
 LEVEL = 0.01
 """Chance of a false alarm in the whole comparison, shared among its cases (Holm 1979)."""
@@ -36,12 +37,7 @@ def compare(before: Sequence[Measurement], after: Sequence[Measurement]) -> list
     Where figures are computed and not sampled (compiled, modelled) any change is significant.
     Raises ValueError for logs of different chips or kinds, or without a case in common.
     """
-    for what in ("chip", "kind"):
-        theirs, ours = getattr(before[0], what), getattr(after[0], what)
-        if theirs != ours:
-            raise ValueError(
-                f"the logs differ in {what}, {theirs!r} and {ours!r}: nothing to compare"
-            )
+    same([before[0], after[0]])
     old = {m.name: m for m in before if m.samples}
     pairs = [(old[m.name], m) for m in after if m.samples and m.name in old]
     if not pairs:

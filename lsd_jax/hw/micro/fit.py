@@ -41,8 +41,10 @@ class Fitted:
         return float(np.mean([abs(e) for of in self.errors.values() for e in of.values()]))
 
 
-def fit(found: Sequence[Measurement], name: str, description: str) -> Fitted:
-    """The chip that a log shows.
+def fit(
+    found: Sequence[Measurement], name: str, description: str, memory_bytes: int | None = None
+) -> Fitted:
+    """The chip that a log shows, with its memory where that is known.
 
     Raises ValueError where the figures are not measured, or lack what prices need.
     """
@@ -56,13 +58,16 @@ def fit(found: Sequence[Measurement], name: str, description: str) -> Fitted:
         )
     features = [cpu.amounts(work, int(m.method in _CALLED)) for m, work in cases]
     amounts = np.array([list(f.values()) for f in features])
-    seconds = np.array([m.fastest for m, _ in cases])
+    seconds = np.array([m.seconds for m, _ in cases])
     weights = _weights([m.suite for m, _ in cases])
     prices = solve(amounts, 1e9 * seconds, weights)
     errors = defaultdict(dict)
     for (m, _), e in zip(cases, amounts @ prices / (1e9 * seconds) - 1, strict=True):
         errors[m.op][m.name] = float(e)
     numbers = _rates(found) | _prices(amounts, 1e9 * seconds, weights, prices, cases)
+    if memory_bytes is not None:
+        source = "the operating system, for all programs together"
+        numbers["memory_bytes"] = Number(float(memory_bytes), "B", source, "published")
     return Fitted(Chip(name, description, MappingProxyType(numbers)), dict(errors))
 
 
@@ -119,9 +124,7 @@ def _rates(found: Sequence[Measurement]) -> dict[str, Number]:
                               ("i8", "ops_int8", "op/s")):  # fmt: skip
         products = [m for m in found if m.op == "matmul" and m.dtype == dtype and m.fastest]
         if products:
-            numbers[name] = _rate(
-                max(products, key=lambda m: m.operations / (m.fastest or 1)), unit
-            )
+            numbers[name] = _rate(max(products, key=lambda m: m.operations / m.seconds), unit)
     for m in found:
         if m.suite == "elementwise" and m.dtype == "f32" and m.fastest:
             key, best = f"{m.op}_per_s", numbers.get(f"{m.op}_per_s")
@@ -135,7 +138,6 @@ def _rates(found: Sequence[Measurement]) -> dict[str, Number]:
 def _rate(m: Measurement, unit: str, amount: int | float = 0) -> Number:
     """Of the fastest run; the slowest one is the low end."""
     amount = amount or (m.bytes if unit == "B/s" else m.operations)
-    assert m.fastest is not None
-    best, slow = (float(f"{amount / s:.4g}") for s in (m.fastest, max(m.max, m.fastest)))
+    best, slow = (float(f"{amount / s:.4g}") for s in (m.seconds, max(m.max, m.seconds)))
     source = f"{m.name}, {m.chip}: fastest and, as low, slowest of {len(m.samples)} samples"
     return Number(best, unit, source, "measured", slow, best)

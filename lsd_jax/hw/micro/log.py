@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,29 @@ def read(path: str | Path) -> list[Measurement]:
         if len(values := {getattr(m, what) for m in found}) > 1:
             raise ValueError(f"{path} mixes {what}s: {', '.join(sorted(values))}")
     return found
+
+
+def merged(logs: Sequence[Sequence[Measurement]]) -> list[Measurement]:
+    """The cases of several logs, each from the log in which its fastest run was fastest: other
+    programs that were in its way in one run may have left it alone in the next.
+
+    Raises ValueError for logs of different chips or kinds.
+    """
+    same([found[0] for found in logs])
+    best: dict[str, Measurement] = {}
+    for m in (m for found in logs for m in found):
+        known = best.get(m.name)
+        if known is None or m.seconds < known.seconds:
+            best[m.name] = m
+    return list(best.values())
+
+
+def same(firsts: Sequence[Measurement]) -> None:
+    """Raises ValueError where these measurements of several logs differ in chip or kind."""
+    for what in ("chip", "kind"):
+        if len(values := {getattr(m, what) for m in firsts}) > 1:
+            said = " and ".join(repr(v) for v in sorted(values))
+            raise ValueError(f"the logs differ in {what}, {said}: they do not go together")
 
 
 def resume(path: str | Path, like: Measurement) -> list[Measurement]:

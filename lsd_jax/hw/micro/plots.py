@@ -1,7 +1,8 @@
-"""Pictures of a log: rooflines, a heat map of products, rates over size."""
+"""Pictures of a log by the fastest run of each case: a roofline, products, rates over size."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from io import BytesIO
 
@@ -13,7 +14,7 @@ from lsd_jax.hw.micro.case import Measurement
 
 def pictures(found: Sequence[Measurement]) -> dict[str, bytes]:
     """PNGs by name, of what the log holds."""
-    timed = [m for m in found if m.samples and m.p50 > 0]
+    timed = [m for m in found if m.fastest]
     drawn: dict[str, Callable[[list[Measurement]], Figure | None]] = {
         "roofline": roofline, "products": products, "memory": over_size, "attention": attention,
     }  # fmt: skip
@@ -26,13 +27,13 @@ def roofline(found: list[Measurement]) -> Figure | None:
     dots = [m for m in found if m.operations and m.bytes and m.method == "loop"]
     if not dots:
         return None
-    peak = max(m.operations / m.p50 for m in dots)
-    bandwidth = max((m.bytes / m.p50 for m in found if m.method == "loop"), default=0)
+    peak = max(m.operations / m.seconds for m in dots)
+    bandwidth = max((m.bytes / m.seconds for m in found if m.method == "loop"), default=0)
     figure, axes = _axes(found, "Roofline", "operations a byte", "operations a second")
     for suite in sorted({m.suite for m in dots}):
         some = [m for m in dots if m.suite == suite]
         x = [m.operations / m.bytes for m in some]
-        axes.plot(x, [m.operations / m.p50 for m in some], "o", ms=4, alpha=0.7, label=suite)
+        axes.plot(x, [m.operations / m.seconds for m in some], "o", ms=4, alpha=0.7, label=suite)
     x = np.geomspace(min(m.operations / m.bytes for m in dots) / 2, 4 * peak / bandwidth, 50)
     axes.plot(x, np.minimum(peak, bandwidth * x), "k-", lw=1, label="best seen")
     axes.set_xscale("log")
@@ -44,6 +45,8 @@ def roofline(found: list[Measurement]) -> Figure | None:
 def products(found: list[Measurement]) -> Figure | None:
     """Rates of float32 products: rows down, inner times outer width across."""
     some = [m for m in found if m.op == "matmul" and m.dtype == "f32"]
+    often = Counter((m.shapes["k"], m.shapes["n"]) for m in some)
+    some = [m for m in some if often[m.shapes["k"], m.shapes["n"]] > 1] or some
     rows = sorted({m.shapes["m"] for m in some})
     columns = sorted({(m.shapes["k"], m.shapes["n"]) for m in some}, key=lambda kn: kn[0] * kn[1])
     if not some:
@@ -51,7 +54,7 @@ def products(found: list[Measurement]) -> Figure | None:
     rates = np.full((len(rows), len(columns)), np.nan)
     for m in some:
         at = rows.index(m.shapes["m"]), columns.index((m.shapes["k"], m.shapes["n"]))
-        rates[at] = m.operations / m.p50 / 1e9
+        rates[at] = m.operations / m.seconds / 1e9
     figure, axes = _axes(found, "Products, Gop/s", "K x N", "M", (10, 5))
     image = axes.imshow(rates, aspect="auto", cmap="viridis")
     axes.set_xticks(range(len(columns)), [f"{k}x{n}" for k, n in columns], rotation=90, fontsize=7)
@@ -72,7 +75,9 @@ def over_size(found: list[Measurement]) -> Figure | None:
               == (op, arrays, ring)]  # fmt: skip
         label = op + (f", {arrays} at once" if arrays > 1 else "") + (f", {ring}" * (ring > 1))
         of.sort(key=lambda m: m.shapes["bytes"])
-        axes.plot([m.shapes["bytes"] for m in of], [m.bytes / m.p50 for m in of], ".-", label=label)
+        axes.plot(
+            [m.shapes["bytes"] for m in of], [m.bytes / m.seconds for m in of], ".-", label=label
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.legend(fontsize=8)
@@ -91,7 +96,7 @@ def attention(found: list[Measurement]) -> Figure | None:
         of.sort(key=lambda m: m.shapes["s"])
         keys = [m.shapes["t"] * (m.shapes["s"] + 1) for m in of]
         label = "{} tokens, {} heads of {}".format(*key)
-        axes.plot(keys, [1e6 * m.p50 for m in of], ".-", label=label)
+        axes.plot(keys, [1e6 * m.seconds for m in of], ".-", label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.legend(fontsize=7)
@@ -101,7 +106,8 @@ def attention(found: list[Measurement]) -> Figure | None:
 def _axes(found, title: str, x: str, y: str, size: tuple[float, float] = (8, 5)):
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(f"{title}: {found[0].chip} ({found[0].kind})")
+    by = ", fastest runs" if found[0].kind == "measured" else ""
+    axes.set_title(f"{title}: {found[0].chip} ({found[0].kind}{by})")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     return figure, axes

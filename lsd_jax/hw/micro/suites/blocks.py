@@ -15,7 +15,7 @@ from lsd_jax.hw.micro.case import Case
 from lsd_jax.hw.micro.suites.matrices import DTYPES, spec
 from lsd_jax.layers import modulate, rms_norm, rope_table, rotate
 from lsd_jax.ops.denoise_stack import attend
-from lsd_jax.readout import upsample
+from lsd_jax.ops.readout import upsample
 
 
 def attention(quick: bool) -> list[Case]:

@@ -1,0 +1,141 @@
+"""`ops.embed` in one launch.
+
+Dimensions: those of `lsd_jax.types`, in a picture of `R x S` patches of 16 x 16 pixels.
+
+Memory budget: planes, tokens and weights, these in float32 and twice, in VMEM.
+
+Pseudocode: each strip turned, so that a column of pixels is a row; then, for each of the sixteen
+columns of a patch, its pixels of all patches times the weights of that column.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from lsd_jax.ops.embed import patch_of
+from pallas_kernels.tpu.chip import chip_here
+from pallas_kernels.tpu.kernel import dot, loop
+from pallas_kernels.tpu.pictures import (
+    INTERPRETED_ROOM,
+    PATCH,
+    PLANES,
+    planes_of,
+    turned,
+    vmem_limit,
+)
+from pallas_kernels.tpu.plan import LANES
+from pallas_kernels.tpu.planner import limit_bytes
+
+
+def embed(
+    source: Float[Array, "b h w c"],
+    latent: Float[Array, "b h w c"],
+    controls: Float[Array, "b h w n"],
+    weights: Float[Array, "pixels d"],
+    position: Float[Array, "t d"],
+) -> Float[Array, "b t d"]:
+    """`ops.embed` on the TPU that this is traced for.
+
+    Raises NotImplementedError where that is none, or the shape is not one for it.
+    """
+    room = limit_bytes(chip_here())
+    return launch(source, latent, controls, weights, position, room)
+
+
+def interpreted(
+    source: Float[Array, "b h w c"],
+    latent: Float[Array, "b h w c"],
+    controls: Float[Array, "b h w n"],
+    weights: Float[Array, "pixels d"],
+    position: Float[Array, "t d"],
+) -> Float[Array, "b t d"]:
+    """The same kernel, interpreted on whatever is here."""
+    simulated = pltpu.InterpretParams()
+    return launch(source, latent, controls, weights, position, interpret=simulated)
+
+
+def launch(
+    source: Float[Array, "b h w c"],
+    latent: Float[Array, "b h w c"],
+    controls: Float[Array, "b h w n"],
+    weights: Float[Array, "pixels d"],
+    position: Float[Array, "t d"],
+    room: int = INTERPRETED_ROOM,
+    interpret: pltpu.InterpretParams | bool = False,
+) -> Float[Array, "b t d"]:
+    """One `pallas_call`, a session after the other, in at most `room` bytes of VMEM."""
+    batch, height, width, channels = source.shape
+    tokens, dim = position.shape
+    used = 2 * channels + controls.shape[3]
+    rows, columns = height // PATCH, width // PATCH
+    if patch_of((height, width), tokens) != PATCH or width % LANES or used > PLANES or dim % LANES:
+        raise NotImplementedError(
+            f"embed: takes patches of {PATCH}, widths in {LANES} pixels, not {width}, at most "
+            f"{PLANES} planes, not {used}, and dim in {LANES}, not {dim}"
+        )
+    scratch = {
+        "turned": (rows, width, PLANES * PATCH),
+        "rows": (dim // LANES, weights.shape[0], LANES),
+        "packed": (PATCH, PLANES * PATCH, dim),
+        "x": (rows, columns, dim),
+    }
+    size = position.dtype.itemsize
+    held = {name: (shape, 4) for name, shape in scratch.items()}
+    held |= {  # inputs and outputs: two of each, one in use
+        "planes": ((2, PLANES, height, width), size),
+        "weights": ((2, *weights.shape), size),
+        "tokens": ((4, tokens, dim), size),
+    }
+    limit = vmem_limit("embed", held, room)
+    names = ("planes", "weights", "position", "out", *scratch)
+
+    def body(*references):
+        compute(used, SimpleNamespace(**dict(zip(names, references, strict=True))))
+
+    return pl.pallas_call(
+        body,
+        grid=(batch,),
+        out_shape=jax.ShapeDtypeStruct((batch, tokens, dim), position.dtype),
+        in_specs=[
+            pl.BlockSpec((None, PLANES, height, width), lambda b: (b, 0, 0, 0)),
+            pl.BlockSpec(weights.shape, lambda b: (0, 0)),
+            pl.BlockSpec(position.shape, lambda b: (0, 0)),
+        ],
+        out_specs=pl.BlockSpec((None, tokens, dim), lambda b: (b, 0, 0)),
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=limit),
+        name="embed",
+        interpret=interpret,
+    )(planes_of(source, latent, controls), weights, position)
+
+
+def compute(used: int, at: SimpleNamespace) -> None:
+    """All tokens of a session."""
+    rows, columns, dim = at.x.shape
+    dtype = at.planes.dtype
+    at.packed[...] = jnp.zeros(at.packed.shape, jnp.float32)
+    for block in range(dim // LANES):
+        lanes = slice(block * LANES, (block + 1) * LANES)
+        at.rows[block] = at.weights[:, lanes].astype(jnp.float32)
+        for q in range(PATCH):
+            for plane in range(used):  # weights are in row, column, channel order
+                of_column = pl.ds(q * used + plane, PATCH, stride=PATCH * used)
+                place = slice(plane * PATCH, (plane + 1) * PATCH)
+                at.packed[q, place, lanes] = at.rows[block, of_column, :]
+
+    def strip(r) -> None:
+        at.turned[r] = turned(at.planes, r)
+
+    loop(rows, strip)
+    at.x[...] = at.position[...].astype(jnp.float32).reshape(rows, columns, dim)
+    for q in range(PATCH):
+        pixels = at.turned[:, pl.ds(q, columns, stride=PATCH), :].reshape(rows * columns, -1)
+        share = dot(pixels.astype(dtype), at.packed[q].astype(dtype))
+        at.x[...] += share.reshape(rows, columns, dim)
+    at.out[...] = at.x[...].reshape(rows * columns, dim).astype(at.out.dtype)
