@@ -101,7 +101,7 @@ def run(path: Path, folder: Path, most: int = 0) -> dict[str, Any]:
 def trained(config: Config, folder: Path) -> Denoiser:
     """The running mean of the weights after the stage `forcing`; goes on where it had stopped."""
     shared = shared_batches(config.model.height, config.model.width, config.train)
-    train(config, forcing_loss, shared, folder, make_mesh())
+    train(config, forcing_loss, shared, folder, make_mesh(devices=jax.devices()[:1]))
     params, _ = load_weights(folder / "weights")
     return build(config.model, params)
 

@@ -1,7 +1,7 @@
 """The search: its fast path is the planner's, its front is a front, its files are configs."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -102,6 +102,27 @@ def test_the_shipped_law_is_that_of_the_grid():
     found = law.fit(shipped)
     assert found.held_out_error < 0.15 and found.left_out_error < 0.15
     assert found.coefficients[1] < 0  # more parameters, less error
+
+
+def test_a_finished_grid_is_not_trained_again(tmp_path, capsys):
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps(law.load()))
+    assert main(["search", "--refit", "--grid", str(path), "--runs", str(tmp_path)]) == 0
+    assert "the law misses" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["grid.json"]
+
+
+@pytest.mark.slow
+def test_the_grid_trains_what_is_missing_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "TRAIN", replace(grid.TRAIN, batch=2, steps=2, warmup=1))
+    monkeypatch.setattr(grid, "FITTED", (grid._model(16, 1), grid._model(32, 1)))
+    monkeypatch.setattr(grid, "HELD_OUT", ())
+    path = tmp_path / "grid.json"
+    first = grid.run(path, tmp_path / "runs", most=1)["runs"]
+    both = grid.run(path, tmp_path / "runs")["runs"]
+    assert len(first) == 1 and len(both) == 2
+    assert both[0] == json.loads(json.dumps(first[0]))
+    assert all(0 < entry["error"]["1"] < 4 for entry in both)
 
 
 def test_a_grid_of_other_settings_is_not_continued(tmp_path):
