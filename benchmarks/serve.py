@@ -3,9 +3,9 @@
 python -m benchmarks.serve --json out/serve.json
 
 Starts its own server on loopback. Every figure is measured, by the clock of this machine, with the
-server, the browser and the clients sharing its cores. `--soak`, `--overload` and `--fuzz` set how
-long it takes; 0 leaves one out. Exit code 1 says that the fuzzing has
-cost an engine process.
+server, the browser and the clients sharing its cores. `--seconds`, `--soak`, `--overload` and
+`--fuzz` set how long it takes; 0 leaves one out. Exit code 1 says what must not be: an engine lost
+to fuzzing, anything compiled while it served, or memory that grew in a soak of ten minutes or more.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from lsd_jax.reports import provenance, write_json
 
 PASS = "lsd_jax.live.passthrough:PassThroughModel"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
+TELLING_S, GROWTH_MIB = 600, 1.0  # a soak that says something, and MiB an hour and session
 STAMP_JS = Path(__file__).with_name("serve_stamps.js")
 
 
@@ -51,7 +52,7 @@ def main() -> int:
     options = [f"width={width}", f"height={height}", f"step_ms={args.step_ms}"]
     report: dict = {"model": args.model, "size": [width, height], "kind": "measured"}
     with server(args.model, args.sessions, options if args.model == PASS else []) as (url, pid):
-        if args.chromium:
+        if args.chromium and args.seconds:
             report |= glass_to_glass(url, args.chromium, args.seconds, width, height)
         report["sessions"] = args.sessions
         if args.soak:
@@ -62,12 +63,21 @@ def main() -> int:
             report["overload"] = asyncio.run(overload)
         if args.fuzz:
             report["fuzz"] = asyncio.run(serve_load.fuzz(url, pid, args.fuzz, width, height))
+        report["recompiles"] = metric(url, "lsd_recompiles_total")
     report |= {"load_average": os.getloadavg()[0], **provenance()}
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
     write_json(args.json, report)
     print(json.dumps(report, indent=1))
-    return int(report.get("fuzz", {}).get("engine_restarts", 0) > 0)
+    return int(broken(report))
+
+
+def broken(report: dict) -> bool:
+    """Whether something was seen that must not be."""
+    lost = report.get("fuzz", {}).get("engine_restarts", 0)
+    growth = report.get("rss_growth_mib_per_hour_session", 0.0)
+    grew = report.get("soak_s", 0) >= TELLING_S and growth > GROWTH_MIB
+    return bool(lost or report["recompiles"] or grew)
 
 
 @contextmanager

@@ -17,9 +17,11 @@ import nki_kernels
 from lsd_jax import stream
 from lsd_jax.config import Config
 from lsd_jax.hw.chips import Chip
+from lsd_jax.hw.stack import stack_of
 from lsd_jax.model import Denoiser
 from lsd_jax.ops import dispatch
 from nki_kernels import _compat, bench, limits, pack
+from nki_kernels.plan import share
 
 TARGETS = {"trn1": ("trn1", 1), "trn2": ("trn2", 2), "trn3": ("trn3", 2)}  # neuronx-cc: target, lnc
 COMPILE = (
@@ -50,10 +52,8 @@ def export(
     if out.exists():
         raise ValueError(f"{out} exists; give another folder")
     target, lnc = TARGETS[chip.name]
-    x, abstract, kv = bench.abstract_call(config.model, jnp.dtype(config.stream.compute_dtype))
-    shapes = pack.shapes_of(
-        x, abstract, kv, cores=lnc, sbuf_bytes=int(chip["sbuf_bytes_per_partition"])
-    )
+    stack = stack_of(config.model, config.stream.compute_dtype)
+    shapes = share(stack, cores=lnc, sbuf_bytes=int(chip["sbuf_bytes_per_partition"]))
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -88,16 +88,16 @@ def hlo(config: Config) -> bytes:
     """The frame step of one session as a serialised HLO module."""
 
     def ready(key):
-        return stream.prepare(Denoiser(config.model, key), config)
+        return stream.adapt(stream.prepare(Denoiser(config.model, key), config), config, 1)
 
     with jax.default_prng_impl("rbg"):
-        model = jax.eval_shape(ready, jax.random.key(0))
         state = jax.eval_shape(lambda: stream.init_state(config, jnp.zeros(1, jnp.int32)))
         height, width = config.model.height, config.model.width
         frame = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
         controls = jax.ShapeDtypeStruct((1, height, width, len(config.model.controls)), jnp.uint8)
         step = partial(stream.frame_step, one_by_one=False)
         with dispatch.using("nki" if _compat.REAL else "xla"):
+            model = jax.eval_shape(ready, jax.random.key(0))
             if found := limits.violations(step, model, state, frame, controls):
                 raise ValueError(f"Neuron's JAX does not take the frame step: {'; '.join(found)}")
             lowered = jax.jit(step, donate_argnums=1).lower(model, state, frame, controls)

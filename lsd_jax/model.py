@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -47,6 +50,17 @@ class Stack(nnx.Module):
         return StackWeights(**{f: getattr(self, f)[...] for f in StackWeights.__annotations__})
 
 
+class PreparedStack(nnx.Module):
+    """The blocks as one backend of `ops.denoise_stack` takes them, and no other does."""
+
+    def __init__(self, weights: Any):
+        self.prepared = nnx.data(weights)
+
+    def weights(self) -> Any:
+        """What that backend takes for weights; the learned scales are among them."""
+        return self.prepared
+
+
 class Modulation(nnx.Module):
     """Noise level, history level and step size to shift, scale and gate of every layer (adaLN)."""
 
@@ -87,7 +101,7 @@ class Denoiser(nnx.Module):
         self.position = nnx.Param(
             normal(keys[1], (config.tokens, config.dim), 1, 0.1), axes=(None, "embed")
         )
-        self.stack = Stack(config, keys[2])
+        self.stack: Stack | PreparedStack = Stack(config, keys[2])
         self.modulation = Modulation(config, keys[3])
         self.readout = Readout(config, channels, keys[4])
         self.conditioner = Conditioner(config, keys[5])
@@ -131,7 +145,13 @@ class Denoiser(nnx.Module):
     def pin(self, condition: Conditioning) -> tuple[Array, Array, Bool[Array, "b p"]]:
         """Pinned keys and values `[L, B, P, H, K]` of prompt and reference, and their validity."""
         k, v, valid = self.conditioner(condition)
-        return k * self.stack.k_scale[...][:, None, None, None], v, valid
+        return k * self.stack.weights().k_scale[:, None, None, None], v, valid
+
+    def prepared(self, prepare: Callable[[StackWeights], Any]) -> Denoiser:
+        """The same denoiser with the weights of its blocks as `prepare` makes them."""
+        other = nnx.clone(self)
+        other.stack = PreparedStack(jax.jit(prepare)(self.stack.weights()))
+        return other
 
     def _run(self, x: Array, kv: KVBuffer, modulation: Array) -> tuple[Array, Array, Array]:
         rope = rope_table(*self.config.grid, self.config.head_dim)

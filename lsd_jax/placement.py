@@ -21,12 +21,14 @@ def compile_step(function: Callable, model: Any, state: Any, *inputs: Any) -> ja
     """`function(model, state, *inputs) -> (state, ...)` with its state donated; a state comes out
     in the layout in which it went in."""
 
+    _, *others = jax.eval_shape(function, model, state, *inputs)
+
     def compiled(model_lies: Any, state_lies: Any) -> jax.stages.Compiled:
         return jax.jit(
             function,
             donate_argnums=1,
             in_shardings=(model_lies, state_lies, *(None for _ in inputs)),
-            out_shardings=(state_lies, None),
+            out_shardings=(state_lies, *(None for _ in others)),
         ).lower(model, state, *inputs).compile()  # fmt: skip
 
     if jax.default_backend() not in CHOOSING:

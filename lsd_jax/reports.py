@@ -11,7 +11,7 @@ from pathlib import Path
 from lsd_jax import __version__
 
 
-def write_json(path: str | None, report: dict) -> None:
+def write_json(path: str | None, report: dict | list) -> None:
     """Writes a report beside `path`, then renames; does nothing where no path was given."""
     if path is None:
         return

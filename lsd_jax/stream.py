@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -13,8 +13,10 @@ from jaxtyping import Array, Bool, Float, UInt8
 from lsd_jax import diffusion, placement, ring
 from lsd_jax.codec import PixelCodec
 from lsd_jax.config import Config
+from lsd_jax.hw.stack import abstract_arguments, stack_of
 from lsd_jax.model import Denoiser
 from lsd_jax.ops import dispatch
+from lsd_jax.ops.denoise_stack import denoise_stack
 from lsd_jax.types import Conditioning, Frame, KVBuffer, StreamState
 
 
@@ -218,6 +220,14 @@ class CompiledStream:
         return placement.place(state, placement.formats(self.step)[1])
 
 
+def adapt(model: StreamModel, config: Config, batch: int) -> StreamModel:
+    """The model with the weights of its blocks as the backend takes them that is to compute them:
+    what it would else bring into its order in every pass, it is given in that order once."""
+    seam = abstract_arguments(stack_of(config.model, config.stream.compute_dtype, batch))
+    prepare = denoise_stack.preparing(denoise_stack.choose(*seam))
+    return model if prepare is None else replace(model, denoiser=model.denoiser.prepared(prepare))
+
+
 def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> CompiledStream:
     """Compiles the frame step and the change of condition for `batch` sessions, ahead of time.
 
@@ -234,6 +244,7 @@ def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> Compil
     next_frame = partial(frame_step, one_by_one=one_by_one)
     with dispatch.using(config.stream.backend) as backends:
         try:
+            model = adapt(model, config, batch)
             step = placement.compile_step(next_frame, model, state, frame, controls)
         except NotImplementedError as refusal:
             raise ValueError(f"backend {config.stream.backend}: {refusal}") from refusal

@@ -19,7 +19,7 @@ kernel_of = lru_cache(make_kernel)
 
 
 def denoise_stack(
-    x: Array, weights: StackWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope
+    x: Array, weights: pack.AnyWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope
 ) -> tuple[Array, Array, Array]:
     """`lsd_jax.ops.denoise_stack` on a NeuronCore, a custom call in the graph of the frame.
 
@@ -32,12 +32,21 @@ def denoise_stack(
             "nki-sim simulates the kernel anywhere"
         )
     _compat.require_real()
-    cores = 2 if jax.devices()[0].device_kind.endswith("d") else 1  # NC_v3d: two act as one
-    return _call(x, weights, kv, bias, modulation, rope, _on_device, cores)
+    return _call(x, weights, kv, bias, modulation, rope, _on_device)
+
+
+def prepared(weights: StackWeights) -> pack.PackedWeights:
+    """Packed for the cores that a device here is, once."""
+    return pack.packed(weights, cores_together())
+
+
+def cores_together() -> int:
+    """Physical cores that one device is: two where Neuron joins them (LNC, `NC_v3d`)."""
+    return 2 if jax.devices()[0].device_kind.endswith("d") else 1
 
 
 def simulated(
-    x: Array, weights: StackWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope
+    x: Array, weights: pack.AnyWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope
 ) -> tuple[Array, Array, Array]:
     """The same on a simulated trn2: slow, exact, and every rule of the hardware checked."""
     if _compat.REAL:
@@ -57,11 +66,12 @@ def threads() -> int:
     return int(os.environ.get("NPROC", 0)) or ours
 
 
-def _call(x, weights, kv, bias, modulation, rope, execute, cores=1):
-    shapes = pack.shapes_of(x, weights, kv, cores=cores)
-    packed = pack.pack_weights(weights, shapes)
+def _call(x, weights, kv, bias, modulation, rope, execute):
+    if not isinstance(weights, pack.PackedWeights):
+        weights = prepared(weights)
+    shapes = pack.shapes_of(x, weights, kv, cores=weights.cores)
     first, *rest = pack.pack_call(x, weights, kv, bias, modulation, rope, shapes)
-    out, k, v = execute(shapes, first, packed, *rest)
+    out, k, v = execute(shapes, first, weights.matrices, *rest)
     rows = (shapes.layers, shapes.sessions, shapes.tokens, -1, LANE)
     heads = kv.k.shape[3]  # cores may have computed more, with zeros
     k, v = (a.reshape(rows)[..., :heads, :].astype(x.dtype) for a in (k, v))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from lsd_jax.hw.chips import Chip
-from lsd_jax.types import KVBuffer, Rope, StackWeights
+from lsd_jax.hw.stack import StackShape, abstract_arguments, least_bytes, least_macs, stack_of
 from nki_kernels import pack
 from nki_kernels.denoise_stack import make_kernel
-from nki_kernels.plan import LANE, Shapes
+from nki_kernels.plan import LANE, Shapes, share
 from nki_kernels.sim import report
 from nki_kernels.sim.run import run
+from nki_kernels.sim.timeline import Timeline, schedule
 from nki_kernels.sim.trace import Trace
 
 LAYOUTS = (
@@ -28,6 +29,18 @@ LAYOUTS = (
 """Rows: what they are called, how many cores share the work, how many of them act as one (LNC)."""
 
 
+BOUNDS = {
+    "pe": "MXU",
+    "act": "vector",
+    "dve": "vector",
+    "pool": "vector",
+    "dma": "HBM",
+    "cc": "links",
+}
+"""What each lane of a timeline is to a planner; one that works less than half of the time bounds
+nothing."""
+
+
 def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
     """One pass of all blocks over one frame, on 1 to 16 cores; a row says so where it does not fit.
 
@@ -35,7 +48,7 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
     `chip`, in bfloat16. `us_low` and `us_high` are the edges of those numbers' uncertainty;
     `us_serial` is the time of the same instructions one after the other. `frame_us` adds up the
     passes and the one that commits, without what XLA does around them; `floor_us` is what
-    `least_flops` at the tensor engine's peak, or `least_bytes` at HBM's bandwidth, take.
+    `least_macs` at the tensor engine's peak, or `least_bytes` at HBM's bandwidth, take.
     """
     found = []
     for impl, ranks, together in LAYOUTS:
@@ -53,8 +66,8 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
         found.append({
             "impl": impl, "chip": chip.name, "kind": "modelled", "cores": ranks,
             "floor_us": 1e6 * max(
-                least_flops(shapes) / chip["pe_flops_bf16"],
-                least_bytes(shapes) / chip["hbm_bandwidth"],
+                2 * least_macs(shapes.stack) / chip["pe_flops_bf16"],
+                least_bytes(shapes.stack) / chip["hbm_bandwidth"],
             ),
             "mxu_busy": shown["pe_busy"], "vmem_peak_bytes": None, "launches": 1, "libtpu": None,
             "over_serial": shown["us_serial"] / shown["us"],
@@ -63,21 +76,28 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
     return found
 
 
-def least_flops(s: Shapes) -> int:
-    """FLOPs of one core's share: projections and MLP, and two products with each key attended."""
-    rows, width = s.sessions * s.tokens, s.heads * LANE
-    dense = rows * s.dim * (4 * width + 2 * s.mlp)
-    return 2 * s.layers * (dense + 2 * rows * (s.keys + s.tokens) * width)
+def stack_seconds(stack: StackShape, chip: Chip, ranks: int) -> tuple[float, str, str]:
+    """The megakernel's modelled time on so many cores, what bounds it, and how; see
+    `lsd_jax.hw.plan.KERNELS`. Raises NotImplementedError where the kernel refuses the shape.
+
+    Layers are alike: after the first each adds as much, so two are timed for all.
+    """
+    limit = int(chip["sbuf_bytes_per_partition"])
+    shapes = share(replace(stack, sessions=1), ranks, sbuf_bytes=limit)
+    one, two = (layers_timed(replace(shapes, layers=n), chip) for n in (1, 2))
+    each = two.total_ns - one.total_ns
+    total = one.total_ns + (stack.layers - 1) * each
+    busy = {lane: two.busy_ns[lane] - one.busy_ns[lane] for lane in BOUNDS}
+    lane = max(BOUNDS, key=lambda lane: busy[lane])
+    bound = BOUNDS[lane] if busy[lane] > 0.5 * each else "latency"
+    how = f"stack by the megakernel on {ranks} core{'s' * (ranks > 1)}"
+    return stack.sessions * total * 1e-9, bound, how
 
 
-def least_bytes(s: Shapes) -> int:
-    """Bytes that have to cross one core's HBM interface, whatever the plan: its weights, keys and
-    values read once, what is new written once, the residual stream both."""
-    rows, width = s.sessions * s.tokens, s.heads * LANE
-    weights = s.dim * (4 * width + 2 * s.mlp)
-    keys = 2 * s.sessions * s.keys * width
-    new = 2 * rows * width
-    return s.itemsize * (s.layers * (weights + keys + new) + 2 * rows * s.dim)
+@lru_cache(maxsize=1024)
+def layers_timed(shapes: Shapes, chip: Chip) -> Timeline:
+    """The timeline of a stack."""
+    return schedule([trace(shapes, chip)], chip)[0]
 
 
 def refused(impl: str, chip: Chip, ranks: int, why: str) -> dict[str, Any]:
@@ -92,32 +112,8 @@ def refused(impl: str, chip: Chip, ranks: int, why: str) -> dict[str, Any]:
 
 def shapes_of(model: Any, chip: Chip, ranks: int = 1, cores: int = 1) -> Shapes:
     """The sizes of one pass of a `lsd_jax.config.ModelConfig`, in bfloat16."""
-    x, weights, kv = abstract_call(model)
     limit = int(chip["sbuf_bytes_per_partition"])
-    return pack.shapes_of(x, weights, kv, ranks, cores, sbuf_bytes=limit)
-
-
-def abstract_call(
-    model: Any, compute_dtype: Any = jnp.bfloat16
-) -> tuple[jax.ShapeDtypeStruct, StackWeights, KVBuffer]:
-    """Shapes of the seam's residual stream, weights and buffer, for one session."""
-
-    def of(*shape: int, dtype: Any = compute_dtype) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    layers, dim, heads, k = model.layers, model.dim, model.heads, model.head_dim
-    ages = (layers, model.window + 1, heads, k)
-    weights = StackWeights(
-        qkv=of(layers, dim, 3, heads, k), q_scale=of(layers, k), k_scale=of(layers, k),
-        out=of(layers, heads, k, dim), up=of(layers, dim, model.mlp),
-        down=of(layers, model.mlp, dim), age_k=of(*ages), age_v=of(*ages),
-    )  # fmt: skip
-    buffer = of(layers, 1, model.keys, heads, k)
-    kv = KVBuffer(
-        k=buffer, v=buffer, pinned=of(1, model.pinned, dtype=bool),
-        age=of(1, model.slots, dtype=jnp.int32), memory=of(1, model.memory, dtype=jnp.int32),
-    )  # fmt: skip
-    return of(1, model.tokens, dim), weights, kv
+    return share(stack_of(model, "bfloat16"), ranks, cores, sbuf_bytes=limit)
 
 
 def alone(shapes: Shapes, pinned: int) -> Shapes:
@@ -140,33 +136,13 @@ def trace(shapes: Shapes, chip: Chip) -> Trace:
 
 def arguments(shapes: Shapes) -> list[jax.ShapeDtypeStruct]:
     """Abstract arguments of the kernel on one rank; `denoise_stack.body` names them."""
-    dim, heads, k = shapes.dim, shapes.heads * shapes.cores, 128
-    layers, sessions, tokens = shapes.layers, shapes.sessions, shapes.tokens
-    compute = jnp.bfloat16 if shapes.itemsize == 2 else jnp.float32
+    whole = replace(shapes.stack, heads=shapes.heads * shapes.cores)
+    x, weights, kv, bias, modulation, rope = abstract_arguments(whole)
 
-    def call(x, weights, kv, bias, modulation, cos, sin):
-        rope = Rope(cos, sin)
-        first, *rest = pack.pack_call(x, weights, kv, bias, modulation, rope, shapes)
-        return first, *rest
+    def call(*arguments):
+        return pack.pack_call(*arguments, shapes=shapes)
 
-    def of(*shape: int, dtype: Any = compute) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    ages = (layers, shapes.ages, heads, k)
-    weights = StackWeights(
-        qkv=of(layers, dim, 3, heads, k), q_scale=of(layers, k), k_scale=of(layers, k),
-        out=of(layers, heads, k, dim), up=of(layers, dim, shapes.mlp),
-        down=of(layers, shapes.mlp, dim), age_k=of(*ages), age_v=of(*ages),
-    )  # fmt: skip
-    buffer = of(layers, sessions, shapes.keys, heads, k)
-    kv = KVBuffer(
-        buffer, buffer, of(sessions, 0, dtype=bool), of(sessions, shapes.slots, dtype=jnp.int32),
-        of(sessions, 0, dtype=jnp.int32),
-    )  # fmt: skip
-    table = of(tokens, k // 2, dtype=np.float32)
-    packed = of(shapes.cores, layers, shapes.first_block["end"], k, shapes.block)
-    first, *rest = jax.eval_shape(
-        call, of(sessions, tokens, dim), weights, kv, of(sessions, shapes.keys, dtype=np.float32),
-        of(layers, 1, 6, dim), table, table,
-    )  # fmt: skip
+    blocks = (shapes.cores, shapes.layers, shapes.first_block["end"], LANE, shapes.block)
+    packed = jax.ShapeDtypeStruct(blocks, weights.qkv.dtype)
+    first, *rest = jax.eval_shape(call, x, weights, kv, bias, modulation, rope)
     return [first, packed, *rest]

@@ -2,46 +2,69 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from lsd_jax.hw.stack import StackShape
 from lsd_jax.types import KVBuffer, Rope, StackWeights
-from nki_kernels.plan import KINDS, LANE, Shapes
+from nki_kernels.plan import KINDS, LANE, Shapes, share
 
 SAFE_LOGIT = 66.0  # float32's exp overflows at 88.7; e^22 is left for sums over keys, and values
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PackedWeights:
+    """`StackWeights` as the kernel of one rank reads them: packed once at load, by `packed`."""
+
+    matrices: Float[Array, "cores l blocks 128 block"]
+    q_scale: Float[Array, "l k"]
+    k_scale: Float[Array, "l k"]
+    age_k: Float[Array, "l a h k"]
+    age_v: Float[Array, "l a h k"]
+    mlp: int = field(metadata={"static": True})
+    cores: int = field(metadata={"static": True})
+
+
+AnyWeights = StackWeights | PackedWeights
+
+
+def packed(weights: StackWeights, cores: int = 1) -> PackedWeights:
+    """The weights of one rank, for so many cores that act as one."""
+    layers, ages, heads, _ = weights.age_k.shape
+    dim, mlp = weights.up.shape[1:]
+    stack = StackShape(1, LANE, dim, layers, heads, LANE, mlp, 0, 0, ages, 1, weights.up.dtype.name)
+    matrices = pack_weights(weights, share(stack, cores=cores))
+    small = {name: getattr(weights, name) for name in ("q_scale", "k_scale", "age_k", "age_v")}
+    return PackedWeights(matrices, **small, mlp=mlp, cores=cores)
+
+
 def shapes_of(
-    x, weights: StackWeights, kv: KVBuffer, ranks: int = 1, cores: int = 1, **limits
+    x, weights: AnyWeights, kv: KVBuffer, ranks: int = 1, cores: int = 1, **limits
 ) -> Shapes:
     """The sizes of a call of the seam. Raises NotImplementedError for what the kernel cannot do."""
-    ranks = max(ranks, cores)
     sessions, tokens, dim = x.shape
-    layers, _, _, heads, head_dim = weights.qkv.shape
-    mlp = weights.up.shape[2]
-    if not 1 <= ranks <= heads:
-        raise NotImplementedError(f"{heads} heads do not share {ranks} ranks; use at most {heads}")
+    layers, ages, heads, head_dim = weights.age_k.shape
     slots = kv.age.shape[1]
-    ageless = kv.k.shape[2] - slots * tokens
-    shapes = Shapes(
-        layers=layers,
+    stack = StackShape(
         sessions=sessions,
         tokens=tokens,
         dim=dim,
-        heads=-(-heads // ranks),
-        mlp=mlp if ranks == 1 else -(-mlp // (ranks * LANE)) * LANE,
-        ageless=ageless,
+        layers=layers,
+        heads=heads,
+        head_dim=head_dim,
+        mlp=weights.mlp if isinstance(weights, PackedWeights) else weights.up.shape[2],
+        ageless=kv.k.shape[2] - slots * tokens,
         slots=slots,
-        ages=weights.age_k.shape[1],
-        itemsize=weights.qkv.dtype.itemsize,
-        ranks=ranks,
-        cores=cores,
-        **limits,
+        ages=ages,
+        modulations=1,
+        dtype=weights.age_k.dtype.name,
     )
-    shapes.check(head_dim)
-    _ = shapes.buffering
-    return shapes
+    return share(stack, ranks, cores, **limits)
 
 
 def pack_weights(weights: StackWeights, shapes: Shapes) -> Array:
@@ -85,11 +108,11 @@ def _blocks(matrix: Array, kind: str, shapes: Shapes) -> Array:
 
 
 def pack_call(
-    x: Array, weights: StackWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope,
+    x: Array, weights: AnyWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope,
     shapes: Shapes, rank: int = 0,
 ) -> tuple[Array, ...]:  # fmt: skip
     """The kernel's arguments but for the packed weights, for one rank; see `denoise_stack.body`."""
-    dtype = weights.qkv.dtype
+    dtype = weights.age_k.dtype
     layers, sessions = shapes.layers, shapes.sessions
     heads = shapes.heads * shapes.cores  # two cores that act as one see the heads of both
     own = slice(rank * heads, (rank + 1) * heads)
@@ -124,7 +147,7 @@ def pack_call(
     )
 
 
-def logit_shift(weights: StackWeights) -> Array:
+def logit_shift(weights: AnyWeights) -> Array:
     """What to take from all logits of each layer, `[L]` float32, such that no exp overflows.
 
     QK-norm bounds them: |q . k| <= |q| |k|, where |q| <= sqrt(K) max|q_scale| and likewise for k,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from lsd_jax.hw.stack import StackShape
+
 LANE = 128  # partitions, the contraction of one matmul, and the width of a head
 TOKENS = 512  # columns of one matmul, one PSUM bank of float32
 KINDS = ("k", "v", "q", "out", "up", "down")
@@ -61,6 +63,14 @@ class Shapes:
             )
         if self.heads < 1:
             raise NotImplementedError("a rank needs at least one head; use fewer ranks")
+
+    @property
+    def stack(self) -> StackShape:
+        """One rank's share of the seam."""
+        return StackShape(
+            self.sessions, self.tokens, self.dim, self.layers, self.heads, LANE, self.mlp,
+            self.ageless, self.slots, self.ages, 1, "bfloat16" if self.itemsize == 2 else "float32",
+        )  # fmt: skip
 
     @cached_property
     def depth(self) -> dict[str, int]:
@@ -221,6 +231,36 @@ class Shapes:
         hidden = size * (self.mlp // LANE) * columns
         partial = size * across * columns if self.cores > 1 else 0
         return always + max(queries + attention, projection, queries + partial, hidden + partial)
+
+
+def share(stack: StackShape, ranks: int = 1, cores: int = 1, **limits: int) -> Shapes:
+    """What one rank of `ranks` computes of a stack; `cores` of them may act as one (LNC).
+
+    Raises NotImplementedError for what the kernel cannot do.
+    """
+    ranks = max(ranks, cores)
+    if not 1 <= ranks <= stack.heads:
+        raise NotImplementedError(
+            f"{stack.heads} heads do not share {ranks} ranks; use at most {stack.heads}"
+        )
+    shapes = Shapes(
+        layers=stack.layers,
+        sessions=stack.sessions,
+        tokens=stack.tokens,
+        dim=stack.dim,
+        heads=-(-stack.heads // ranks),
+        mlp=stack.mlp if ranks == 1 else -(-stack.mlp // (ranks * LANE)) * LANE,
+        ageless=stack.ageless,
+        slots=stack.slots,
+        ages=stack.ages,
+        itemsize=stack.itemsize,
+        ranks=ranks,
+        cores=cores,
+        **limits,
+    )
+    shapes.check(stack.head_dim)
+    _ = shapes.buffering
+    return shapes
 
 
 def _cut(start: int, count: int, size: int) -> list[tuple[int, int]]:

@@ -7,11 +7,13 @@ import re
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+
 from lsd_jax.hw.chips import Chip
+from lsd_jax.hw.stack import StackShape, least_bytes, least_macs, stack_of
 from pallas_kernels import aot
 from pallas_kernels.tpu.cost import total
-from pallas_kernels.tpu.plan import Shape
-from pallas_kernels.tpu.planner import choose
+from pallas_kernels.tpu.planner import choose, choose_cycles
 from pallas_kernels.tpu.schedule import program
 
 IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
@@ -114,7 +116,7 @@ def stack_rows(config: Any, chip: Chip) -> list[dict]:
     of a row that are not of its `kind`: bytes and VMEM of the kernel are its plan's. Raises
     ValueError where nothing can be compiled.
     """
-    shape = shape_of(config)
+    shape = stack_of(config.model, config.stream.compute_dtype)
     rows = []
     for implementation in IMPLEMENTATIONS:
         row: dict[str, Any] = {"impl": implementation, "chip": chip.name, "kind": "compiled"}
@@ -128,23 +130,25 @@ def stack_rows(config: Any, chip: Chip) -> list[dict]:
     return rows
 
 
-def shape_of(config: Any) -> Shape:
-    """The denoise stack of a streaming config's denoising pass, for one session."""
-    model = config.model
-    return Shape(
-        sessions=1,
-        tokens=model.tokens,
-        dim=model.dim,
-        layers=model.layers,
-        heads=model.heads,
-        head_dim=model.head_dim,
-        mlp=model.mlp,
-        ageless=model.keys - model.slots * model.tokens,
-        slots=model.slots,
-        ages=model.window + 1,
-        modulations=1,
-        dtype=config.stream.compute_dtype,
+def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str, str]:
+    """The megakernel's time by its own cost model, what bounds it, and its plan; see
+    `lsd_jax.hw.plan.KERNELS`. Raises NotImplementedError where the kernel refuses the shape.
+    """
+    if ranks > 1:
+        raise NotImplementedError("it runs on one core")
+    chosen = choose(shape, chip.name)
+    traffic = chosen.total.compute_cycles < chosen.total.cycles
+    seconds = float(chosen.total.cycles) / chip["clock"]
+    return (
+        seconds,
+        "HBM" if traffic else "MXU",
+        f"stack by the megakernel: {chosen.plan.describe()}",
     )
+
+
+def stacks_seconds(shapes: list[StackShape], chip: Chip) -> np.ndarray:
+    """`stack_seconds` of many stacks on one core each, infinity where the kernel refuses."""
+    return choose_cycles(shapes, chip) / chip["clock"]
 
 
 def no_profile(found: aot.Compiled) -> str:
@@ -152,31 +156,14 @@ def no_profile(found: aot.Compiled) -> str:
     return NO_PROFILE + (f" ({found.no_profile})" if found.no_profile else "")
 
 
-def macs(s: Shape) -> int:
-    """Multiply-adds of a pass: projections and MLP, and two products with each key attended."""
-    width = s.heads * s.head_dim
-    dense = s.rows * s.dim * (4 * width + 2 * s.mlp)
-    return s.layers * (dense + 2 * s.rows * (s.keys + s.tokens) * width)
-
-
-def least_bytes(s: Shape) -> int:
-    """Bytes that have to cross HBM: weights, keys and values read once, what is new written once,
-    the residual stream both."""
-    width = s.heads * s.head_dim
-    weights = s.dim * (4 * width + 2 * s.mlp)
-    keys = 2 * s.sessions * s.keys * width
-    new = 2 * s.rows * width
-    return s.itemsize * (s.layers * (weights + keys + new) + 2 * s.rows * s.dim)
-
-
-def profiled_layers(shape: Shape, chip: Chip) -> int:
+def profiled_layers(shape: StackShape, chip: Chip) -> int:
     """Of how many layers the compiler's profiler simulates a pass: all, or as many as leave it
     below some 7 GB. It keeps every instruction that it has run, about 9 kB a cycle."""
     a_layer = choose(shape, chip.name).total.cycles / shape.layers
     return max(1, min(shape.layers, int(PROFILED_CYCLES / a_layer)))
 
 
-def compile_stack(shape: Shape, chip: Chip, implementation: str, layers: int) -> aot.Compiled:
+def compile_stack(shape: StackShape, chip: Chip, implementation: str, layers: int) -> aot.Compiled:
     """The seam. If only so many `layers` of it are profiled, its cycles, and the launches and bytes
     of XLA's, are those of so many, times all layers over them: a little too many, since what is
     paid once for a pass is then counted more often."""
@@ -195,11 +182,11 @@ def compile_stack(shape: Shape, chip: Chip, implementation: str, layers: int) ->
     return replace(whole, cycles=cycles, no_profile=part.no_profile)
 
 
-def _figures(shape: Shape, chip: Chip, implementation: str) -> dict[str, Any]:
+def _figures(shape: StackShape, chip: Chip, implementation: str) -> dict[str, Any]:
     plan = choose(shape, chip.name).plan if implementation == "pallas" else None
     layers = profiled_layers(shape, chip)
     found = compile_stack(shape, chip, implementation, layers)
-    least = macs(shape) / chip["macs_bf16"]
+    least = least_macs(shape) / chip["macs_bf16"]
     moved = found.argument_bytes + found.output_bytes
     if plan:
         moved = total(program(plan), plan, chip).hbm_bytes

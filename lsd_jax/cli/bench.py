@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 
+from lsd_jax.cli import bench_micro
+
 CASES = {
     "stack": "ops.denoise_stack, all blocks of a frame's one pass",
     "frame": "stream.frame_step, from pixels to pixels",
     "pixels": "embed and readout of a frame, each alone",
     "calibrate": "a Trainium model against published points; with --profile, refit from it",
+    "micro": "single operations into a log: measured here or, with --chip, compiled or modelled",
+    "fit": "a chip model from a log of measurements",
+    "compare": "two logs of one chip and kind, with significance",
 }
 
 ROWS = {
@@ -61,21 +66,45 @@ EXTRA = {
 """What only some chips' rows have; shown where one does."""
 
 
+ON_LOGS = {
+    "micro": bench_micro.micro,
+    "fit": bench_micro.fit,
+    "compare": bench_micro.compare,
+}
+"""Cases about logs of measurements; each takes the arguments and gives its report."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", choices=CASES, help="what to time")
-    parser.add_argument("--chip", required=True, help="such as v6e, or a path ending in .json")
+    parser.add_argument("--chip", help="such as v6e, or a path ending in .json")
     parser.add_argument("--config", default="reference", help="a .py file or a shipped name")
     parser.add_argument("--profile", metavar="SUMMARY.json", help="calibrate: by neuron-profile")
-    parser.add_argument("--out", metavar="CHIP.json", help="calibrate: where the refit chip goes")
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", help="micro: the log; calibrate, fit: where the chip goes"
+    )
     parser.add_argument(
         "--cores", type=int, help="calibrate: that the profile ran on; default: --lnc"
     )
     parser.add_argument(
         "--lnc", type=int, default=1, help="calibrate: how many of these act as one (LNC), 1 or 2"
     )
+    bench_micro.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    from lsd_jax.reports import write_json
+
+    if args.case in ON_LOGS:
+        write_json(args.json, ON_LOGS[args.case](args))
+        return
+    if args.chip is None:
+        raise ValueError(f"{args.case} needs --chip, such as v6e")
+    if args.files:
+        raise ValueError(f"{args.case} takes no file: {args.files[0]}")
+    _on_a_chip(args)
+
+
+def _on_a_chip(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from lsd_jax.config import Config
 from lsd_jax.hw.chips import Chip
+from lsd_jax.reports import write_json
 
 
 def calibrate(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
@@ -61,9 +61,7 @@ def _refit(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
         raise ValueError(str(refusal)) from refusal
     modelled = schedule([bench.trace(shapes, chip)], chip)[0]
     found = refit(chip, modelled, summary, f"{Path(args.profile).name}, {config.name}")
-    beside = Path(f"{args.out}.part")
-    beside.write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, args.out)
+    write_json(args.out, found.to_json())
     changed = {
         name: {"before": chip[name], "after": found[name]}
         for name in found.numbers

@@ -60,19 +60,25 @@ def run(args: argparse.Namespace) -> None:
 
     from lsd_jax import reports
     from lsd_jax.evaluate import report
+    from lsd_jax.evaluate.streams import ModelStreams
     from lsd_jax.pretrained import load_model
 
     model, config = load_model(args.checkpoint, args.set)
+
+    def opened(config):
+        return ModelStreams(model, config, args.batch, args.seed)
+
     origin = reports.provenance()  # as it was when this started
     with Progress(transient=True) as bar:  # a percentage and the time left
-        found, outcomes = fidelity_and_drift(model, config, args, bar)
-        seen = react(model, config, args, found, bar)
+        streams = opened(config)
+        found, outcomes = fidelity_and_drift(streams, args, bar)
+        seen = react(model, streams, args, found, bar)
         if compared:
             found["by_passes"] = {str(config.stream.passes): report.digest(found)}
         for passes in compared - {config.stream.passes}:
             other = dataclasses.replace(config.stream, passes=passes)
             other = dataclasses.replace(config, stream=other)
-            others, _ = fidelity_and_drift(model, other, args, bar)
+            others, _ = fidelity_and_drift(opened(other), args, bar)
             found["by_passes"][str(passes)] = report.digest(others)
     found |= {
         "kind": "measured",
@@ -96,14 +102,13 @@ def run(args: argparse.Namespace) -> None:
             console.print(f"wrote {path}", highlight=False)
 
 
-def fidelity_and_drift(model, config, args: argparse.Namespace, bar):
+def fidelity_and_drift(streams, args: argparse.Namespace, bar):
     """The report on short streams and on long ones, and the outcome of each short one."""
     from lsd_jax.evaluate import drift, fidelity, held_out, report
-    from lsd_jax.evaluate.streams import ModelStreams
 
+    config = streams.config
     short = args.worlds * len(held_out.ASKS) * args.frames
     done = _counter(bar, config, short + args.drift_streams * args.drift_frames)
-    streams = ModelStreams(model, config, args.batch, args.seed)
     clips = held_out.clips(config.model, args.worlds, args.frames, args.seed)
     outcomes = list(fidelity.measure(streams, clips, args.batch, done))
     found = report.summary(outcomes)
@@ -123,21 +128,18 @@ def fidelity_and_drift(model, config, args: argparse.Namespace, bar):
     return found, outcomes
 
 
-def react(model, config, args: argparse.Namespace, found: dict, bar) -> dict:
+def react(model, streams, args: argparse.Namespace, found: dict, bar) -> dict:
     """Adds to the report how streams react and what they remember for long; gives pictures of
     the latter."""
-    from lsd_jax.evaluate import reactions, returning
-    from lsd_jax.evaluate.streams import ModelStreams
+    from lsd_jax.evaluate import held_out, reactions, returning
 
-    visits = 3 * returning.FRAMES * len(returning.EDITS) * args.worlds
+    config = streams.config
+    visits = 3 * returning.FRAMES * len(held_out.OBJECT_EDITS) * args.worlds
     done = _counter(bar, config, reactions.FRAMES + (visits if config.model.memory else 0))
-    streams = ModelStreams(model, config, args.batch, args.seed)
-    found |= reactions.measure(streams, config.model, args.seed, done)
+    found |= reactions.measure(streams.anew(), config.model, args.seed, done)
     if not config.model.memory:
         return {}
-    found["memory"], seen = returning.measure(
-        model, config, args.worlds, args.batch, args.seed, done
-    )
+    found["memory"], seen = returning.measure(model, streams.anew(), args.worlds, args.seed, done)
     return seen
 
 

@@ -11,6 +11,7 @@ import sys
 COMMANDS = {
     "stream": "a video, a folder of images or a camera in, a video out",
     "serve": "a page and an API for live sessions: camera in, transformed stream out",
+    "replay": "a session that serve has recorded, once more, picture for picture",
     "demo": "the bundled clip through the shipped model, with a report",
     "train": "any training stage, resumable",
     "eval": "fidelity and drift of a checkpoint, on worlds it has never seen",
@@ -18,12 +19,15 @@ COMMANDS = {
     "quantize": "a checkpoint with eight-bit weights, and what that costs",
     "export": "a frame step packed for a Trainium machine, and what to run there",
     "info": "parameters, tokens, FLOPs and bytes of a config",
+    "plan": "whether a config holds a frame rate on a chip, and where the time goes",
+    "search": "the architectures that are fastest for their quality on a chip, as config files",
     "bench": "cycles of the blocks on a chip, measured, compiled or modelled",
 }
 
 EXAMPLES = {
     "stream": 'lsd stream clip.mp4 --prompt "make it night" --at 3s "film noir" -o out.mp4',
     "serve": "lsd serve --slots 4",
+    "replay": "lsd replay records/5f1c -o session.mp4",
     "demo": "lsd demo --out out",
     "train": "lsd train configs/tiny.py --stage forcing --set train.batch=16",
     "eval": "lsd eval checkpoints/tiny --json report.json --plots plots",
@@ -31,6 +35,8 @@ EXAMPLES = {
     "quantize": "lsd quantize checkpoints/tiny --format int8 -o tiny-int8",
     "export": "lsd export tiny --checkpoint checkpoints/tiny --chip trn2 -o tiny-trn2",
     "info": "lsd info tiny --set model.layers=12",
+    "plan": "lsd plan base --chip v6e --fps 30 --price 1.2",
+    "search": "lsd search --chip trn2 --fps 30 -o found",
     "bench": "lsd bench stack --chip v6e",
 }
 

@@ -18,6 +18,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="elsewhere needs LSD_API_KEY to be set")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--engines", type=int, default=1, help="processes, one per accelerator")
+    parser.add_argument(
+        "--engine",
+        choices=("process", "ray"),
+        default="process",
+        help="engines as processes here, or on the Ray cluster at RAY_ADDRESS (default: process)",
+    )
+    parser.add_argument(
+        "--resource",
+        action="append",
+        default=[],
+        metavar="NAME=AMOUNT",
+        help="what an engine asks of the cluster, for example GPU=1 or TPU=4; repeatable",
+    )
     parser.add_argument("--slots", type=int, help="sessions of an engine at a time")
     parser.add_argument("--checkpoint", help="default: the shipped checkpoints/tiny")
     parser.add_argument(
@@ -33,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="URL",
         help="a page's origin that may connect, beside our own; repeatable",
+    )
+    parser.add_argument(
+        "--record", metavar="DIR", help="record every session there, for lsd replay; its users' too"
     )
     parser.add_argument("--queue", type=int, default=8, help="clients that may wait for a slot")
     parser.add_argument("--stun", action="append", default=[], metavar="stun:HOST:PORT")
@@ -56,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
         model=args.model,
         config=model_config(args),
         engines=args.engines,
+        engine=args.engine,
+        resources=tuple(resource(text) for text in args.resource),
         host=args.host,
         port=args.port,
         api_key=os.environ.get("LSD_API_KEY", ""),
@@ -66,6 +84,17 @@ def run(args: argparse.Namespace) -> None:
         turn_secret=os.environ.get("LSD_TURN_SECRET", ""),
     )
     serve(settings, args.json)
+
+
+def resource(text: str) -> tuple[str, float]:
+    """`GPU=1` as a name and an amount. Raises ValueError."""
+    name, _, amount = text.partition("=")
+    try:
+        if name and 0 < float(amount) < float("inf"):
+            return name, float(amount)
+    except ValueError:
+        pass
+    raise ValueError(f"--resource {text!r}: write it as NAME=AMOUNT, for example GPU=1")
 
 
 def model_config(args: argparse.Namespace) -> dict:
@@ -80,6 +109,8 @@ def model_config(args: argparse.Namespace) -> dict:
         config["slots"] = args.slots
     if args.checkpoint:
         config["checkpoint"] = args.checkpoint
+    if args.record:
+        config["record"] = os.path.abspath(args.record)
     if args.set:
         config["overrides"] = tuple(args.set)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -54,7 +55,7 @@ def draw_plan(model: ModelConfig, train: TrainConfig, rng: np.random.Generator, 
     edits."""
     scenes = round(train.scene_fraction * clips)
     drawn = sample_worlds(rng.integers(HELD_OUT_WORLDS, size=clips, dtype=np.int32))
-    scene_edits, scene_texts = draw_scene_edits(rng, drawn, scenes)
+    scene_edits, scene_texts = draw_scene_edits(rng, drawn, random_kinds(rng, scenes))
     footage, footage_texts = draw_footage_edits(rng, clips - scenes)
     texts = scene_texts + footage_texts
     prompt = np.stack([prompts.encode(text, model.prompt_bytes) for text in texts])
@@ -111,20 +112,24 @@ def sample_worlds(seeds: Int[np.ndarray | Array, " b"]) -> World:
 
 
 def draw_scene_edits(
-    rng: np.random.Generator, drawn: World, count: int, held_out: bool = False
+    rng: np.random.Generator, drawn: World, kinds: Iterable[int], held_out: bool = False
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """A random scene edit for each of the first `count` worlds, as arrays, and its prompts."""
+    """A random scene edit of each of `kinds`, for as many of the worlds, as arrays, and its
+    prompts."""
     shape, colour, visible = (np.asarray(x) for x in (drawn.shape, drawn.colour, drawn.visible))
     fields: dict[str, list[int]] = defaultdict(list)
     texts = []
-    for i in range(count):
-        edit = scene_edit(
-            rng, int(rng.integers(1, len(KINDS))), shape[i][visible[i]], colour[i][visible[i]]
-        )
+    for i, kind in enumerate(kinds):
+        edit = scene_edit(rng, kind, shape[i][visible[i]], colour[i][visible[i]])
         for name, value in edit.items():
             fields[name].append(value)
         texts.append(scene_text(rng, edit, shape[i], colour[i], held_out))
     return {name: np.array(values, np.int32) for name, values in fields.items()}, texts
+
+
+def random_kinds(rng: np.random.Generator, count: int) -> Iterator[int]:
+    """Kinds of scene edits, each drawn when it is asked for."""
+    return (int(rng.integers(1, len(KINDS))) for _ in range(count))
 
 
 def scene_edit(

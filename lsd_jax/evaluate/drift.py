@@ -14,11 +14,10 @@ from jaxtyping import Float
 from lsd_jax.config import ModelConfig
 from lsd_jax.data import edits
 from lsd_jax.evaluate import metrics
-from lsd_jax.evaluate.held_out import OneOfEach
+from lsd_jax.evaluate.held_out import OBJECT_EDITS, OneOfEach
 from lsd_jax.evaluate.streams import Advance, Resumable, Stream
 
-OBJECTS = ("recolour", "reshape", "object_from_reference")
-STREAMS = len(edits.NAMES) + len(OBJECTS)
+STREAMS = len(edits.NAMES) + len(OBJECT_EDITS)
 BINS = 50
 SAVE_EVERY_S = 60
 CHUNK = 16  # frames of each stream rendered at once
@@ -55,7 +54,7 @@ def long_run(
     Returns:
         `summarise` of the statistics of every frame.
     """
-    worlds = OneOfEach(model, np.random.default_rng([seed, 2]), OBJECTS)
+    worlds = OneOfEach(model, np.random.default_rng([seed, 2]), OBJECT_EDITS)
     found: Series = {name: np.zeros((count, frames)) for name in AVERAGED}
     last = slice(frames - min(frames, ANEW * CHUNK), frames)
     anew = np.zeros((count, last.stop - last.start))
@@ -92,7 +91,7 @@ def cold(advance: Advance, worlds: OneOfEach, some: slice, last: slice) -> Float
         left = min(CHUNK, last.stop - offset)
         source, truth = (x[:, :left] for x in worlds.frames(some, offset, CHUNK))
         out = advance(source)
-        curves.append(metrics.psnr_db(np.mean((out / 255.0 - truth / 255.0) ** 2, axis=(2, 3, 4))))
+        curves.append([metrics.frame_psnr_db(*clip) for clip in zip(out, truth, strict=True)])
     return np.concatenate(curves, axis=1)
 
 

@@ -34,6 +34,8 @@ class Ask:
 
 PAIRS = tuple("+".join(pair) for pair in prompts.HELD_OUT_PAIRS)
 SCENES = KINDS[1:]
+OBJECT_EDITS = ("recolour", "reshape", "object_from_reference")
+"""The scene edits after which the object is still there, looking otherwise."""
 IDENTITY = "identity"
 CANDIDATES = (IDENTITY, *edits.NAMES, *SCENES, *PAIRS)
 FOOTAGE_SLOTS = [edits.slots(names) for names in ((), *((n,) for n in edits.NAMES))]
@@ -170,12 +172,9 @@ class OneOfEach:
     def _add(self, model: ModelConfig, rng: np.random.Generator, scenes: tuple[str, ...]) -> None:
         count = len(scenes)
         drawn, starts = draw(rng, 2 * count)  # the second half for their pictures
-        shape, colour, visible = (np.asarray(x) for x in (drawn.shape, drawn.colour, drawn.visible))
-        for i, name in enumerate(scenes):
-            there = visible[i]
-            edit = rendered.scene_edit(rng, KINDS.index(name), shape[i][there], colour[i][there])
-            self.texts.append(rendered.scene_text(rng, edit, shape[i], colour[i], False))
-            self._fields = {k: np.append(v, np.int32(edit[k])) for k, v in self._fields.items()}
+        edits, texts = rendered.draw_scene_edits(rng, drawn, [KINDS.index(name) for name in scenes])
+        self.texts += texts
+        self._fields = {k: np.concatenate([v, edits[k]]) for k, v in self._fields.items()}
         ours = jax.tree.map(lambda x: x[:count], drawn)
         others = jax.tree.map(lambda x: x[count:], drawn)
         self._drawn = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), self._drawn, ours)

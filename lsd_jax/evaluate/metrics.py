@@ -34,6 +34,13 @@ def squared_errors(
     return jax.lax.map(one, candidates)
 
 
+def frame_psnr_db(
+    out: UInt8[np.ndarray, "f h w 3"], truth: UInt8[np.ndarray, "f h w 3"]
+) -> Float[np.ndarray, " f"]:
+    """PSNR of each frame to its truth."""
+    return psnr_db(np.asarray(squared_errors(out, truth[None]), np.float64)[0])
+
+
 @jax.jit
 def texture_energy(frames: UInt8[Array, "f h w 3"]) -> Float[Array, ""]:
     """Mean square of the Laplacian 4 x - (left + right + above + below), in [0, 1] units.

@@ -53,7 +53,9 @@ def measure(streams: Reacting, model: ModelConfig, seed: int, done: Callable[[in
             elif name == "prompt":
                 running.ask(texts, none)
             out = running(source[:, BEFORE:])
-            curves += [_psnr(x, y) for x, y in zip(out, truth[:, BEFORE:], strict=True)]
+            curves += [
+                metrics.frame_psnr_db(*clip) for clip in zip(out, truth[:, BEFORE:], strict=True)
+            ]
             done(source.shape[0] * source.shape[1])
     mean = {name: np.mean(curves, axis=0) for name, curves in runs.items()}
     steady = np.full(AFTER, mean["prompt"][-STEADY:].mean())
@@ -70,11 +72,6 @@ def settled(curve: Float[np.ndarray, " f"], goal: Float[np.ndarray, " f"]) -> in
     behind = np.flatnonzero(goal - curve >= CLOSE_DB)
     first = int(behind[-1]) + 1 if len(behind) else 0
     return first if first < len(curve) else None
-
-
-def _psnr(out: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, " f"]:
-    errors = metrics.squared_errors(out, truth[None])
-    return metrics.psnr_db(np.asarray(errors, np.float64)[0])
 
 
 def _worlds(batch: int, model: ModelConfig, seed: int) -> Iterator[tuple]:

@@ -17,16 +17,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, UInt8
 
-from lsd_jax.config import Config, ModelConfig
+from lsd_jax.config import ModelConfig
 from lsd_jax.data import rendered, textures, worlds
 from lsd_jax.data.prompts import CARRY_ON
 from lsd_jax.data.scene import OBJECTS
 from lsd_jax.data.worlds import KINDS, SceneEdit, World
 from lsd_jax.evaluate import held_out, metrics
+from lsd_jax.evaluate.held_out import OBJECT_EDITS
 from lsd_jax.evaluate.streams import ModelStreams, Stream
 from lsd_jax.model import Denoiser, build
 
-EDITS = ("recolour", "reshape", "object_from_reference")
 SEEN, TURNING, GONE, BACK = 24, 4, 40, 12
 """Frames: told and in view; going into the distance, and again coming back; gone; in view again."""
 
@@ -48,28 +48,28 @@ class Visits:
 
 def measure(
     denoiser: Denoiser,
-    config: Config,
+    remembering: ModelStreams,
     count: int,
-    batch: int,
     seed: int,
     done: Callable[[int], None],
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """How near the returned object is to its truth, for a model with a memory.
 
+    Args:
+        denoiser: with the weights of `remembering`, as they were before these were cast.
+
     Returns:
         PSNR, in dB, of the pixels that the edit changes, over the frames after the return, a mean
-        over `count` worlds for each of `EDITS`: `with` the memory; `without`, by the same weights
-        with no memory slots; `told`, with a prompt that says it all the time; `input`, for the
-        input unchanged; and `by_edit`, the same for each. And pictures of the first of `EDITS`
-        at the times `SHOWN`, `[len(EDITS), len(SHOWN), H, W, 3]` each.
+        over `count` worlds for each of `OBJECT_EDITS`: `with` the memory; `without`, by the same
+        weights with no memory slots; `told`, with a prompt that says it all the time; `input`, for
+        the input unchanged; and `by_edit`, the same for each. And pictures of the first of them
+        at the times `SHOWN`, `[len(OBJECT_EDITS), len(SHOWN), H, W, 3]` each.
     """
+    config, batch = remembering.config, remembering.batch
     bare = replace(config, model=replace(config.model, memory=0))
     weights = nnx.to_pure_dict(nnx.state(denoiser, nnx.Param))
-    streams = {
-        "with": ModelStreams(denoiser, config, batch, seed),
-        "without": ModelStreams(build(bare.model, weights), bare, batch, seed),
-    }
-    streams["told"] = streams["with"]
+    without = ModelStreams(build(bare.model, weights), bare, batch, seed)
+    streams = {"with": remembering, "without": without, "told": remembering}
     found: dict[str, list[np.ndarray]] = {name: [] for name in (*streams, "input")}
     kinds, strips = [], {}
     for visits in draw(config.model, count, batch, seed):
@@ -82,7 +82,7 @@ def measure(
             found[name].append(likeness(frames, visits))
         if not strips:
             some = {**shown, "truth": visits.truth}
-            strips = {name: frames[: len(EDITS), SHOWN] for name, frames in some.items()}
+            strips = {name: frames[: len(OBJECT_EDITS), SHOWN] for name, frames in some.items()}
     joined = {name: np.concatenate(parts) for name, parts in found.items()}
 
     def means(of: np.ndarray) -> dict[str, float]:
@@ -90,7 +90,7 @@ def measure(
 
     of_kind = np.array(kinds)
     figures = means(of_kind != "")
-    return figures | {"by_edit": {kind: means(of_kind == kind) for kind in EDITS}}, strips
+    return figures | {"by_edit": {kind: means(of_kind == kind) for kind in OBJECT_EDITS}}, strips
 
 
 def play(streams: Stream, visits: Visits, taken_back: bool) -> UInt8[np.ndarray, "b f h w 3"]:
@@ -112,23 +112,18 @@ def likeness(shown: np.ndarray, visits: Visits) -> Float[np.ndarray, " b"]:
 
 
 def draw(model: ModelConfig, count: int, batch: int, seed: int) -> Iterator[Visits]:
-    """`count` held-out worlds for each of `EDITS`, at most `batch` at once."""
+    """`count` held-out worlds for each of `OBJECT_EDITS`, at most `batch` at once."""
     rng = np.random.default_rng([seed, 5])
-    total, size, bank = count * len(EDITS), (model.height, model.width), textures.bank()
+    total, size, bank = count * len(OBJECT_EDITS), (model.height, model.width), textures.bank()
     drawn, starts = held_out.draw(rng, total + count)
-    shape, colour, visible = (np.asarray(x) for x in (drawn.shape, drawn.colour, drawn.visible))
-    kinds = [EDITS[i % len(EDITS)] for i in range(total)]
-    chosen = [
-        rendered.scene_edit(rng, KINDS.index(kinds[i]), shape[i][visible[i]], colour[i][visible[i]])
-        for i in range(total)
-    ]
-    texts = [rendered.scene_text(rng, e, shape[i], colour[i], False) for i, e in enumerate(chosen)]
+    kinds = [OBJECT_EDITS[i % len(OBJECT_EDITS)] for i in range(total)]
+    chosen, texts = rendered.draw_scene_edits(rng, drawn, [KINDS.index(kind) for kind in kinds])
     scale = jnp.asarray(distance_scale())
     for low in range(0, total, batch):
         some = list(range(low, min(low + batch, total)))
-        others = [total + i // len(EDITS) for i in some]
+        others = [total + i // len(OBJECT_EDITS) for i in some]
         pictures = rendered.render_clips(_of(drawn, others), starts[others], 1, size, bank)[:, 0]
-        fields = {name: np.array([chosen[i][name] for i in some], np.int32) for name in chosen[0]}
+        fields = {name: values[some] for name, values in chosen.items()}
         source, truth = _visit(
             _of(drawn, some), fields, pictures, starts[some], scale, bank, size=size
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -66,6 +67,12 @@ class ModelStreams:
         state = self.fresh(rng.integers(1 << 31, size=self.batch).astype(np.int32))
         state = self.compiled.place(state)
         return RunningStreams(self, state, texts, references)
+
+    def anew(self) -> ModelStreams:
+        """The same executables, which open the same streams again from the first on."""
+        other = copy.copy(self)
+        other._opened = 0
+        return other
 
     @cached_property
     def fingerprint(self) -> str:

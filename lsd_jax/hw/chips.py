@@ -10,6 +10,7 @@ is `{"value", "unit", "source", "kind"}`, with `low` and `high` where it is unce
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass, replace
@@ -53,7 +54,7 @@ class Chip:
 
     name: str
     description: str
-    numbers: MappingProxyType[str, Number]
+    numbers: MappingProxyType[str, Number] = dataclasses.field(hash=False)
 
     def __getitem__(self, name: str) -> float:
         if name not in self.numbers:

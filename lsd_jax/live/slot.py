@@ -7,6 +7,8 @@ import io
 import zipfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,39 +16,53 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lsd_jax.conditioning import ask
+from lsd_jax.live.journal import Journal
 from lsd_jax.live.slots import Shown, Slots
 from lsd_jax.types import StreamState
 
 
 class Slot:
     """A cold session in a free slot of `slots`; `close` frees it. Raises RuntimeError where none
-    is free."""
+    is free. `journal` records it."""
 
-    def __init__(self, slots: Slots, seed: int = 0):
+    def __init__(self, slots: Slots, seed: int = 0, journal: Journal | None = None):
         model = slots.config.model
         self.prompt, self.reference, self.seed = "", None, seed
         self.mask = np.full((model.height, model.width), 255, np.uint8)
         self._slots, self._index, self._closed = slots, slots.take(), False
-        self._begun = self._change(lambda: self._begin(seed))
+        self._journal = journal
+        self._begun = self._change(lambda: self._begin(seed), "begin", seed=seed)
 
     def _begin(self, seed: int, again: bool = False) -> None:
         self._slots.begin(self._index, seed, again)
         self._slots.set_mask(self._index, self.mask)
 
-    def _change(self, make: Callable[[], Any]) -> asyncio.Future:
-        """Runs `make` in the thread of the slots, unless by then the slot may be another's."""
+    def _change(self, make: Callable[[], Any], event: str = "", **fields: Any) -> asyncio.Future:
+        """Runs `make` in the thread of the slots, unless by then the slot may be another's, and
+        records it as that event."""
 
         def guarded() -> Any:
             if self._closed:
                 raise RuntimeError("the session is over; open another")
-            return make()
+            made = make()
+            if self._journal and event:
+                self._journal.note(event, **fields)
+            return made
 
         return asyncio.wrap_future(self._slots.change(guarded))
 
     async def step(self, image: UInt8[np.ndarray, "h w 3"]) -> Shown:
         """The next frame, transformed. Raises what beginning the session raised, if it did."""
         await asyncio.shield(self._begun)
-        return await asyncio.wrap_future(self._slots.step(self._index, image))
+        stepped = self._slots.step(self._index, image)
+        if self._journal:  # in the thread of the slots, so that events keep their order
+            stepped.add_done_callback(partial(self._record, self._journal, image))
+        return await asyncio.wrap_future(stepped)
+
+    @staticmethod
+    def _record(journal: Journal, image: np.ndarray, stepped: Future[Shown]) -> None:
+        if not stepped.cancelled() and stepped.exception() is None:
+            journal.frame(image, stepped.result().image)
 
     async def condition(
         self, prompt: str, reference: UInt8[np.ndarray, "h w 3"] | None
@@ -59,7 +75,8 @@ class Slot:
         wanted, anew = ask([prompt], [reference], self._slots.config.model)
         await asyncio.shield(self._begun)
         pinned = await asyncio.to_thread(self._slots.pinned, wanted)
-        await self._change(lambda: self._slots.steer(self._index, pinned, anew))
+        steer = partial(self._slots.steer, self._index, pinned, anew)
+        await self._change(steer, "condition", prompt=prompt, reference=reference)
         self.prompt, self.reference = prompt, reference
 
     async def set_mask(self, mask: UInt8[np.ndarray, "h w"]) -> None:
@@ -67,13 +84,13 @@ class Slot:
         no mask plane."""
         if "mask" not in self._slots.config.model.controls:
             raise ValueError("this model has no mask plane; it edits the whole picture")
-        await self._change(lambda: self._slots.set_mask(self._index, mask))
+        await self._change(partial(self._slots.set_mask, self._index, mask), "mask", mask=mask)
         self.mask = mask
 
     async def reset(self) -> None:
         """A cold session again, under the same condition, mask and seed."""
         if not self.prompt:
-            await self._change(lambda: self._begin(self.seed, again=True))
+            await self._change(lambda: self._begin(self.seed, again=True), "reset")
             return
         wanted, anew = ask([self.prompt], [self.reference], self._slots.config.model)
         pinned = await asyncio.to_thread(self._slots.pinned, wanted)
@@ -82,7 +99,7 @@ class Slot:
             self._begin(self.seed, again=True)
             self._slots.steer(self._index, pinned, anew)
 
-        await self._change(begin)
+        await self._change(begin, "reset")
 
     async def snapshot(self) -> bytes:
         """The whole state: what `restore` needs to go on bit for bit."""
@@ -119,7 +136,7 @@ class Slot:
             self._slots.put(self._index, state)
             self._slots.set_mask(self._index, mask)
 
-        await self._change(put)
+        await self._change(put, "restore", snapshot=snapshot)
         self.prompt, self.reference, self.seed, self.mask = prompt, reference, seed, mask
 
     def _read_condition(
@@ -150,6 +167,8 @@ class Slot:
         if not self._closed:
             self._closed = True  # first: what `guarded` refuses from now on
             self._slots.release(self._index)
+            if self._journal:
+                self._journal.close()
 
 
 def _named(state: StreamState) -> dict[str, np.ndarray]:

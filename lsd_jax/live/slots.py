@@ -22,11 +22,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, UInt8
 
-from lsd_jax import ring, stream
+from lsd_jax import placement, ring, stream
 from lsd_jax.conditioning import ask
 from lsd_jax.config import Config
 from lsd_jax.data.prompts import IDENTITY
 from lsd_jax.live.yuv import yuv420
+from lsd_jax.ops import dispatch
 from lsd_jax.stream import StreamModel
 from lsd_jax.types import Conditioning, StreamState
 
@@ -149,13 +150,13 @@ class Slots:
         on_cpu = jax.default_backend() == "cpu"
         self.config, self.count = config, count
         self.together = together or (1 if on_cpu else count)
-        self._model, self._reload, self._died = model, reload, died
+        self._reload, self._died = reload, died
         self._free = list(range(count))
         size = config.model.height, config.model.width
         self._frames = np.zeros((count, *size, 3), np.uint8)
         self._controls = np.zeros((count, *size, len(config.model.controls)), np.uint8)
-        self._compile(step_listed if on_cpu else step_masked)
-        self._state = stream.init_state(config, jnp.zeros(count, jnp.int32))
+        self._compile(model, step_listed if on_cpu else step_masked)
+        self._state = self._cold_state()
         self._failed = np.zeros(count, bool)  # not finite at its last step
         self._suspect = np.zeros(count, bool)  # made cold for that, and not stepped since
         self._lost = np.zeros(count, bool)  # its state went with a step that raised
@@ -166,11 +167,12 @@ class Slots:
         self._thread = threading.Thread(target=self._live, name="slots", daemon=True)
         self._thread.start()
 
-    def _compile(self, step: Callable) -> None:
+    def _compile(self, model: StreamModel, step: Callable) -> None:
         def shape(x):
             return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
         config, count = self.config, self.count
+        sessions = 1 if step is step_listed else count  # of one call of the denoiser
         state, one = (
             jax.eval_shape(lambda n=n: stream.init_state(config, jnp.zeros(n, jnp.int32)))
             for n in (count, 1)
@@ -179,19 +181,43 @@ class Slots:
         order = jax.ShapeDtypeStruct((count,), jnp.int32)
         wanted, anew = ask([IDENTITY[0][0]], [None], config.model)  # compiles what it needs itself
         frames, controls = shape(self._frames), shape(self._controls)
-        self._step = (
-            jax.jit(step, donate_argnums=1)
-            .lower(self._model, state, frames, controls, order, slot)
-            .compile()
+        with dispatch.using(config.stream.backend):
+            model = stream.adapt(model, config, sessions)
+            self._step = placement.compile_step(step, model, state, frames, controls, order, slot)
+        self._lie = placement.formats(self._step)
+        self._model = placement.place(model, self._lie[0])
+
+        def reload(load: Callable[[], StreamModel]) -> None:
+            with dispatch.using(config.stream.backend):
+                anew = stream.adapt(load(), config, sessions)
+            self._model = placement.place(anew, self._lie[0])
+
+        self._take_anew = reload
+
+        def compiled(function, *arguments, gives_state=True):
+            """One whose first argument is the state, which it takes over if it gives one back."""
+            return jax.jit(
+                function,
+                donate_argnums=(0,) if gives_state else (),
+                in_shardings=(self._lie[1], *(None for _ in arguments)),
+                out_shardings=self._lie[1] if gives_state else None,
+            ).lower(state, *arguments).compile()  # fmt: skip
+
+        make = jax.jit(
+            lambda model, wanted: model.denoiser.pin(wanted), in_shardings=(self._lie[0], None)
         )
-        make = jax.jit(lambda model, wanted: model.denoiser.pin(wanted))
-        pinned = jax.eval_shape(make, self._model, wanted)
-        self._make_pinned = make.lower(self._model, wanted).compile()
-        self._pin = jax.jit(pin, donate_argnums=0).lower(state, pinned, slot, anew).compile()
-        self._write = jax.jit(write, donate_argnums=0).lower(state, one, slot).compile()
-        self._read = jax.jit(read).lower(state, slot).compile()
+        pinned = jax.eval_shape(make, model, wanted)
+        self._make_pinned = make.lower(model, wanted).compile()
+        self._pin = compiled(pin, pinned, slot, anew)
+        self._write = compiled(write, one, slot)
+        self._read = compiled(read, slot, gives_state=False)
         cold = jax.jit(lambda seed: stream.init_state(config, seed))
         self._cold = cold.lower(jax.ShapeDtypeStruct((1,), jnp.int32)).compile()
+
+    def _cold_state(self) -> StreamState:
+        """Cold sessions in all slots."""
+        state = stream.init_state(self.config, jnp.zeros(self.count, jnp.int32))
+        return placement.place(state, self._lie[1])
 
     def take(self) -> int:
         """The number of a free slot, which is free no longer. Raises RuntimeError where none is."""
@@ -274,7 +300,7 @@ class Slots:
     def _salvage(self) -> None:
         """What is donated to a step that raises may be gone, and every session with it."""
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self._state)):
-            self._state = stream.init_state(self.config, jnp.zeros(self.count, jnp.int32))
+            self._state = self._cold_state()
             self._lost[:] = True
 
     def close(self) -> None:
@@ -357,7 +383,7 @@ class Slots:
         """A session that was made cold and is not finite even so has bad weights."""
         if not finite and self._suspect[slot] and self._reload:
             try:
-                self._model = self._reload()
+                self._take_anew(self._reload)
             except Exception:
                 _log.exception("the weights are not finite, and could not be loaded again")
             self._suspect[:] = False

@@ -6,12 +6,15 @@ import asyncio
 import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from lsd_jax.data.prompts import IDENTITY
+from lsd_jax.live.journal import Journal
 from lsd_jax.live.slot import Slot
 from lsd_jax.live.slots import Slots
+from lsd_jax.reports import provenance
 from lsd_jax.runtime import (
     InputFile,
     LoadContext,
@@ -30,11 +33,13 @@ START = IDENTITY[0][0]
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """Which checkpoint, how many sessions at a time, and `section.field=value` overrides."""
+    """Which checkpoint, how many sessions at a time, `section.field=value` overrides, and a folder
+    to record every session in, if there is one."""
 
     checkpoint: str = ""
     slots: int = 4
     overrides: tuple[str, ...] = ()
+    record: str = ""
 
 
 class VideoSession(Session["VideoModel"]):
@@ -44,7 +49,7 @@ class VideoSession(Session["VideoModel"]):
 
     def __init__(self, model: VideoModel, ctx: SessionContext):
         super().__init__(model, ctx)
-        self._slot = Slot(model.stream, ctx.seed)
+        self._slot = Slot(model.stream, ctx.seed, model.journal(ctx.session_id))
         self._steering = asyncio.Lock()  # of prompt and reference, which change together
 
     @input(description="What to make of the picture, in words")
@@ -112,7 +117,12 @@ class VideoModel(Model[VideoConfig]):
 
     async def load(self, context: LoadContext) -> None:
         """Loads the checkpoint and compiles the step of all slots."""
-        config = context.config or VideoConfig()
+        config = self._config = context.config or VideoConfig()
+        if config.record:
+            Path(config.record).mkdir(parents=True, exist_ok=True)
+            if not os.access(config.record, os.W_OK):
+                raise ValueError(f"sessions cannot be recorded in {config.record}: not writable")
+        self._provenance = provenance()
         self.stream = await asyncio.to_thread(_load, config)
         model = self.stream.config.model
         self.size = model.height, model.width
@@ -122,6 +132,14 @@ class VideoModel(Model[VideoConfig]):
                 "main_video", width=model.width, height=model.height, pixel_format="yuv420p"
             ),
         )
+
+    def journal(self, session_id: str) -> Journal | None:
+        """A record of a session, where sessions are recorded."""
+        config = self._config
+        if not config.record:
+            return None
+        asked = {"checkpoint": config.checkpoint, "overrides": list(config.overrides)}
+        return Journal(Path(config.record) / session_id, asked | self._provenance)
 
     async def unload(self) -> None:
         await asyncio.to_thread(self.stream.close)

@@ -15,11 +15,13 @@ from lsd_jax.layers import modulate, rms_norm, rotate
 from lsd_jax.ops.dispatch import Backend, op
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 
+PACK = "nki_kernels.backend:prepared"
+
 
 @op(
     Backend("pallas", "pallas_kernels.tpu.denoise_stack:denoise_stack"),
-    Backend("nki", "nki_kernels.backend:denoise_stack"),
-    Backend("nki-sim", "nki_kernels.backend:simulated", automatic=False),
+    Backend("nki", "nki_kernels.backend:denoise_stack", prepare=PACK),
+    Backend("nki-sim", "nki_kernels.backend:simulated", automatic=False, prepare=PACK),
     Backend("pallas-interpret", "pallas_kernels.tpu.denoise_stack:interpreted", automatic=False),
 )
 def denoise_stack(

@@ -29,16 +29,19 @@ class Backend:
     """An implementation of an op that lives elsewhere.
 
     `target` is `package.module:function`. One that is not `automatic`, a simulator for example,
-    runs only where it is asked for by name.
+    runs only where it is asked for by name. `prepare` names another function, that makes of the
+    op's weights, once, what the implementation takes in their place.
     """
 
     name: str
     target: str
     automatic: bool = True
+    prepare: str = ""
 
-    def load(self) -> Callable:
-        """The function. Raises NotImplementedError where its package does not import."""
-        module, _, function = self.target.partition(":")
+    def load(self, path: str = "") -> Callable:
+        """The function, or another one. Raises NotImplementedError where its package does not
+        import."""
+        module, _, function = (path or self.target).partition(":")
         try:
             return getattr(importlib.import_module(module), function)
         except ImportError as error:
@@ -103,6 +106,25 @@ class Op(Generic[P, R]):
         if chosen is not None:
             chosen[self.name] = name
         return out  # pyright: ignore[reportReturnType]  # the reference never refuses
+
+    def choose(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The backend that a call with these arguments (arrays or their shapes) would run by."""
+        wanted = _wanted.get()
+        if wanted != AUTO:
+            return wanted
+        *kernels, reference = self._automatic()
+        for name in kernels:
+            try:
+                jax.eval_shape(self.implementation(name), *args, **kwargs)
+            except NotImplementedError:
+                continue
+            return name
+        return reference
+
+    def preparing(self, name: str) -> Callable | None:
+        """What prepares the weights for a backend, or None where it takes them as they are."""
+        backend = self.backends.get(name)
+        return backend.load(backend.prepare) if backend and backend.prepare else None
 
     def implementation(self, name: str) -> Callable[P, R]:
         """The implementation of that name. Raises ValueError for an unknown one, and

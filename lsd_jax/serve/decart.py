@@ -10,7 +10,6 @@ import asyncio
 import base64
 import binascii
 import json
-import logging
 import time
 from typing import Any
 
@@ -19,18 +18,16 @@ from aiohttp import WSMsgType, web
 from lsd_jax.data.pictures import picture_kind
 from lsd_jax.runtime import InputError
 from lsd_jax.runtime.uploads import MAX_PIXELS
-from lsd_jax.serve.guard import Bucket
+from lsd_jax.serve.client import OVERLOADED, POLICY, SocketClient
 from lsd_jax.serve.registry import Full, Registry
 from lsd_jax.serve.rtc import Peer
 from lsd_jax.serve.sessions import LiveSession
 
-_log = logging.getLogger("lsd.serve")
 PASS_THROUGH = "leave it as it is"
 """What no picture and no prompt asks for, in the words of our own model."""
-OVERLOADED, POLICY = 1013, 1008
 
 
-class DecartClient:
+class DecartClient(SocketClient):
     """Drives one session for one WebSocket of such an SDK."""
 
     def __init__(
@@ -40,13 +37,8 @@ class DecartClient:
         address: tuple[str, int],
         max_session_s: float | None,
     ):
-        self._registry, self._socket, self._address = registry, socket, address
-        self._max_session_s = max_session_s
-        self._session: LiveSession | None = None
-        self._peer: Peer | None = None
-        self._tasks: set[asyncio.Task] = set()
-        rate = registry.settings.messages_per_s
-        self._rate = Bucket(rate, 2 * rate)
+        super().__init__(registry, socket, max_session_s)
+        self._address = address
 
     async def run(self) -> None:
         """Serves the client until it leaves, or the session ends."""
@@ -61,19 +53,13 @@ class DecartClient:
             self._peer = Peer(session, self._registry.settings, self._registry.metrics)
             host, port = self._address
             told = {"type": "session_id", "session_id": session.id}
-            await self._send({**told, "server_ip": host, "server_port": port})
+            await self.send({**told, "server_ip": host, "server_port": port})
             self._spawn(self._tick(session))
-            if self._max_session_s is not None:
-                self._spawn(self._expire(session, self._max_session_s))
+            self._limit(session, "max_session_duration")
             await self._listen(session, self._peer)
         finally:
             opening.cancel()
-            for task in self._tasks:
-                task.cancel()
-            if self._session:  # first: a half-open connection takes seconds to close
-                await self._session.end("client_left")
-            if self._peer:
-                await self._peer.close()
+            await self._leave()
 
     async def _listen(self, session: LiveSession, peer: Peer) -> None:
         async for message in self._socket:
@@ -105,11 +91,11 @@ class DecartClient:
         text = message.get("prompt")
         error = await self._attempt(session.call("set_prompt", {"prompt": text}))
         ack = {"type": "prompt_ack", "prompt": text}
-        await self._send({**ack, "success": error is None, "error": error})
+        await self.send({**ack, "success": error is None, "error": error})
 
     async def _set_image(self, session: LiveSession, message: dict[str, Any]) -> None:
         error = await self._attempt(self._change_image(session, message))
-        await self._send({"type": "set_image_ack", "success": error is None, "error": error})
+        await self.send({"type": "set_image_ack", "success": error is None, "error": error})
 
     async def _change_image(self, session: LiveSession, message: dict[str, Any]) -> None:
         prompt, data = message.get("prompt"), message.get("image_data")
@@ -139,7 +125,7 @@ class DecartClient:
 
     async def _offer(self, peer: Peer, message: dict[str, Any]) -> None:
         try:
-            await self._send({"type": "answer", "sdp": await peer.answer(str(message.get("sdp")))})
+            await self.send({"type": "answer", "sdp": await peer.answer(str(message.get("sdp")))})
         except ValueError as error:
             await self._error(str(error))
 
@@ -147,45 +133,29 @@ class DecartClient:
         """Tells when pictures begin, and how many seconds they have been coming."""
         while session.first_frame_s is None:
             await asyncio.sleep(0.02)
-        await self._send({"type": "generation_started"})
+        await self.send({"type": "generation_started"})
         while True:
             await asyncio.sleep(1)
-            await self._send({"type": "generation_tick", "seconds": self._seconds(session)})
+            await self.send({"type": "generation_tick", "seconds": self._seconds(session)})
 
     @staticmethod
     def _seconds(session: LiveSession) -> int:
         began = session.first_frame_s
         return 0 if began is None else int(time.monotonic() - began)
 
-    async def _expire(self, session: LiveSession, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        await session.end("max_session_duration")
-
     async def _ended(self, session: LiveSession) -> None:
         told = {"type": "generation_ended", "seconds": self._seconds(session)}
-        await self._send({**told, "reason": session.ended.result()})
+        await self.send({**told, "reason": session.ended.result()})
         await self._socket.close()
 
     def _tell_place(self, place: int, length: int) -> None:
         told = {"type": "queue_position", "position": place, "queue_size": length}
-        self._spawn(self._send(told))
+        self._spawn(self.send(told))
 
     async def _error(self, words: str, close: int | None = None) -> None:
-        await self._send({"type": "error", "error": words})
+        await self.send({"type": "error", "error": words})
         if close:
-            await self._socket.close(code=close, message=words.encode()[:120])
-
-    async def _send(self, message: dict[str, Any]) -> None:
-        if not self._socket.closed:
-            try:
-                await self._socket.send_json(message)
-            except ConnectionError:
-                _log.debug("a client left before it could be told %s", message["type"])
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            await self._hang_up(close, words)
 
 
 def _picture(data: str) -> tuple[bytes, str]:

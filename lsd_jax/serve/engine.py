@@ -1,6 +1,7 @@
 """The step's process: loads a model, hosts its sessions, speaks to the front over a local socket.
 
-python -m lsd_jax.serve.engine SOCKET, started by the front, which sends the settings first.
+python -m lsd_jax.serve.engine SOCKET, or an actor on a Ray cluster, started by the front, which
+sends the settings first.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class Engine:
                 "manifest": self._definition.to_dict(),
                 "slots": self._model.slots,
                 "backend": _backend(),
+                "pid": os.getpid(),
             }
         )
         reports = asyncio.create_task(self._report())
@@ -240,8 +242,19 @@ def _backend() -> str:
     return jax.default_backend()
 
 
-async def _main(path: str) -> None:
-    link = Link(*await asyncio.open_unix_connection(path))
+async def call(address: str, secret: str = "") -> None:
+    """Serves the front that listens at `address`, a socket's path or HOST:PORT, until it is gone.
+
+    `secret` is said first, where there is one. Raises SystemExit where the model does not load.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if address.startswith("/"):
+        link = Link(*await asyncio.open_unix_connection(address, limit=1 << 22))
+    else:
+        host, _, port = address.rpartition(":")
+        link = Link(*await asyncio.open_connection(host, int(port), limit=1 << 22))
+    if secret:
+        link.send({"secret": secret})
     try:
         await Engine(link).run()
     except Exception as error:
@@ -254,5 +267,4 @@ async def _main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    asyncio.run(_main(sys.argv[1]))
+    asyncio.run(call(sys.argv[1]))

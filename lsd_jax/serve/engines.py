@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from lsd_jax.serve.launch import launcher
 from lsd_jax.serve.link import Link, TooLarge
 from lsd_jax.serve.settings import Settings
 
@@ -47,7 +43,7 @@ class EngineHandle:
         self.pid: int | None = None
         self._settings, self._on_message, self._on_lost = settings, on_message, on_lost
         self._link: Link | None = None
-        self._folder = TemporaryDirectory(prefix="lsd-engine-")  # of this user alone
+        self._launcher = launcher(settings)
         self._stopping = self._loaded = False
         self._answers: dict[int, asyncio.Future[tuple[dict[str, Any], bytes]]] = {}
         self._requests = 0
@@ -102,7 +98,7 @@ class EngineHandle:
             if not done:
                 self._task.cancel()
                 await asyncio.gather(self._task, return_exceptions=True)
-        self._folder.cleanup()
+        self._launcher.close()
 
     async def _keep(self) -> None:
         pause_s = 0.2
@@ -125,24 +121,20 @@ class EngineHandle:
             await asyncio.sleep(pause_s)
 
     async def _run(self) -> None:
-        path = str(Path(self._folder.name) / f"{self.starts}.sock")
         connected: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
 
-        async def accept(reader, writer):
+        def accept(link: Link) -> None:
             if connected.done():
-                writer.close()
+                link.close()
             else:
-                connected.set_result(Link(reader, writer))
+                connected.set_result(link)
 
-        server = await asyncio.start_unix_server(accept, path, limit=1 << 22)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "lsd_jax.serve.engine", path, env=_environment(),
-            start_new_session=True,  # Ctrl-C is the front's to handle
-        )  # fmt: skip
-        self.pid = process.pid
+        server, address = await self._launcher.listen(accept)
+        process = await self._launcher.start(address)
         exited = asyncio.create_task(process.wait())
+        limit = self._settings.load_timeout_s
         try:
-            await asyncio.wait([exited, connected], return_when="FIRST_COMPLETED", timeout=60)
+            await asyncio.wait([exited, connected], return_when="FIRST_COMPLETED", timeout=limit)
             server.close()
             if connected.done() and not exited.done():
                 self._link = connected.result()
@@ -150,9 +142,7 @@ class EngineHandle:
         finally:
             self._lose()
             server.close()
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+            process.kill()
             await exited
 
     async def _converse(self, exited: asyncio.Task) -> None:
@@ -192,6 +182,7 @@ class EngineHandle:
                 case "ready":
                     self.manifest, self.slots = header["manifest"], header["slots"]
                     self.backend, self.failure = header["backend"], ""
+                    self.pid = header["pid"]
                     self._loaded = True
                     self.ready.set()
                 case "failed":
@@ -220,14 +211,3 @@ class EngineHandle:
             if not answer.done():
                 answer.set_result((lost, b""))
         self._on_lost(self)
-
-
-def _environment() -> dict[str, str]:
-    """An engine's environment: without the front's secrets, with a cache of compiled steps."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lsd-jax" / "xla"
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("LSD_")}
-    defaults = {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
-    return defaults | kept

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from typing import Any
 
 from aiohttp import WSMsgType, web
 
 from lsd_jax.runtime import InputError
 from lsd_jax.serve import convert, protocol
-from lsd_jax.serve.guard import Bucket
+from lsd_jax.serve.client import OVERLOADED, POLICY, SocketClient
 from lsd_jax.serve.protocol import ProtocolError
 from lsd_jax.serve.registry import Full, Registry
 from lsd_jax.serve.rtc import Peer
 from lsd_jax.serve.sessions import LiveSession, Sample
 
-_log = logging.getLogger("lsd.serve")
-POLICY, OVERLOADED = 1008, 1013
 START_S = 10.0
 """In which a client must send `start`."""
 MAX_TASKS = 64
 """Requests of one client that may wait for their answers."""
 
 
-class LiveClient:
-    """Drives one session for one WebSocket. `max_session_s` is what its token allows."""
+class LiveClient(SocketClient):
+    """Drives one session for one WebSocket."""
 
     def __init__(
         self,
@@ -34,17 +31,11 @@ class LiveClient:
         socket: web.WebSocketResponse,
         max_session_s: float | None,
     ):
-        self._registry, self._socket = registry, socket
-        self._max_session_s = max_session_s
-        self._settings = registry.settings
-        self._session: LiveSession | None = None
+        super().__init__(registry, socket, max_session_s)
         self._patience = asyncio.timeout(None)
-        self._peer: Peer | None = None
         self._announced: protocol.Upload | protocol.Restore | None = None
-        self._tasks: set[asyncio.Task] = set()
         self._shown = asyncio.Semaphore(protocol.IN_FLIGHT)
         self._unshown: set[int] = set()
-        self._rate = Bucket(self._settings.messages_per_s, 2.0 * self._settings.messages_per_s)
 
     async def run(self) -> None:
         """Serves the client until it leaves, ends, or must go."""
@@ -59,20 +50,7 @@ class LiveClient:
         except ProtocolError as error:
             await self._refuse(error.code, str(error), POLICY)
         finally:
-            for task in self._tasks:
-                task.cancel()
-            if self._session:  # first: a half-open connection takes seconds to close
-                await self._session.end("client_left")
-            if self._peer:
-                await self._peer.close()
-
-    async def send(self, message: dict[str, Any]) -> None:
-        """Sends a JSON message, if the client is still there."""
-        if not self._socket.closed:
-            try:
-                await self._socket.send_json(message)
-            except ConnectionError:
-                _log.debug("a client left before it could be told %s", message["type"])
+            await self._leave()
 
     async def _listen(self) -> None:
         async for message in self._socket:
@@ -140,8 +118,7 @@ class LiveClient:
             return False
         session.on_taken = lambda name: self._spawn(self.send({"type": "want", "input": name}))
         session.ended.add_done_callback(lambda _: self._spawn(self._ended(session)))
-        if self._max_session_s is not None:
-            self._spawn(self._expire(session, self._max_session_s))
+        self._limit(session, "its token's time is over")
         await self.send(
             {
                 "type": "started",
@@ -292,25 +269,10 @@ class LiveClient:
                 }
             )
 
-    async def _expire(self, session: LiveSession, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        await session.end("its token's time is over")
-
     async def _ended(self, session: LiveSession) -> None:
         await self.send({"type": "ended", "reason": session.ended.result()})
         await self._socket.close()
 
     async def _refuse(self, code: str, message: str, close: int) -> None:
         await self.send({"type": "error", "code": code, "message": message})
-        await self._socket.close(code=close, message=message.encode()[:120])
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            if not isinstance(error, ConnectionError | RuntimeError):
-                _log.error("serving a client failed", exc_info=error)
+        await self._hang_up(close, message)

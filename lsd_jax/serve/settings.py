@@ -16,11 +16,14 @@ class Settings:
 
     `model` is `package.module:Class`; `config` are fields of its `config_cls`. `api_key` is the
     secret that mints tokens and signs them; empty: none is asked for, which only loopback may do.
+    `engine` is `process`, or `ray` for actors that each ask a cluster for `resources`.
     """
 
     model: str
     config: dict = field(default_factory=dict)
     engines: int = 1
+    engine: str = "process"
+    resources: tuple[tuple[str, float], ...] = ()
     host: str = "127.0.0.1"
     port: int = 8080
     api_key: str = field(default="", repr=False)
@@ -44,6 +47,10 @@ class Settings:
         module, colon, name = self.model.partition(":")
         if not (colon and name.isidentifier() and all(x.isidentifier() for x in module.split("."))):
             raise ValueError(f"model {self.model!r}: write it as package.module:Class")
+        if self.engine not in ("process", "ray"):
+            raise ValueError(f"unknown engine {self.engine!r}; known: process, ray")
+        if self.resources and self.engine != "ray":
+            raise ValueError("resources are asked of a cluster; add --engine ray")
         if not 0 <= self.port < 65536:
             raise ValueError(f"port={self.port} must be in [0, 65535]")
         for name in ("engines", "max_session_s", "heartbeat_s", "messages_per_s"):

@@ -6,10 +6,12 @@ The planner compares plans by it. Cycles that are reported as `compiled` come fr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from typing import Any
+
+import numpy as np
 
 from lsd_jax.hw.chips import Chip
-from pallas_kernels.tpu.plan import Plan
+from pallas_kernels.tpu.plan import LANES, Plan, up
 from pallas_kernels.tpu.schedule import (
     Attend,
     Await,
@@ -24,126 +26,180 @@ from pallas_kernels.tpu.schedule import (
     Step,
 )  # fmt: skip
 
-# Our readings of libtpu 0.0.51's static profile (steady products of 1024 x 1024 weights with 256 to
-# 1024 rows, exponentials of float32, loops): what a block of rows pays beside its multiply-adds.
-PUSH_CYCLES_PER_WEIGHT = 220 / 2**20
-EXPONENTIALS_PER_CYCLE = 1024
-ELEMENTS_PER_CYCLE = 4 * 1024  # four vector slots of 8 x 128 lanes
-BLOCK_CYCLES = 300
+Amount = Any  # a number, or an array of them
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What our megakernels pay beside their multiply-adds, in cycles; see `READINGS`."""
+
+    push: float  # a weight of a projection, whatever the rows: it has to enter the matrix unit
+    attended_push: float  # a key or value of attention, beside its multiply-adds
+    vector: float  # an operation on a register of 1024 elements
+    logit: float  # a register of logits, from the product to the rounded weight
+    overlap: float  # share of the shorter of the two units' work that the longer does not hide
+    half: float  # products of keys and heads that both fill half of a matrix unit: all latency
+    block: float  # filling and draining a block of rows
+    tile: float  # taking over a tile that has come
+    start: float  # of the time that the first copy needs alone: latency, and bytes at `copy_rate`
+    copy_latency: float
+    copy_rate: float  # bytes a cycle of one copy from HBM
+
+
+READINGS = {
+    128: Readings(8.3e-4, 1.8e-5, 0.002, 4.22, 0.002, 0, 328, 117, 0.7, 1600, 491),
+    256: Readings(1.1e-4, 8.2e-5, 0.121, 0.15, 0.016, 204, 354, 4, 0.75, 1040, 776),
+}
+"""By the width of the chip's matrix units: fitted to megakernels that libtpu 0.0.51 compiled for
+v5e and v6e, with plans of ours and worse ones. `python -m benchmarks.prediction --chip v6e` checks
+them on other shapes. Copies: our reading of the same compiler's profile of single ones."""
+
+REGISTER = 1024  # elements of a vector register
+UPDATE = 24  # operations of an element of the residual stream: its product comes, `x += gate * y`
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cycles by unit, bytes from or to HBM, multiply-adds without padding."""
+    """Cycles of an instruction, bytes from or to HBM, multiply-adds without padding."""
 
-    mxu: float = 0
-    vector: float = 0
-    hbm_bytes: int = 0
-    macs: int = 0
-    blocks: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            *(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
-        )
-
-    @property
-    def cycles(self) -> float:
-        """Of an instruction whose units overlap, but which fills and drains for each block."""
-        return max(self.mxu, self.vector) + BLOCK_CYCLES * self.blocks
+    cycles: Amount = 0.0
+    hbm_bytes: Amount = 0
+    macs: Amount = 0
 
 
-def product(m: int, k: int, n: int, chip: Chip) -> Cost:
-    """`[m, k] @ [k, n]`; a matrix unit is filled in whole, whatever part of it is used."""
+def read(chip: Chip) -> Readings:
+    """The readings for a chip. Raises ValueError for matrix units that we have none of."""
     width = int(chip["mxu_width"])
-    padded = ceil(k / width) * ceil(n / width) * width**2
-    cycles = m * padded / chip["macs_bf16"] + padded * PUSH_CYCLES_PER_WEIGHT
-    return Cost(mxu=cycles, macs=m * k * n)
+    if width not in READINGS:
+        raise ValueError(
+            f"{chip.name}: matrix units of {width}, and we know those of {[*READINGS]}"
+        )
+    return READINGS[width]
+
+
+def product(m: Amount, k: Amount, n: Amount, chip: Chip) -> Amount:
+    """Cycles of `[m, k] @ [k, n]`: a matrix unit is filled in whole, used or not."""
+    padded = filled(k, chip) * filled(n, chip)
+    return np.maximum(m / chip["macs_bf16"], read(chip).push) * padded
+
+
+def attended(m: Amount, k: Amount, n: Amount, chip: Chip) -> Amount:
+    """`product` whose weights are keys or values, which come to the matrix unit from registers."""
+    return (m / chip["macs_bf16"] + read(chip).attended_push) * filled(k, chip) * filled(n, chip)
+
+
+def filled(size: Amount, chip: Chip) -> Amount:
+    """A side of weights in whole matrix units."""
+    return up(size, int(chip["mxu_width"]))
+
+
+def both(mxu: Amount, vector: Amount, chip: Chip) -> Amount:
+    """Cycles of the matrix and vector units side by side."""
+    return np.maximum(mxu, vector) + read(chip).overlap * np.minimum(mxu, vector)
 
 
 def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
-    """What one instruction costs. The bytes of a tile count where it is awaited."""
-    s, width = plan.shape, plan.group * plan.shape.head_dim
+    """What one instruction costs. The bytes of a tile count where it is awaited.
+
+    A plan may hold arrays in place of numbers; then the cost does, too.
+    """
+    s, width, r = plan.shape, plan.group * plan.shape.head_dim, read(chip)
     blocks = s.rows // plan.rows
-    elements = s.rows * s.dim
+    vector = r.vector / REGISTER
     match instruction:
         case Await("heads"):
             weights = 4 * s.dim * width
             keys = 2 * s.sessions * s.keys * width
-            return Cost(hbm_bytes=(weights + keys) * s.itemsize, blocks=1)
+            return Cost(r.tile, hbm_bytes=(weights + keys) * s.itemsize)
         case Await("mlp"):
-            return Cost(hbm_bytes=2 * s.dim * plan.chunk * s.itemsize, blocks=1)
+            return Cost(r.tile, hbm_bytes=2 * s.dim * plan.chunk * s.itemsize)
         case Emit():
             return Cost(hbm_bytes=2 * s.rows * width * s.itemsize)
         case Modulate():
-            return Cost(vector=8 * elements / ELEMENTS_PER_CYCLE, blocks=blocks)
+            return Cost(4 * s.rows * s.dim * vector + blocks * r.block)
         case Project():
-            each = product(plan.rows, s.dim, 3 * width, chip)
-            vector = 2 * 12 * plan.rows * width / ELEMENTS_PER_CYCLE
-            return times(blocks, each + Cost(vector=vector, blocks=1))
+            mxu = 3 * product(plan.rows, s.dim, width, chip)
+            each = both(mxu, 24 * plan.rows * width * vector, chip) + r.block
+            return Cost(blocks * each, macs=3 * s.rows * s.dim * width)
         case Attend():
-            keys = s.keys + s.tokens
-            heads = plan.group * s.rows // plan.queries
-            logits = product(plan.queries, s.head_dim, keys, chip)
-            values = product(plan.queries, keys, s.head_dim, chip)
-            vector = plan.queries * keys * max(1 / EXPONENTIALS_PER_CYCLE, 4 / ELEMENTS_PER_CYCLE)
             turns = s.rows // plan.queries
-            return times(heads, logits + values + Cost(vector=vector)) + Cost(blocks=turns)
+            head = sum(
+                count * attend_cycles(keys, ages, plan, chip)
+                for count, keys, ages in (
+                    (1, s.ageless, 0),
+                    (s.slots, s.tokens, 1),
+                    (1, s.tokens, 0),
+                )
+            )
+            macs = 2 * plan.group * s.rows * (s.keys + s.tokens) * s.head_dim
+            return Cost(turns * (plan.group * head + r.block), macs=macs)
         case ProjectOut():
-            each = product(plan.rows, width, s.dim, chip) + Cost(blocks=1)
-            return times(blocks, each + Cost(vector=3 * plan.rows * s.dim / ELEMENTS_PER_CYCLE))
+            mxu = product(plan.rows, width, s.dim, chip)
+            each = both(mxu, UPDATE * plan.rows * s.dim * vector, chip) + r.block
+            return Cost(blocks * each, macs=s.rows * s.dim * width)
         case Mlp():
-            up = product(plan.rows, s.dim, plan.chunk, chip)
-            down = product(plan.rows, plan.chunk, s.dim, chip)
-            hidden = plan.rows * plan.chunk
-            vector = (9 * hidden + 3 * plan.rows * s.dim) / ELEMENTS_PER_CYCLE
-            return times(blocks, up + down + Cost(vector=vector, blocks=1))
+            mxu = product(plan.rows, s.dim, plan.chunk, chip)
+            mxu = mxu + product(plan.rows, plan.chunk, s.dim, chip)
+            elements = plan.rows * (20 * plan.chunk + UPDATE * s.dim)
+            each = both(mxu, elements * vector, chip) + r.block
+            return Cost(blocks * each, macs=2 * s.rows * s.dim * plan.chunk)
     return Cost()
 
 
-def times(count: int, one: Cost) -> Cost:
-    return Cost(*(count * amount for amount in vars(one).values()))
+def attend_cycles(keys: Amount, ages: int, plan: Plan, chip: Chip) -> Amount:
+    """One head's queries of a block against the keys of a slot, with their age embedding or
+    without."""
+    r, k = read(chip), plan.shape.head_dim
+    queries = plan.queries
+    mxu = attended(queries, k, keys, chip) + attended(queries, keys, k, chip)
+    logits = queries * up(keys, LANES) * r.logit / REGISTER
+    others = (4 * ages * keys * k + 2 * queries * k) * r.vector / REGISTER
+    halves = (2 * k <= chip["mxu_width"]) & (2 * keys <= chip["mxu_width"])
+    cycles = np.maximum(both(mxu, logits + others, chip), halves * r.half)
+    return np.where(keys > 0, cycles, 0.0)
 
 
 @dataclass(frozen=True)
 class Total:
     """A whole pass, modelled."""
 
-    cycles: float
-    compute_cycles: float  # of them, what computing alone would take
-    hbm_bytes: int
-    macs: int
-    code_cycles: float  # of straight-line code, which is what a compiler has to schedule
+    cycles: Amount  # of the computation or the traffic, whichever is longer
+    compute_cycles: Amount  # of the computation, after the first tile: what a compiler sees
+    hbm_bytes: Amount
+    macs: Amount
+    code_cycles: Amount  # of straight-line code, which is what a compiler has to schedule
 
-    def floor_cycles(self, chip: Chip) -> float:
+    def floor_cycles(self, chip: Chip) -> Amount:
         """No implementation is faster: the multiply-adds at the chip's peak, or the bytes."""
         hbm = self.hbm_bytes * chip["clock"] / chip["hbm_bandwidth"]
-        return max(self.macs / chip["macs_bf16"], hbm)
+        return np.maximum(self.macs / chip["macs_bf16"], hbm)
 
 
 def total(program: Program, plan: Plan, chip: Chip) -> Total:
     """The cost of a program: its computation or its traffic, whichever is longer, after the first
-    tile has come."""
+    tile has come. A plan of arrays gives arrays."""
     s = plan.shape
     streamed = 2 * s.rows * s.dim * s.itemsize  # the residual stream, in and out
-    compute = code = macs = 0.0
-    first = 0
+    compute = code = macs = 0
 
-    def walk(nodes: Program, repeats: int) -> None:
-        nonlocal streamed, compute, code, macs, first
+    def walk(nodes: Program, repeats: Amount, tiles: Amount) -> None:
+        nonlocal streamed, compute, code, macs
         for node in nodes:
             if isinstance(node, Loop):
-                walk(node.body, repeats * node.times)
+                straight = tiles * node.times if node.over == "tile" else tiles
+                walk(node.body, repeats * node.times, straight)
                 continue
             one = cost(node.instruction if isinstance(node, Step) else node, plan, chip)
-            first = first or one.hbm_bytes
-            streamed += repeats * one.hbm_bytes
-            compute += repeats * one.cycles
-            macs += repeats * one.macs
-            unrolled = repeats // s.layers if repeats >= s.layers else 1
-            code += unrolled * one.cycles / max(one.blocks, 1)
+            streamed = streamed + repeats * one.hbm_bytes
+            compute = compute + repeats * one.cycles
+            macs = macs + repeats * one.macs
+            turns = s.rows // (plan.queries if isinstance(node, Attend) else plan.rows)
+            code = code + tiles * one.cycles / turns
 
-    walk(program, 1)
-    per_byte = chip["clock"] / chip["hbm_bandwidth"]
-    cycles = max(compute, streamed * per_byte) + first * per_byte
-    return Total(cycles, compute, int(streamed), int(macs), code)
+    walk(program, 1, 1)
+    r, width = read(chip), plan.group * s.head_dim
+    largest = np.maximum(3 * s.dim, 2 * s.sessions * s.keys) * width * s.itemsize
+    compute = compute + r.start * (r.copy_latency + largest / r.copy_rate)
+    first = (4 * s.dim + 2 * s.sessions * s.keys) * width * s.itemsize
+    traffic = (streamed + first) * chip["clock"] / chip["hbm_bandwidth"]
+    return Total(np.maximum(compute, traffic), compute, streamed, macs, code)

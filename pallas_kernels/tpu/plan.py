@@ -10,42 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-import jax.numpy as jnp
+import numpy as np
+
+from lsd_jax.hw.stack import StackShape as Shape
 
 LANES = 128
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One denoise stack: everything that its cost depends on."""
-
-    sessions: int
-    tokens: int
-    dim: int
-    layers: int
-    heads: int
-    head_dim: int
-    mlp: int
-    ageless: int  # keys in front of the frame slots: pinned, and memory
-    slots: int
-    ages: int
-    modulations: int  # rows of modulation per layer: 1, or one a session
-    dtype: str
-
-    @property
-    def rows(self) -> int:
-        """Tokens of all sessions."""
-        return self.sessions * self.tokens
-
-    @property
-    def keys(self) -> int:
-        """Keys of a session's buffer."""
-        return self.ageless + self.slots * self.tokens
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an activation or a weight."""
-        return jnp.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -58,9 +27,9 @@ class Buffer:
     @property
     def bytes(self) -> int:
         """Size with the two minor axes padded to whole tiles of (8 sublanes x 4 bytes) x 128."""
-        itemsize = jnp.dtype(self.dtype).itemsize
+        itemsize = np.dtype(self.dtype).itemsize
         *major, rows, lanes = self.shape
-        return prod(major) * _up(rows, 32 // itemsize) * _up(lanes, LANES) * itemsize
+        return prod(major) * up(rows, 32 // itemsize) * up(lanes, LANES) * itemsize
 
 
 @dataclass(frozen=True)
@@ -106,8 +75,8 @@ class Plan:
         ages = Buffer((s.layers, s.ages, s.heads, k), "float32")
         return {
             "x": Buffer((s.rows, s.dim), "float32"),
-            "cos": Buffer((max(self.rows, s.tokens), k), "float32"),
-            "sin": Buffer((max(self.rows, s.tokens), k), "float32"),
+            "cos": Buffer((larger(self.rows, s.tokens), k), "float32"),
+            "sin": Buffer((larger(self.rows, s.tokens), k), "float32"),
             "q_scale": Buffer((s.layers, k), "float32"),
             "k_scale": Buffer((s.layers, k), "float32"),
             "age_k": ages,
@@ -158,5 +127,11 @@ class Plan:
         )
 
 
-def _up(n: int, multiple: int) -> int:
+def larger(a, b):
+    """Of two numbers, or of each two of arrays."""
+    return np.maximum(a, b) if np.ndim(a) or np.ndim(b) else max(a, b)
+
+
+def up(n: int, multiple: int) -> int:
+    """The next multiple."""
     return -(-n // multiple) * multiple

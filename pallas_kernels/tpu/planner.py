@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from lsd_jax.hw.chips import Chip, load
 from pallas_kernels.tpu.cost import Total, total
@@ -14,7 +16,8 @@ from pallas_kernels.tpu.schedule import program
 XLA_SHARE = 16  # one part in so many of VMEM is left to XLA, which else refuses to compile
 SPARE_BYTES = 6 << 20  # of the rest: what the compiler spills, and keeps for itself
 LONGEST_CODE = 90_000  # modelled cycles of straight-line code; beyond that compiling takes minutes
-NEAR = 1.03  # traffic hides computation, but never all of it: the lightest of the fastest
+NEAR = 1.03
+TOGETHER = 4096  # shapes whose plans are compared in one go, to bound memory
 BLOCKS = (1024, 512, 256, 128, 64, 32, 16, 8)
 
 
@@ -34,21 +37,61 @@ def choose(shape: Shape, chip_name: str) -> Choice:
     """
     chip = load(chip_name)
     check(shape)
+    options = plans(shape)
+    costs = total(program(options), options, chip)
     room = limit_bytes(chip) - SPARE_BYTES
-    fitting = [plan for plan in plans(shape) if plan.vmem_bytes <= room]
-    if not fitting:
-        least = min(plan.vmem_bytes for plan in plans(shape))
+    fits = options.vmem_bytes <= room
+    if not np.any(fits):
         raise NotImplementedError(
-            f"the smallest tiles need {least / 1e6:.1f} MB of VMEM, {chip_name} has "
-            f"{room / 1e6:.1f} MB to give; use fewer sessions or a smaller window, or backend xla"
+            f"the smallest tiles need {np.min(options.vmem_bytes) / 1e6:.1f} MB of VMEM, "
+            f"{chip_name} has {room / 1e6:.1f} MB to give; use fewer sessions or a smaller window, "
+            "or backend xla"
         )
-    choices = [Choice(plan, total(program(plan), plan, chip)) for plan in fitting]
-    short = [choice for choice in choices if choice.total.code_cycles <= LONGEST_CODE]
-    if not short:
-        return min(choices, key=lambda choice: choice.total.code_cycles)
-    best = min(choice.total.cycles for choice in short)
-    near = [choice for choice in short if choice.total.cycles <= NEAR * best]
-    return min(near, key=lambda choice: choice.total.compute_cycles)
+    (best,) = preferred(costs, fits, np.zeros(1, int))
+    plan = Plan(shape, *(int(x[best]) for x in tiles_of(options)))
+    return Choice(plan, total(program(plan), plan, chip))
+
+
+def choose_cycles(shapes: list[Shape], chip: Chip) -> np.ndarray:
+    """Cycles of the plan that `choose` takes for each of these shapes, of one dtype and one row of
+    modulation a layer; infinity where it refuses."""
+    cycles = np.full(len(shapes), np.inf)
+    taken = [i for i, shape in enumerate(shapes) if _refusal(shape) is None]
+    for first in range(0, len(taken), TOGETHER):
+        numbers = taken[first : first + TOGETHER]
+        options = [plans(shapes[i]) for i in numbers]
+        counts = [len(option.group) for option in options]
+        starts = np.cumsum([0, *counts[:-1]])
+        sizes: dict[str, Any] = {
+            name: np.repeat([getattr(shapes[i], name) for i in numbers], counts)
+            for name in Shape.__dataclass_fields__
+            if name != "dtype"
+        }
+        tiles: Any = (np.concatenate(each) for each in zip(*map(tiles_of, options), strict=True))
+        many: Any = Plan(Shape(**sizes, dtype=shapes[numbers[0]].dtype), *tiles)
+        costs = total(program(many), many, chip)
+        fits = many.vmem_bytes <= limit_bytes(chip) - SPARE_BYTES
+        best = preferred(costs, fits, starts)
+        cycles[numbers] = np.where(fits[best], costs.cycles[best], np.inf)
+    return cycles
+
+
+def preferred(costs: Total, fits: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The number of the best plan of each run of plans, which begin at `starts`.
+
+    Of those that fit and whose code is soon compiled it is one of the fastest: traffic hides
+    computation, but never all of it, so the lightest of those near the best. Where all code is
+    long it is the shortest.
+    """
+    runs = np.repeat(np.arange(len(starts)), np.diff([*starts, len(fits)]))
+    short = fits & (costs.code_cycles <= LONGEST_CODE)
+    fast = np.where(short, costs.cycles, np.inf)
+    near = short & (fast <= NEAR * np.minimum.reduceat(fast, starts)[runs])
+    some = np.logical_or.reduceat(short, starts)[runs]
+    rank = np.where(near, costs.compute_cycles, np.inf)
+    rank = np.where(some, rank, np.where(fits, costs.code_cycles, np.inf))
+    order = np.lexsort((rank, runs))
+    return order[starts]
 
 
 def limit_bytes(chip: Chip) -> int:
@@ -58,8 +101,13 @@ def limit_bytes(chip: Chip) -> int:
 
 def check(shape: Shape) -> None:
     """Raises NotImplementedError where the kernel's layouts do not hold this shape."""
+    if refusal := _refusal(shape):
+        raise NotImplementedError(refusal)
+
+
+def _refusal(shape: Shape) -> str | None:
     if shape.dtype not in ("bfloat16", "float32"):
-        raise NotImplementedError(f"{shape.dtype} is not streamed; use bfloat16")
+        return f"{shape.dtype} is not streamed; use bfloat16"
     sublanes = 32 // shape.itemsize
     for name, multiple in (
         ("dim", LANES),
@@ -70,29 +118,31 @@ def check(shape: Shape) -> None:
     ):
         size = getattr(shape, name)
         if size % multiple:
-            raise NotImplementedError(
+            return (
                 f"{name}={size} is no multiple of {multiple} ({shape.dtype} tiles); use "
                 f"{name}={-(-size // multiple) * multiple}, or backend xla"
             )
-    if not shape.keys:
-        raise NotImplementedError("the buffer has no keys; pin some tokens, or backend xla")
+    return None if shape.keys else "the buffer has no keys; pin some tokens, or backend xla"
 
 
-def plans(shape: Shape) -> Iterator[Plan]:
-    """All plans worth a look: whole tiles, and equal blocks of rows."""
+def plans(shape: Shape) -> Any:
+    """All plans worth a look, whole tiles and equal blocks of rows: one `Plan` of arrays."""
     groups = [n for n in range(1, shape.heads + 1) if shape.heads % n == 0]
     chunks = [n for n in range(LANES, shape.mlp + 1, LANES) if shape.mlp % n == 0]
     whole = shape.rows if shape.modulations == 1 else shape.tokens
-    rows = [n for n in {whole, *BLOCKS} if whole % n == 0 and _fits_sessions(n, shape)]
-    queries = [n for n in {shape.tokens, *BLOCKS} if shape.tokens % n == 0]
+    blocks = {whole, *BLOCKS} | {shape.tokens}
     sublanes = 32 // shape.itemsize
-    plan = Plan(shape, groups[0], chunks[0], shape.tokens, shape.tokens)
-    for r in rows:
-        for q in queries:
-            if max(r, q) <= BLOCKS[0] and r % sublanes == 0 and q % sublanes == 0:
-                for group in groups:
-                    for chunk in chunks:
-                        yield replace(plan, group=group, chunk=chunk, rows=r, queries=q)
+    takes = [n for n in blocks if n <= BLOCKS[0] and n % sublanes == 0]
+    rows = [n for n in takes if whole % n == 0 and _fits_sessions(n, shape)]
+    queries = [n for n in takes if shape.tokens % n == 0]
+    options = np.meshgrid(groups, chunks, rows, queries, indexing="ij")
+    tiles: Any = [x.ravel() for x in options]
+    return Plan(shape, *tiles)
+
+
+def tiles_of(plan: Plan) -> tuple[Any, ...]:
+    """What is chosen of a plan."""
+    return plan.group, plan.chunk, plan.rows, plan.queries
 
 
 def _fits_sessions(rows: int, shape: Shape) -> bool:

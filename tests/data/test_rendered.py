@@ -140,9 +140,9 @@ def test_nothing_held_out_is_drawn(small_config):
     world = rendered.sample_worlds(np.arange(32, dtype=np.int32))
     scene_said = set()
     for _ in range(10):
-        scene_said.update(rendered.draw_scene_edits(rng, world, 32)[1])
+        scene_said.update(rendered.draw_scene_edits(rng, world, rendered.random_kinds(rng, 32))[1])
     assert not scene_said & held_out_scenes() and len(scene_said) > 100
-    kept = rendered.draw_scene_edits(rng, world, 32, held_out=True)[1]
+    kept = rendered.draw_scene_edits(rng, world, rendered.random_kinds(rng, 32), held_out=True)[1]
     assert set(kept) <= held_out_scenes()
 
 

@@ -8,7 +8,9 @@ import pytest
 from lsd_jax.config import Config, ModelConfig
 from lsd_jax.data.prompts import CARRY_ON
 from lsd_jax.evaluate import returning
+from lsd_jax.evaluate.held_out import OBJECT_EDITS
 from lsd_jax.evaluate.returning import BACK, FRAMES, GONE, SEEN, TURNING
+from lsd_jax.evaluate.streams import ModelStreams
 from lsd_jax.model import abstract_model
 
 MODEL = ModelConfig(height=32, width=32, patch=8, memory=2)
@@ -42,11 +44,12 @@ def test_likeness_is_the_psnr_of_what_the_edit_changes(visits):
     np.testing.assert_allclose(returning.likeness(wrong, v), -20 * np.log10(0.2), rtol=1e-5)
 
 
-class Streams:
+class Streams(ModelStreams):
     """Know the truth until their prompt is taken back, and then only if they remember."""
 
     def __init__(self, visits, remembers):
         self.truths, self.remembers = {v.texts[0]: v for v in visits}, remembers
+        self.config, self.batch = Config("x", model=MODEL), 2
 
     def __call__(self, texts, references):
         return Running(self, texts)
@@ -75,12 +78,11 @@ def test_what_streams_remember_is_what_is_reported(visits, monkeypatch):
     monkeypatch.setattr(returning, "ModelStreams", opened)
     monkeypatch.setattr(returning, "build", lambda config, weights: None)
     counted = []
-    found, seen = returning.measure(
-        abstract_model(MODEL), Config("x", model=MODEL), 1, 2, 0, counted.append
-    )
+    remembering = Streams(visits, remembers=True)
+    found, seen = returning.measure(abstract_model(MODEL), remembering, 1, 0, counted.append)
     assert found["with"] == found["told"] == 60 and found["without"] == found["input"] < 20
-    assert set(found["by_edit"]) == set(returning.EDITS)
+    assert set(found["by_edit"]) == set(OBJECT_EDITS)
     assert all(row["with"] == 60 > row["without"] for row in found["by_edit"].values())
-    assert sum(counted) == 3 * FRAMES * len(returning.EDITS)
+    assert sum(counted) == 3 * FRAMES * len(OBJECT_EDITS)
     assert set(seen) == {"input", "with", "without", "told", "truth"}
     np.testing.assert_array_equal(seen["with"], seen["truth"])

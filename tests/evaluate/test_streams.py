@@ -22,7 +22,7 @@ def test_a_stream_does_not_depend_on_the_others_nor_on_how_frames_come(
     streams = ModelStreams(small_model, small_config, 4, seed=0)
     whole = streams(texts, references)(frames)
     assert whole.shape == frames.shape and whole.dtype == np.uint8
-    streams = ModelStreams(small_model, small_config, 4, seed=0)
+    streams = streams.anew()
     advance = streams(texts, references)
     parts = [advance(frames[:, :1]), advance(frames[:, 1:])]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)

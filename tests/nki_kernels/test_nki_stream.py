@@ -31,15 +31,14 @@ CONTROLS = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.uint8)
 
 def streamed(which: str, model: Denoiser, frames: int):
     config = dataclasses.replace(CONFIG, stream=dataclasses.replace(CONFIG.stream, backend=which))
-    ready = stream.prepare(model, config)
-    compiled = stream.compile_stream(ready, config)
+    compiled = stream.compile_stream(stream.prepare(model, config), config)
     assert compiled.backends == {op: which if op == "denoise_stack" else "xla" for op in OPS}
     state = stream.init_state(config, jnp.zeros(1, jnp.int32))
     rng, out = np.random.default_rng(0), []
     controls = jnp.full(CONTROLS.shape, 255, jnp.uint8)
     for _ in range(frames):
         frame = jnp.asarray(rng.integers(0, 255, FRAME.shape, dtype=np.uint8))
-        state, shown = compiled.step(ready, state, frame, controls)
+        state, shown = compiled.step(compiled.model, state, frame, controls)
         out.append(np.asarray(shown, np.int32))
     return np.stack(out), state
 
@@ -65,6 +64,25 @@ def test_a_stream_through_the_simulated_kernel_equals_xla(model, monkeypatch):
     assert np.abs(ours - theirs).max() <= 1 and ours.std() > 1
     for a, b in zip(jax.tree.leaves(state.kv), jax.tree.leaves(expected.kv), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def moved(model) -> int:
+    """Elements of the largest array that a frame step transposes or joins."""
+    _, *rest = abstract()
+    step = jax.make_jaxpr(stream.frame_step)(model, *rest)
+    kinds = ("transpose", "concatenate", "pad")
+    sizes = (e.outvars[0].aval.size for e in limits.equations(step.jaxpr)
+             if e.primitive.name in kinds)  # fmt: skip
+    return max(sizes)
+
+
+def test_weights_are_packed_at_load_and_not_in_every_frame(model):
+    ready, weights = stream.prepare(model, CONFIG), CONFIG.model.layers * 6 * 128 * 128
+    with dispatch.using("nki-sim"):
+        adapted = stream.adapt(ready, CONFIG, 1)
+        assert moved(adapted) < weights <= moved(ready)
+    with dispatch.using("xla"):
+        assert stream.adapt(ready, CONFIG, 1) is ready
 
 
 def abstract(config=CONFIG):

@@ -15,6 +15,7 @@ from lsd_jax.cli import bench_cases
 from lsd_jax.cli.main import main
 from lsd_jax.config import Config, ModelConfig, StreamConfig
 from lsd_jax.hw import chips
+from lsd_jax.hw.stack import least_bytes, least_macs, stack_of
 from pallas_kernels import aot, aot_worker, bench
 from pallas_kernels.tpu.plan import Shape
 
@@ -49,8 +50,8 @@ def test_the_compiler_takes_the_megakernel_as_one_launch(small):
     _, found = small
     assert found.launches == 1 and list(found.operations)[0].startswith("denoise_stack")
     chip = chips.load("v6e")
-    assert bench.macs(SMALL) / chip["macs_bf16"] < found.cycles < 40_000
-    assert found.argument_bytes + found.output_bytes > bench.least_bytes(SMALL)
+    assert least_macs(SMALL) / chip["macs_bf16"] < found.cycles < 40_000
+    assert found.argument_bytes + found.output_bytes > least_bytes(SMALL)
 
 
 @needs_libtpu
@@ -270,7 +271,8 @@ def test_of_many_layers_few_are_profiled(monkeypatch):
     assert pallas["kinds"]["cycles"] == pallas["kinds"]["mxu_busy"] == "modelled"
     assert xla["kinds"]["launches"] == "modelled" and "launches" not in pallas["kinds"]
     assert "cycles of 1 of 12 layers" in pallas["note"]
-    shape, chip = bench.shape_of(configs.load("reference")), chips.load("v6e")
+    config, chip = configs.load("reference"), chips.load("v6e")
+    shape = stack_of(config.model, config.stream.compute_dtype)
     assert bench.profiled_layers(shape, chip) == shape.layers
 
 

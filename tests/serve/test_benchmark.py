@@ -4,6 +4,7 @@ import asyncio
 import os
 
 import aiohttp
+import pytest
 from browser import find, needed
 from harness import scenario, serving
 
@@ -54,3 +55,18 @@ def test_junk_harms_nobody_and_too_many_are_refused():
             assert crowd["refused"] == 8 and crowd["refused_ms"]["p50"] < 1000
 
     scenario(run())
+
+
+@pytest.mark.parametrize(
+    ("found", "broken"),
+    [
+        ({"recompiles": 0}, False),
+        ({"recompiles": 1}, True),
+        ({"recompiles": 0, "fuzz": {"engine_restarts": 1}}, True),
+        ({"recompiles": 0, "soak_s": 3600, "rss_growth_mib_per_hour_session": 1.1}, True),
+        ({"recompiles": 0, "soak_s": 3600, "rss_growth_mib_per_hour_session": 0.9}, False),
+        ({"recompiles": 0, "soak_s": 20, "rss_growth_mib_per_hour_session": 90.0}, False),
+    ],
+)
+def test_what_must_not_be_fails_the_benchmark(found, broken):
+    assert benchmark.broken(found) == broken

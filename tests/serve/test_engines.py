@@ -157,6 +157,8 @@ def test_a_port_that_is_taken_is_told(capsys):
         (["--host", "0.0.0.0"], "LSD_API_KEY"),
         (["nonsense"], "package.module:Class"),
         (["--option", "x"], "name=value"),
+        (["--resource", "GPU"], "NAME=AMOUNT"),
+        (["--resource", "GPU=1"], "--engine ray"),
     ],
 )
 def test_the_command_refuses_in_one_line(arguments, words, capsys, monkeypatch):

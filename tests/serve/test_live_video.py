@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from harness import connected, scenario, serving
 from PIL import Image
 
 from lsd_jax.checkpoint import save_weights
+from lsd_jax.cli.main import main
 from lsd_jax.config import Config
+from lsd_jax.data.video import VideoSource
 from lsd_jax.serve import protocol
 
 VIDEO = "lsd_jax.live.video:VideoModel"
@@ -30,13 +33,14 @@ def png(image):
     return file.getvalue()
 
 
-def test_every_input_while_it_streams_and_nothing_recompiles(checkpoint):
-    """Two sessions; and a snapshot goes on in another session, picture for picture."""
+def test_every_input_while_it_streams_and_nothing_recompiles(checkpoint, tmp_path):
+    """Two sessions; a snapshot goes on in another session, picture for picture; and what was
+    recorded of them is shown again."""
     image = np.full((32, 32, 3), 90, np.uint8)
     image[8:20, 8:20] = (200, 40, 30)
 
     async def run():
-        config = {"checkpoint": checkpoint, "slots": 2}
+        config = {"checkpoint": checkpoint, "slots": 2, "record": str(tmp_path / "records")}
         async with serving(VIDEO, config) as server:
             async with connected(server) as a, connected(server) as b:
                 await a.start(seed=3)
@@ -69,3 +73,10 @@ def test_every_input_while_it_streams_and_nothing_recompiles(checkpoint):
                 assert "lsd_recompiles_total 0.0" in text and "lsd_nonfinite_total 0.0" in text
 
     scenario(run(), 120)
+    for folder in sorted((tmp_path / "records").iterdir()):
+        video, report = folder / "shown.mp4", folder / "report.json"
+        assert main(["replay", str(folder), "-o", str(video), "--json", str(report)]) == 0
+        found = json.loads(report.read_text())
+        assert found["equal"] == found["frames"] >= 3 and found["first_difference"] is None
+        with VideoSource(video, 32, 32) as source:
+            assert len(list(source)) == found["frames"]

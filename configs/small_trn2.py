@@ -1,0 +1,38 @@
+"""256x256, 43.7 M parameters, 1.865 ms a frame on trn2 (modelled),
+as `small` takes with 29.0 M. Nobody has trained it yet.
+
+Found by
+
+    lsd search --chip trn2 --config small --fps 525
+"""
+
+from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig
+
+config = Config(
+    name="small_trn2",
+    model=ModelConfig(
+        height=256,
+        width=256,
+        patch=32,
+        dim=640,
+        layers=7,
+        heads=5,
+        head_width=128,
+        mlp=1280,
+        window=4,
+        sinks=1,
+        prompt_tokens=64,
+        reference_tokens=64,
+        text_dim=256,
+        detail_dim=32,
+    ),
+    stream=StreamConfig(
+        compute_dtype="bfloat16",
+    ),
+    train=TrainConfig(
+        batch=32,
+        frames=6,
+        steps=100000,
+        compute_dtype="bfloat16",
+    ),
+)

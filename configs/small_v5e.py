@@ -1,0 +1,37 @@
+"""256x256, 41.5 M parameters, 0.337 ms a frame on v5e (modelled),
+as `small` takes with 29.0 M. Nobody has trained it yet.
+
+Found by
+
+    lsd search --chip v5e --config small --fps 2800
+"""
+
+from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig
+
+config = Config(
+    name="small_v5e",
+    model=ModelConfig(
+        height=256,
+        width=256,
+        patch=32,
+        dim=512,
+        layers=10,
+        head_width=128,
+        mlp=2048,
+        window=4,
+        sinks=1,
+        prompt_tokens=64,
+        reference_tokens=64,
+        text_dim=256,
+        detail_dim=32,
+    ),
+    stream=StreamConfig(
+        compute_dtype="bfloat16",
+    ),
+    train=TrainConfig(
+        batch=32,
+        frames=6,
+        steps=100000,
+        compute_dtype="bfloat16",
+    ),
+)

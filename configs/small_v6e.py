@@ -1,0 +1,38 @@
+"""256x256, 41.4 M parameters, 0.232 ms a frame on v6e (modelled),
+as `small` takes with 29.0 M. Nobody has trained it yet.
+
+Found by
+
+    lsd search --chip v6e --config small --fps 4300
+"""
+
+from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig
+
+config = Config(
+    name="small_v6e",
+    model=ModelConfig(
+        height=256,
+        width=256,
+        patch=32,
+        dim=512,
+        layers=12,
+        heads=1,
+        head_width=256,
+        mlp=1536,
+        window=4,
+        sinks=1,
+        prompt_tokens=64,
+        reference_tokens=64,
+        text_dim=256,
+        detail_dim=32,
+    ),
+    stream=StreamConfig(
+        compute_dtype="bfloat16",
+    ),
+    train=TrainConfig(
+        batch=32,
+        frames=6,
+        steps=100000,
+        compute_dtype="bfloat16",
+    ),
+)

@@ -1,0 +1,137 @@
+"""`lsd search`: the architectures that are fastest for their expected quality on a chip."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--chip", help="such as v6e, or a path ending in .json")
+    parser.add_argument(
+        "--config", default="small", help="whose pictures, history and precision to keep"
+    )
+    parser.add_argument("--fps", type=float, default=30.0, help="frames a second to hold")
+    parser.add_argument("--sessions", type=int, default=1, help="streams at once on one core")
+    parser.add_argument("--params-max", type=float, default=0.0, help="the most parameters")
+    parser.add_argument("-o", "--out", type=Path, help="folder for the config files")
+    parser.add_argument("--plot", metavar="PNG", help="draw the front")
+    parser.add_argument("--grid", type=Path, help="runs that the law is fitted to, made by --refit")
+    parser.add_argument(
+        "--refit", action="store_true", help="train the grid's runs, hours; goes on where it was"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/grid"), help="where --refit trains")
+
+
+def run(args: argparse.Namespace) -> None:
+    from lsd_jax.search import law
+
+    if args.refit:
+        from lsd_jax.search import grid
+
+        path = args.grid or args.runs / "grid.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = law.fit(grid.run(path, args.runs))
+        print(f"{path}: {says(found)}")
+    if args.chip:
+        searched(args)
+    elif not args.refit:
+        raise ValueError("give --chip to search for, or --refit")
+
+
+def searched(args: argparse.Namespace) -> None:
+    """Searches, prints the front, and writes what was asked for."""
+    import json
+    import time
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from lsd_jax import config as configs
+    from lsd_jax.cli.options import at_least
+    from lsd_jax.hw import chips
+    from lsd_jax.reports import write_json
+    from lsd_jax.search import front, law
+
+    at_least(args, sessions=1)
+    if not args.fps > 0:
+        raise ValueError(f"--fps {args.fps}: give more than 0")
+    base = configs.override(configs.load(args.config), args.set)
+    chip = chips.load(args.chip)
+    runs = json.loads(args.grid.read_text()) if args.grid else law.load()
+    quality = law.fit(runs)
+    started = time.monotonic()
+    with Console(stderr=True).status(f"searching for {chip.name}"):
+        found = front.search(base, chip, quality, args.fps, args.sessions, args.params_max)
+    seconds = time.monotonic() - started
+    table = Table(title=f"{found.candidates:,} architectures for {chip.name} in {seconds:.1f} s")
+    for heading in ("config", "ms a frame", "expected error", "parameters", "passes"):
+        table.add_column(heading, justify="left" if heading == "config" else "right")
+    for point in found.front:
+        table.add_row(
+            point.config.name, f"{point.plan.ms:.3f}", f"{point.predicted_loss:.4f}",
+            f"{point.params / 1e6:.1f} M", str(point.config.stream.passes),
+        )  # fmt: skip
+    table.caption = f"modelled; {found.within:,} hold {args.fps:g} fps; {says(quality)}"
+    Console().print(table)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for point in found.front:
+            front.write(point.config, args.out, describe(point, args))
+        print(f"{len(found.front)} config files are in {args.out}")
+    if args.plot:
+        draw(args.plot, found, chip.name)
+    rows = [
+        {"config": str(args.out / f"{point.config.name}.py") if args.out else point.config.name,
+         "ms_per_frame": point.plan.ms, "predicted_loss": point.predicted_loss,
+         "params": point.params}
+        for point in found.front
+    ]  # fmt: skip
+    write_json(args.json, rows)
+
+
+def says(quality: Any) -> str:
+    """How good the law is, for people."""
+    return (
+        f"the law misses {quality.held_out_error:.1%} on held-out runs, "
+        f"{quality.left_out_error:.1%} on each left out, {quality.fitted_error:.1%} on its own"
+    )
+
+
+def describe(point: Any, args: argparse.Namespace) -> str:
+    """The docstring of a found config: what it is, and the command that found it."""
+    model = point.config.model
+    options = [f"--chip {args.chip}", f"--config {args.config}", f"--fps {args.fps:g}"]
+    options += [f"--sessions {args.sessions}"] if args.sessions > 1 else []
+    options += [f"--params-max {args.params_max:g}"] if args.params_max else []
+    options += [f"--set {assignment}" for assignment in args.set]
+    return (
+        f"{model.width}x{model.height}, {point.params / 1e6:.1f} M parameters, "
+        f"{point.plan.ms:.3f} ms a frame on {args.chip} (modelled).\n\nFound by\n\n"
+        f"    lsd search {' '.join(options)}\n"
+    )
+
+
+def draw(path: str, found: Any, chip: str) -> None:
+    """All that hold the rate as a cloud, and the front."""
+    import os
+
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    some = np.linspace(0, len(found.ms) - 1, min(len(found.ms), 5000)).astype(int)
+    axes.scatter(found.ms[some], found.losses[some], s=2, color="0.75", label="hold the rate")
+    ms = [point.plan.ms for point in found.front]
+    axes.plot(ms, [point.predicted_loss for point in found.front], "o-", label="front")
+    axes.set_xscale("log")
+    axes.set_xlabel(f"milliseconds a frame on {chip}, modelled")
+    axes.set_ylabel("error expected by the scaling law")
+    axes.legend(frameon=False)
+    beside = f"{path}.part"
+    figure.savefig(beside, format="png", dpi=120)
+    os.replace(beside, path)

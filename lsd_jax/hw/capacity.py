@@ -1,0 +1,137 @@
+"""What a chip carries at a frame rate, what it costs, and what would help: on top of `plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from lsd_jax.config import Config
+from lsd_jax.hw.chips import Chip
+from lsd_jax.hw.plan import FramePlan, cores_per_chip, is_cpu, plan_frame
+
+MOST_CHIPS = 64
+MOST_SESSIONS = 4096
+
+
+@dataclass(frozen=True)
+class Change:
+    """Another setting, and what a frame would take with it."""
+
+    what: str
+    ms: float
+
+
+def share_counts(config: Config, chip: Chip, chips: int) -> list[int]:
+    """Numbers of cores among which a stream can be shared on so many chips."""
+    most = 1 if is_cpu(chip) else chips * cores_per_chip(chip)
+    return [n for n in range(1, most + 1) if config.model.heads % n == 0]
+
+
+def fastest(config: Config, chip: Chip, chips: int = 1) -> FramePlan:
+    """One stream on at most so many chips, shared by as many cores as make it fastest."""
+    plans = [plan_frame(config, chip, ranks) for ranks in share_counts(config, chip, chips)]
+    return min(plans, key=lambda plan: (not plan.fits, plan.ms))
+
+
+def holds(plan: FramePlan, fps: int | float) -> bool:
+    """Whether a frame is done before the next one comes, and all of it fits into memory."""
+    return plan.fits and plan.ms <= 1000 / fps
+
+
+def chips_needed(config: Config, chip: Chip, fps: int | float) -> tuple[int, FramePlan] | None:
+    """The smallest number of chips that holds one stream, and how; None where no number does."""
+    for ranks in share_counts(config, chip, MOST_CHIPS):
+        plan = plan_frame(config, chip, ranks)
+        if holds(plan, fps):
+            return -(-ranks // cores_per_chip(chip)), plan
+    return None
+
+
+def sessions_per_chip(config: Config, chip: Chip, fps: int | float) -> int:
+    """Streams that one chip holds at this rate, its cores shared in the best way; 0 where it holds
+    none."""
+    cores = cores_per_chip(chip)
+    return max(
+        cores // ranks * sessions_together(config, chip, ranks, fps)
+        for ranks in share_counts(config, chip, 1)
+        if cores % ranks == 0
+    )
+
+
+def sessions_together(config: Config, chip: Chip, ranks: int, fps: int | float) -> int:
+    """The most sessions of so many cores that are done before the next frame, in one step together
+    or one after the other."""
+
+    def held(sessions: int) -> bool:
+        return holds(plan_frame(config, chip, ranks, sessions), fps)
+
+    if not held(1):
+        return 0
+    alone = plan_frame(config, chip, ranks)
+    each = alone.held.state + alone.held.working
+    room = int((alone.room_bytes - alone.held.weights) // each)
+    in_turn = min(room, int(1000 / fps // alone.ms))  # one step after the other
+    low, high = max(1, in_turn), 2 * max(1, in_turn)
+    while high <= MOST_SESSIONS and held(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if held(middle) else (low, middle)
+    return low
+
+
+def helpful(config: Config, chip: Chip, chips: int, most: int = 3) -> list[Change]:
+    """The changes of a setting that save most, each planned anew on the same chips."""
+    now = fastest(config, chip, chips).ms
+    found = []
+    for what, changed in variations(config, chip):
+        try:
+            ms = fastest(changed, chip, chips).ms
+        except ValueError:
+            continue
+        if ms < 0.99 * now:
+            found.append(Change(what, ms))
+    return sorted(found, key=lambda change: change.ms)[:most]
+
+
+def variations(config: Config, chip: Chip) -> Iterator[tuple[str, Config]]:
+    """Settings that are likely to be faster, by name. Those of the model want training anew."""
+    model, stream = config.model, config.stream
+
+    def streamed(**fields) -> Config:
+        return replace(config, stream=replace(stream, **fields))
+
+    def shaped(**fields) -> Config:
+        return replace(config, model=replace(model, **fields))
+
+    if stream.passes > 1:
+        yield f"passes {stream.passes} to {stream.passes - 1}", streamed(passes=stream.passes - 1)
+    if stream.compute_dtype == "float32" and not is_cpu(chip):
+        yield "bfloat16 instead of float32", streamed(compute_dtype="bfloat16")
+    if model.window > 1:
+        fewer = model.window // 2
+        yield f"window {model.window} to {fewer}", shaped(window=fewer)
+    if model.memory:
+        yield "no memory slots", shaped(memory=0)
+    if model.head_dim != 128:
+        heads = max(1, round(model.heads * model.head_dim / 128))
+        yield f"heads of 128: {heads} of them", shaped(heads=heads, head_width=128)
+    for name in ("dim", "mlp"):
+        size = getattr(model, name)
+        if near := nearest(size, int(chip["mxu_width"]) if "mxu_width" in chip.numbers else 128):
+            fields = {name: near, "head_width": model.head_dim}
+            yield f"{name} {size} to {near}, whole matrix units", shaped(**fields)
+    if model.tokens % 16:
+        across = nearest(model.grid[1], 16) or model.grid[1]
+        size = across * model.patch
+        yield f"width {model.width} to {size}: tokens in whole registers", shaped(width=size)
+    if model.height % (2 * model.patch) == 0 and model.width % (2 * model.patch) == 0:
+        if not model.memory or all(side % 4 == 0 for side in model.grid):
+            yield f"patch {model.patch} to {2 * model.patch}", shaped(patch=2 * model.patch)
+    if model.mlp >= 2 * model.dim:
+        yield f"mlp {model.mlp} to {model.mlp // 2}", shaped(mlp=model.mlp // 2)
+
+
+def nearest(size: int, multiple: int) -> int | None:
+    """The multiple nearest to a size, or None where that is one already."""
+    return None if size % multiple == 0 else max(multiple, round(size / multiple) * multiple)

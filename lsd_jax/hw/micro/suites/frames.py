@@ -1,0 +1,64 @@
+"""Whole frames of small streams, as `lsd stream` runs them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lsd_jax import stream
+from lsd_jax.config import Config, ModelConfig, StreamConfig
+from lsd_jax.hw.micro.case import Case
+from lsd_jax.hw.work import frame_work
+from lsd_jax.model import abstract_model
+
+_LETTERS = {
+    "s": "size", "p": "patch", "d": "dim", "l": "layers", "h": "heads", "m": "mlp", "w": "window",
+    "i": "passes", "e": "detail_dim",
+}  # fmt: skip
+FITTED = (
+    (64, 8, 192, 2, 2, 768, 3, 1, 32),
+    (64, 8, 384, 6, 3, 768, 4, 1, 32),
+    (128, 16, 128, 4, 1, 512, 3, 1, 64),
+    (128, 8, 192, 4, 3, 768, 2, 1, 64),
+    (192, 24, 256, 3, 2, 1024, 3, 1, 64),
+    (256, 16, 128, 2, 1, 512, 3, 1, 64),
+    (96, 8, 128, 2, 2, 256, 2, 2, 32),
+    (128, 16, 512, 2, 4, 1024, 2, 1, 64),
+    (64, 16, 256, 6, 2, 1024, 6, 1, 32),
+    (256, 32, 256, 6, 2, 1024, 3, 1, 64),
+)
+"""Of a CPU's model, in the order of the letters."""
+
+
+def frames(quick: bool) -> list[Case]:
+    """Frames of several sizes; none of them is among those that predictions are checked on."""
+    return [frame_case(*sizes) for sizes in (FITTED[:2] if quick else FITTED)]
+
+
+def frame_case(*sizes: int) -> Case:
+    """One session's frame, with its sizes in the order of the letters."""
+    shapes = dict(zip(_LETTERS, sizes, strict=True))
+    config = config_of(shapes)
+    model = config.model
+    prepared = jax.eval_shape(lambda m: stream.prepare(m, config), abstract_model(model))
+    state = jax.eval_shape(lambda: stream.init_state(config, jnp.zeros(1, jnp.int32)))
+    picture = jax.ShapeDtypeStruct((1, model.height, model.width, 3), jnp.uint8)
+    controls = jax.ShapeDtypeStruct((*picture.shape[:3], len(model.controls)), jnp.uint8)
+    work = [op for stage in frame_work(config) for op in stage.ops]
+    return Case(
+        "frame", "frame", shapes, "f32", sum(op.times * op.flops for op in work),
+        sum(op.times * op.bytes for op in work), partial(stream.frame_step, one_by_one=False),
+        (prepared, state, picture, controls), "step",
+    )  # fmt: skip
+
+
+def config_of(shapes: dict[str, int]) -> Config:
+    """The config of a frame's case by its sizes."""
+    fields: dict[str, Any] = {_LETTERS[letter]: value for letter, value in shapes.items()}
+    size, passes = fields.pop("size"), fields.pop("passes")
+    return Config(
+        "frame", ModelConfig(height=size, width=size, **fields), StreamConfig(passes=passes)
+    )

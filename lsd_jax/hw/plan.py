@@ -1,0 +1,161 @@
+"""Where the time of a frame goes on a chip, before anyone rents it: `lsd plan`.
+
+The denoise stack takes what its kernel's own cost model says, through the entry points below, or
+what XLA takes where the kernel refuses; everything else takes what `roofline` says. A CPU takes
+what was measured on it (`cpu`). All figures are `modelled`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from lsd_jax.config import Config
+from lsd_jax.hw import cpu, roofline
+from lsd_jax.hw.chips import Chip
+from lsd_jax.hw.memory import Held, held
+from lsd_jax.hw.stack import StackShape
+from lsd_jax.hw.work import Stage, frame_work, stack_ops
+
+KERNELS = {
+    "pe_clock": "nki_kernels.bench:stack_seconds",
+    "mxus": "pallas_kernels.bench:stack_seconds",
+}
+"""By a number that only such chips have, who times the stack: `module:f`, where `f(shape, chip,
+ranks)` gives seconds, what bounds them, and how. It raises NotImplementedError where the kernel
+refuses."""
+
+KIND = "modelled"
+BY_XLA = "stack by XLA"
+RESERVE = 0.9  # of a chip's memory; the rest is code, fragments and the runtime's
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """A stage of the frame and what bounds it."""
+
+    name: str
+    ms: float
+    bound_by: str
+    kind: str = KIND
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """A frame on so many cores: all figures are of all `sessions` together."""
+
+    sessions: int
+    ranks: int  # cores that share one stream
+    stages: tuple[StageTime, ...]
+    held: Held
+    room_bytes: float  # of those cores
+    notes: tuple[str, ...] = ()
+    kind: str = KIND
+
+    @property
+    def ms(self) -> float:
+        return sum(stage.ms for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        return self.held.total <= self.room_bytes
+
+
+def plan_frame(config: Config, chip: Chip, ranks: int = 1, sessions: int = 1) -> FramePlan:
+    """One `stream.frame_step` for so many sessions, shared by the cores `ranks`.
+
+    Heads and MLP are divided over the ranks, with two all-reduces a layer; the picture's rows in
+    all other stages. Raises ValueError where the heads cannot be.
+    """
+    model = config.model
+    room = RESERVE * ranks * memory_bytes(chip)
+    if is_cpu(chip):
+        if ranks > 1:
+            raise ValueError(f"chip {chip.name} is planned as a whole; use --chips 1")
+        times = tuple(
+            StageTime(stage.name, 1e3 * stage.total, "as measured")
+            for stage in cpu.frame_times(config, chip, sessions)
+        )
+        return FramePlan(sessions, 1, times, held(config, sessions), room)
+    if ranks > 1 and model.heads % ranks:
+        raise ValueError(f"{model.heads} heads do not share {ranks} cores")
+    times, notes, stacks = [], [], {}
+    for stage in frame_work(config, sessions):
+        if (stack := stage.stack) is not None:
+            if stack not in stacks:
+                stacks[stack] = stack_seconds(stack, chip, ranks)
+            seconds, bound, note = stacks[stack]
+            notes.append(note)
+        else:
+            seconds, bound = stage_seconds(stage, chip, ranks)
+        times.append(StageTime(stage.name, 1e3 * seconds, bound))
+    times.append(StageTime("launch", chip["launch_ns"] * 1e-6, "launch"))
+    kept = held(config, sessions, by_kernel=not any(BY_XLA in note for note in notes))
+    return FramePlan(sessions, ranks, tuple(times), kept, room, tuple(dict.fromkeys(notes)))
+
+
+def stage_seconds(stage: Stage, chip: Chip, ranks: int) -> tuple[float, str]:
+    """By the roofline, rows of the picture divided over the ranks."""
+    if all(op.kind == "host" for op in stage.ops):
+        return sum(op.read_bytes for op in stage.ops) / chip["host_bandwidth"], "host"
+    return bounded(stage, roofline.rates(chip), ranks)
+
+
+def bounded(stage: Stage, rates: roofline.Rates, ranks: int) -> tuple[float, str]:
+    """Seconds of a stage's operations by the roofline, and what most of them are bound by."""
+    spent: dict[str, float] = {}
+    for op in stage.ops:
+        seconds, bound = roofline.operation_seconds(op, rates)
+        least = op.times * rates.operation_s
+        spent[bound] = spent.get(bound, 0.0) + max(seconds / ranks, least)
+    return sum(spent.values()), max(spent, key=lambda bound: spent[bound])
+
+
+def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str, str]:
+    """Of the denoise stack: seconds, what bounds it, and who computes it."""
+    target = next((t for number, t in KERNELS.items() if number in chip.numbers), None)
+    if target is None:
+        return xla_seconds(shape, chip, ranks, "there is no kernel of ours")
+    module, _, function = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)(shape, chip, ranks)
+    except NotImplementedError as refusal:
+        return xla_seconds(shape, chip, ranks, f"the kernel refuses: {refusal}")
+
+
+def xla_seconds(shape: StackShape, chip: Chip, ranks: int, why: str) -> tuple[float, str, str]:
+    """Of the stack by plain XLA, and its all-reduces on several ranks."""
+    stage = Stage("stack", tuple(stack_ops(shape)), shape)
+    seconds, bound = bounded(stage, roofline.rates(chip), ranks)
+    links = all_reduce_seconds(shape, chip, ranks)
+    bound = "links" if links > seconds else bound
+    return seconds + links, bound, f"{BY_XLA} ({why})"
+
+
+def all_reduce_seconds(shape: StackShape, chip: Chip, ranks: int) -> float:
+    """Two all-reduces of the residual stream in each layer: a start, and each byte twice over the
+    links but for a rank's own share."""
+    if ranks == 1:
+        return 0.0
+    size = shape.rows * shape.dim * shape.itemsize
+    links = chip["ici_bandwidth"] if "ici_bandwidth" in chip.numbers else chip["link_bandwidth"]
+    start = chip["collective_ns" if "collective_ns" in chip.numbers else "all_reduce_ns"] * 1e-9
+    return 2 * shape.layers * (start + 2 * size * (ranks - 1) / ranks / links)
+
+
+def memory_bytes(chip: Chip) -> float:
+    """Of a core."""
+    for name in ("hbm_bytes_per_core", "hbm_bytes", "memory_bytes"):
+        if name in chip.numbers:
+            return chip[name]
+    return float("inf")
+
+
+def is_cpu(chip: Chip) -> bool:
+    """Whether a chip's numbers are prices of operations measured on it."""
+    return "matmul_mac" in chip.numbers
+
+
+def cores_per_chip(chip: Chip) -> int:
+    """Cores that a stream may be given one by one."""
+    return int(chip["cores_per_chip"]) if "cores_per_chip" in chip.numbers else 1

@@ -1,0 +1,129 @@
+"""The planner's figure for a hundred thousand architectures at once.
+
+A frame is a sum of stages, and each of them depends on a few sizes alone: so each combination of
+those is planned once, by the planner's own functions. Stacks are timed at two depths, since their
+layers are alike; a Trainium's by a closed form of the simulator's timeline.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lsd_jax.config import ModelConfig
+from lsd_jax.hw import cpu, roofline
+from lsd_jax.hw.chips import Chip
+from lsd_jax.hw.plan import RESERVE, bounded, is_cpu, memory_bytes, xla_seconds
+from lsd_jax.hw.stack import StackShape, stack_of
+from lsd_jax.hw.work import Stage, commit_ops, embed_ops, frame_work, readout_ops, stack_ops
+from lsd_jax.search.space import Candidates
+
+DEPTHS = (2, 24)
+CLOSED_FORMS = {
+    "pe_clock": "nki_kernels.closed_form:stacks_seconds",
+    "mxus": "pallas_kernels.bench:stacks_seconds",
+}
+"""By a number that only such chips have: `module:f`, where `f(shapes, chip)` gives an array of
+seconds, infinity where the kernel refuses."""
+
+
+def frame_ms(found: Candidates, chip: Chip) -> np.ndarray:
+    """Milliseconds of one frame of one stream, of each candidate, on one core of a chip."""
+    dtype = found.base.stream.compute_dtype
+
+    def timed(ops: Callable) -> Callable[[ModelConfig], float]:
+        return lambda model: stage_seconds(Stage("", tuple(ops(model, 1, dtype))), chip)
+
+    embed = by(found, ("dim", "patch"), timed(embed_ops))
+    readout = by(found, ("dim", "patch"), timed(readout_ops))
+    commit = by(found, ("layers", "heads", "head_dim", "patch"), timed(commit_ops))
+    each = embed + readout + stacks(found, chip, commit=False)
+    whole = found.passes * each + embed + stacks(found, chip, commit=True) + commit
+    return 1e3 * (whole + around(found, chip))
+
+
+def around(found: Candidates, chip: Chip) -> float:
+    """Seconds of the stages that all candidates share."""
+    shared = ("host in", "encode", "decode", "host out")
+    work = [stage for stage in frame_work(found.base) if stage.name in shared]
+    if is_cpu(chip):
+        return sum(stage_seconds(stage, chip) for stage in work) + chip["launch"] * 1e-9
+    hosts = sum(
+        sum(op.read_bytes for op in stage.ops) / chip["host_bandwidth"]
+        for stage in work if "host" in stage.name
+    )  # fmt: skip
+    rest = sum(stage_seconds(stage, chip) for stage in work if "host" not in stage.name)
+    return hosts + rest + chip["launch_ns"] * 1e-9
+
+
+def stage_seconds(stage: Stage, chip: Chip) -> float:
+    """Of a stage without a kernel."""
+    if is_cpu(chip):
+        return sum(cpu.seconds(op, chip) for op in stage.ops)
+    return bounded(stage, roofline.rates(chip), 1)[0]
+
+
+def by(found: Candidates, names: tuple[str, ...], seconds: Callable) -> np.ndarray:
+    """`seconds(model)` for each candidate, computed once for those alike in these sizes."""
+    columns = np.stack([getattr(found, name) for name in names], axis=1)
+    _, first, where = np.unique(columns, axis=0, return_index=True, return_inverse=True)
+    return np.array([seconds(found.model(i)) for i in first.tolist()])[where.ravel()]
+
+
+def stacks(found: Candidates, chip: Chip, commit: bool) -> np.ndarray:
+    """Seconds of each candidate's denoise stack."""
+    names = ("dim", "heads", "head_dim", "mlp", "patch")
+    columns = np.stack([getattr(found, name) for name in names], axis=1)
+    _, first, where = np.unique(columns, axis=0, return_index=True, return_inverse=True)
+    dtype = found.base.stream.compute_dtype
+    shapes = [stack_of(found.model(i), dtype, commit=commit) for i in first.tolist()]
+    deep = [[replace(shape, layers=depth) for shape in shapes] for depth in DEPTHS]
+    low, high = (kernel_seconds(each, chip) for each in deep)
+    doubtful = np.isfinite(low) & ~np.isfinite(high)
+    high[doubtful] = low[doubtful]
+    for i in np.flatnonzero(~np.isfinite(low)):
+        low[i], high[i] = (xla(each[i], chip) for each in deep)
+    each = (high - low) / (DEPTHS[1] - DEPTHS[0])
+    where = where.ravel()
+    seconds = low[where] + (found.layers - DEPTHS[0]) * each[where]
+    for i in np.flatnonzero(doubtful):  # the kernel takes some depths, and refuses others
+        own = np.flatnonzero(where == i)
+        layers = found.layers[own].tolist()
+        exact = {n: one(replace(shapes[i], layers=n), chip) for n in set(layers)}
+        seconds[own] = [exact[n] for n in layers]
+    return seconds
+
+
+def one(shape: StackShape, chip: Chip) -> float:
+    """Seconds of one stack, by whoever takes it."""
+    kernel = float(kernel_seconds([shape], chip)[0])
+    return kernel if np.isfinite(kernel) else xla(shape, chip)
+
+
+def kernel_seconds(shapes: list[StackShape], chip: Chip) -> Any:
+    """Seconds of stacks by a kernel of ours, infinity where there is none or it refuses."""
+    target = next((t for number, t in CLOSED_FORMS.items() if number in chip.numbers), None)
+    if target is None:
+        return np.full(len(shapes), np.inf)
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function)(shapes, chip)
+
+
+def xla(shape: StackShape, chip: Chip) -> float:
+    """Seconds of a stack by XLA."""
+    if is_cpu(chip):
+        return stage_seconds(Stage("", tuple(stack_ops(shape))), chip)
+    return xla_seconds(shape, chip, 1, "")[0]
+
+
+def fits(found: Candidates, chip: Chip, sessions: int) -> np.ndarray:
+    """Which candidates' weights and states of so many sessions a core's memory holds."""
+    size = np.dtype(found.base.stream.compute_dtype).itemsize
+    model = found.base.model
+    keys = model.pinned + model.memory * found.tokens // 4 + model.slots * found.tokens
+    state = 2 * found.layers * keys * found.heads * found.head_dim * sessions
+    return size * (found.parameters + state) <= RESERVE * memory_bytes(chip)

@@ -1,0 +1,141 @@
+"""The architectures that no other beats in both time and expected error, as config files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lsd_jax.config import SECTIONS, Config, ModelConfig
+from lsd_jax.hw.chips import Chip
+from lsd_jax.hw.plan import FramePlan, plan_frame
+from lsd_jax.search import fast
+from lsd_jax.search.law import Law, supported
+from lsd_jax.search.space import Candidates, enumerate_all
+
+SHOWN = 12  # points of a front, spread evenly over the logarithm of time
+
+
+@dataclass(frozen=True)
+class Found:
+    """A point of the front: its config, its plan by the planner proper, what the law expects."""
+
+    config: Config
+    plan: FramePlan
+    predicted_loss: float
+    params: int
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search saw, and what it found."""
+
+    candidates: int
+    within: int  # of the rate, the memory and the parameters asked for
+    ms: np.ndarray  # of those within, by the fast path
+    losses: np.ndarray
+    front: list[Found]
+
+
+def search(
+    base: Config, chip: Chip, law: Law, fps: float, sessions: int = 1, params_max: float = 0.0
+) -> Searched:
+    """Searches all architectures with the pictures, history and precision of `base`.
+
+    Args:
+        fps: frames a second that each of `sessions` streams on one core needs.
+        params_max: the most parameters; 0: any number.
+
+    Raises ValueError, by how much, where not even the fastest holds the rate.
+    """
+    space = enumerate_all(base)
+    if not len(space):
+        raise ValueError(f"no patch of the space divides {base.model.width}x{base.model.height}")
+    ms = fast.frame_ms(space, chip)
+    budget = 1000 / fps / sessions
+    allowed = fast.fits(space, chip, sessions) & supported(space)
+    allowed &= space.parameters <= (params_max or np.inf)
+    if not allowed.any():
+        raise ValueError(
+            f"nothing of at most {params_max:,.0f} parameters fits; the smallest of all has "
+            f"{space.parameters.min():,}"
+        )
+    within = np.flatnonzero(allowed & (ms <= budget))
+    if not len(within):
+        least = ms[allowed].min()
+        raise ValueError(
+            f"nothing holds {fps:g} fps for {sessions} sessions on a core of {chip.name}: the "
+            f"fastest takes {least:.2f} ms, {least / budget:.1f} times the {budget:.2f} ms of each"
+        )
+    losses = law.predict(space.where(within), space.passes[within])
+    chosen = within[spread(ms[within], losses)]
+    found = [planned(space, int(i), chip, law) for i in chosen]
+    found = [point for point in found if point.plan.ms <= budget]  # the fast path is a little off
+    front = [found[i] for i in pareto(*figures(found))]
+    return Searched(len(space), len(within), ms[within], losses, front)
+
+
+def figures(found: list[Found]) -> tuple[np.ndarray, np.ndarray]:
+    """Milliseconds and expected errors."""
+    ms = np.array([point.plan.ms for point in found])
+    return ms, np.array([point.predicted_loss for point in found])
+
+
+def pareto(ms: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """The numbers of the points that no other beats in both, fastest first."""
+    order = np.lexsort((losses, ms))
+    best = np.minimum.accumulate(losses[order])
+    first = np.concatenate([[True], losses[order][1:] < best[:-1]]) if len(order) else order
+    return order[np.asarray(first, bool)]
+
+
+def spread(ms: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """`SHOWN` points of the front, evenly over the logarithm of time; its last always."""
+    front = pareto(ms, losses)
+    at = np.log(ms[front])
+    wanted = np.linspace(at[0], at[-1], SHOWN)
+    return front[np.unique([np.abs(at - w).argmin() for w in wanted])]
+
+
+def planned(space: Candidates, i: int, chip: Chip, law: Law) -> Found:
+    """A candidate by the planner proper."""
+    model = space.model(i)
+    config = space.config(i, name_of(model, chip))
+    loss = float(law.predict(model, int(space.passes[i])))
+    return Found(config, plan_frame(config, chip), loss, int(space.parameters[i]))
+
+
+def name_of(model: ModelConfig, chip: Chip) -> str:
+    """Such as `v6e-512x6`: chip, width and depth, and heads, MLP and patch."""
+    shape = f"{model.dim}x{model.layers}"
+    return f"{chip.name}-{shape}-h{model.heads}x{model.head_dim}-m{model.mlp}-p{model.patch}"
+
+
+def source(config: Config, docstring: str) -> str:
+    """A config as a Python file that `lsd train` and `lsd plan` take."""
+    sections = []
+    for name in SECTIONS:
+        section = getattr(config, name)
+        default = type(section)()
+        fields = "".join(
+            f"\n        {field}={value!r},"
+            for field, value in vars(section).items()
+            if value != getattr(default, field)
+        )
+        if fields:
+            sections.append(f"    {name}={type(section).__name__}({fields}\n    ),\n")
+    kinds = sorted({part.split("=")[1].split("(")[0] for part in sections} | {"Config"})
+    return (
+        f'"""{docstring}"""\n\nfrom lsd_jax.config import {", ".join(kinds)}\n\n'
+        f"config = Config(\n    name={config.name!r},\n{''.join(sections)})\n".replace("'", '"')
+    )
+
+
+def write(config: Config, folder: Path, docstring: str) -> Path:
+    """Writes a config file beside its place, then renames it."""
+    path = folder / f"{config.name}.py"
+    beside = folder / f".{config.name}.partial"
+    beside.write_text(source(config, docstring), encoding="utf-8")
+    beside.replace(path)
+    return path

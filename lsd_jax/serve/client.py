@@ -1,0 +1,75 @@
+"""What every client on a WebSocket has, whichever protocol it speaks: a session, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from aiohttp import web
+
+from lsd_jax.serve.guard import Bucket
+from lsd_jax.serve.registry import Registry
+from lsd_jax.serve.rtc import Peer
+from lsd_jax.serve.sessions import LiveSession
+
+_log = logging.getLogger("lsd.serve")
+POLICY, OVERLOADED = 1008, 1013
+
+
+class SocketClient:
+    """One WebSocket and the session that it drives. `max_session_s` is what its token allows."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        socket: web.WebSocketResponse,
+        max_session_s: float | None,
+    ):
+        self._registry, self._socket = registry, socket
+        self._max_session_s = max_session_s
+        self._settings = registry.settings
+        self._session: LiveSession | None = None
+        self._peer: Peer | None = None
+        self._tasks: set[asyncio.Task] = set()
+        self._rate = Bucket(self._settings.messages_per_s, 2.0 * self._settings.messages_per_s)
+
+    async def send(self, message: dict[str, Any]) -> None:
+        """Sends a JSON message, if the client is still there."""
+        if not self._socket.closed:
+            try:
+                await self._socket.send_json(message)
+            except ConnectionError:
+                _log.debug("a client left before it could be told %s", message["type"])
+
+    async def _hang_up(self, code: int, words: str) -> None:
+        await self._socket.close(code=code, message=words.encode()[:120])
+
+    async def _leave(self) -> None:
+        """Ends all that there is for a client that has gone."""
+        for task in self._tasks:
+            task.cancel()
+        if self._session:  # first: a half-open connection takes seconds to close
+            await self._session.end("client_left")
+        if self._peer:
+            await self._peer.close()
+
+    def _limit(self, session: LiveSession, reason: str) -> None:
+        """Ends the session for that reason when its token's time is over."""
+        if self._max_session_s is not None:
+            self._spawn(self._expire(session, self._max_session_s, reason))
+
+    async def _expire(self, session: LiveSession, seconds: float, reason: str) -> None:
+        await asyncio.sleep(seconds)
+        await session.end(reason)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            if not isinstance(error, ConnectionError | RuntimeError):
+                _log.error("serving a client failed", exc_info=error)

@@ -1,0 +1,154 @@
+"""Plans: they add up, they agree with the kernels' own models, they refuse by how much."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from lsd_jax import config as configs
+from lsd_jax.cli import info
+from lsd_jax.cli.main import main
+from lsd_jax.hw import capacity, chips, roofline
+from lsd_jax.hw.memory import held, parameters
+from lsd_jax.hw.plan import plan_frame
+from lsd_jax.hw.stack import stack_of
+from lsd_jax.hw.work import elementwise, matmul
+from nki_kernels import bench as nki
+from nki_kernels.sim.timeline import schedule
+from pallas_kernels.tpu.planner import choose, choose_cycles
+
+V6E, TRN2 = chips.load("v6e"), chips.load("trn2")
+REFERENCE = configs.load("reference")
+
+
+@pytest.mark.parametrize("name", ["micro", "tiny", "small", "base", "lucy_1080p"])
+def test_what_is_held_is_what_the_arrays_are(name):
+    config = configs.load(name)
+    sizes, kept = info.sizes(config), held(config)
+    assert parameters(config.model) == sizes["parameters"]
+    assert kept.weights == sizes["weight_bytes"]
+    assert kept.state == pytest.approx(sizes["state_bytes_per_session"], rel=1e-3)
+    assert held(config, 3).state == 3 * kept.state
+
+
+def test_a_roofline_by_hand():
+    rates = roofline.rates(V6E)
+    product = matmul("p", 4096, 4096, 4096, "bfloat16", times=3)
+    seconds, bound = roofline.operation_seconds(product, rates)
+    assert bound == "MXU" and seconds == pytest.approx(3 * 2 * 4096**3 / (0.5 * 918e12))
+    narrow, _ = roofline.operation_seconds(matmul("n", 4096, 4096, 48, "float32"), rates)
+    whole, _ = roofline.operation_seconds(matmul("w", 4096, 4096, 256, "float32"), rates)
+    assert narrow == whole  # a matrix unit is filled in whole
+    seconds, bound = roofline.operation_seconds(elementwise("e", 10**9, 1, "bfloat16"), rates)
+    assert bound == "HBM" and seconds == pytest.approx(4e9 / 1.64e12)
+    assert roofline.operation_seconds(matmul("t", 8, 8, 8, "bfloat16"), rates)[1] == "latency"
+
+
+def test_the_stack_takes_what_its_kernel_says():
+    plan = plan_frame(REFERENCE, V6E)
+    stages = {stage.name: stage for stage in plan.stages}
+    shape = stack_of(REFERENCE.model, "bfloat16")
+    cycles = choose(shape, "v6e").total.cycles
+    assert stages["pass 0: stack"].ms == pytest.approx(1e3 * cycles / V6E["clock"])
+    assert plan.ms == pytest.approx(sum(stage.ms for stage in plan.stages))
+    assert plan.fits and plan.kind == "modelled"
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("tiny", 1), ("reference", 2)])
+def test_two_layers_of_a_timeline_stand_for_all_of_it(name, ranks):
+    """Within 5 % of the timeline of all layers on a Trainium2; it is in fact the same."""
+    stack = stack_of(configs.load(name).model, "bfloat16")
+    shapes = nki.shapes_of(configs.load(name).model, TRN2, ranks)
+    whole = schedule([nki.trace(shapes, TRN2)], TRN2)[0].total_ns
+    seconds, _, how = nki.stack_seconds(stack, TRN2, ranks)
+    assert seconds * 1e9 == pytest.approx(whole, rel=0.01)
+    assert f"{ranks} core" in how
+
+
+def test_many_plans_at_once_are_those_one_by_one():
+    base = stack_of(configs.load("small").model, "bfloat16")
+    shapes = [
+        replace(base, dim=dim, heads=dim // 128, mlp=dim * ratio, tokens=tokens, slots=slots)
+        for dim in (128, 384, 1024)
+        for ratio in (1, 4)
+        for tokens in (64, 256)
+        for slots in (1, 5)
+    ]
+    shapes.append(replace(base, tokens=100))  # refused
+    cycles = choose_cycles(shapes, V6E)
+    assert cycles[-1] == float("inf")
+    one_by_one = [choose(shape, "v6e").total.cycles for shape in shapes[:-1]]
+    assert cycles[:-1] == pytest.approx(one_by_one)
+
+
+def test_a_stack_that_the_kernel_refuses_is_planned_by_xla_and_says_so():
+    odd = configs.override(REFERENCE, ["model.head_width=128", "model.dim=500"])
+    plan = plan_frame(odd, V6E)
+    assert "by XLA (the kernel refuses: dim=500 is no multiple of 128" in plan.notes[0]
+    assert plan.ms > plan_frame(REFERENCE, V6E).ms
+
+
+def test_sharing_a_stream_pays_for_its_links():
+    lucy = configs.load("lucy_1080p")
+    one, eight = plan_frame(lucy, V6E), plan_frame(lucy, V6E, ranks=8)
+    assert one.ms / 8 < eight.ms < one.ms / 4
+    with pytest.raises(ValueError, match="16 heads do not share 3 cores"):
+        plan_frame(lucy, V6E, ranks=3)
+
+
+def test_sessions_of_a_chip_are_the_most_that_hold_the_rate():
+    sessions = capacity.sessions_per_chip(REFERENCE, V6E, 30)
+    assert sessions > 30
+    faster = capacity.sessions_per_chip(REFERENCE, V6E, 60)
+    assert 0.4 * sessions < faster < 0.6 * sessions
+    assert capacity.sessions_per_chip(configs.load("lucy_1080p"), V6E, 30) == 0
+    chips_wanted, plan = capacity.chips_needed(configs.load("lucy_1080p"), V6E, 30)
+    assert chips_wanted > 1 and plan.ms <= 1000 / 30
+
+
+def test_changes_that_help_are_sorted_and_do_help():
+    slow = configs.override(REFERENCE, ["stream.passes=4", "stream.compute_dtype=float32"])
+    now = capacity.fastest(slow, V6E).ms
+    changes = capacity.helpful(slow, V6E, 1)
+    assert len(changes) == 3 and changes == sorted(changes, key=lambda change: change.ms)
+    assert all(change.ms < now for change in changes)
+    assert "bfloat16 instead of float32" in [change.what for change in changes]
+
+
+def test_the_command_reports(tmp_path, capsys):
+    report, picture = tmp_path / "plan.json", tmp_path / "plan.png"
+    arguments = ["plan", "base", "--chip", "v6e", "--price", "3", "--json", str(report)]
+    assert main([*arguments, "--plot", str(picture)]) == 0
+    found = json.loads(report.read_text())
+    assert found["fits"] and found["kind"] == "modelled"
+    assert sum(stage["ms"] for stage in found["stages"]) == pytest.approx(found["ms_per_frame"])
+    assert found["stages"][0].keys() == {"name", "ms", "bound_by", "kind"}
+    assert found["cost_per_stream_hour"] == pytest.approx(3 / found["sessions_per_chip"])
+    assert found["bytes_held"] > 1e9
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "would help: " in capsys.readouterr().out
+
+
+def test_what_does_not_fit_says_by_how_much(tmp_path, capsys):
+    report = tmp_path / "plan.json"
+    huge = ["--set", "model.layers=400", "--json", str(report)]
+    assert main(["plan", "lucy_1080p", "--chip", "v5e", *huge]) == 0
+    assert not json.loads(report.read_text())["fits"]
+    said = capsys.readouterr().out
+    assert "does not hold 30 fps" in said and "times the 33.33 ms" in said
+    assert "does not fit: " in said and "GB more than 15.48 GB" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--chip", "v9"], "unknown chip 'v9'; known: "),
+        (["--chip", "v6e", "--fps", "0"], "--fps 0.0: give more than 0"),
+        (["--chip", "v6e", "--chips", "0"], "--chips 0: give at least 1"),
+        (["--chip", "v6e", "--price", "-1"], "--price -1.0: give at least 0"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(arguments, message, capsys):
+    assert main(["plan", "tiny", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1

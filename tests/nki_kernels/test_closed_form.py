@@ -1,0 +1,33 @@
+"""The closed form for searches, against timelines of stacks that it was not fitted to."""
+
+import numpy as np
+import pytest
+
+from lsd_jax.hw import chips
+from lsd_jax.hw.stack import StackShape
+from nki_kernels import bench
+from nki_kernels.closed_form import stacks_seconds
+
+TRN2 = chips.load("trn2")
+STACKS = [
+    StackShape(1, tokens, dim, layers, heads, 128, mlp, ageless, slots, slots + 1, 1, "bfloat16")
+    for tokens, dim, layers, heads, mlp, ageless, slots in (
+        (64, 256, 6, 2, 1024, 64, 3),
+        (256, 512, 4, 4, 2048, 128, 4),
+        (144, 384, 8, 3, 768, 64, 2),
+        (256, 896, 3, 7, 1792, 256, 1),
+        (320, 640, 5, 5, 1280, 64, 3),
+        (512, 256, 4, 2, 512, 128, 2),
+    )
+]
+
+
+def test_it_is_near_the_timeline():
+    timed = np.array([bench.stack_seconds(stack, TRN2, 1)[0] for stack in STACKS])
+    errors = np.abs(stacks_seconds(STACKS, TRN2) / timed - 1)
+    assert errors.mean() < 0.08 and errors.max() < 0.2
+
+
+def test_what_the_kernel_refuses_is_infinite():
+    odd = StackShape(1, 64, 200, 2, 2, 128, 512, 64, 2, 3, 1, "bfloat16")
+    assert stacks_seconds([odd], TRN2)[0] == pytest.approx(np.inf)
