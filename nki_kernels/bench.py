@@ -41,6 +41,9 @@ BOUNDS = {
 nothing."""
 
 
+LAST_OF_A_LAYER = "scalar_tensor_tensor"  # the MLP's share into the residual stream
+
+
 def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
     """One pass of all blocks over one frame, on 1 to 16 cores; a row says so where it does not fit.
 
@@ -80,16 +83,17 @@ def stack_seconds(stack: StackShape, chip: Chip, ranks: int) -> tuple[float, str
     """The megakernel's modelled time on so many cores, what bounds it, and how; see
     `lsd_jax.hw.plan.KERNELS`. Raises NotImplementedError where the kernel refuses the shape.
 
-    Layers are alike: after the first each adds as much, so two are timed for all.
+    Layers are alike: each adds as much as passes between the ends of the first and the second. So
+    two are timed for all.
     """
     limit = int(chip["sbuf_bytes_per_partition"])
     shapes = share(replace(stack, sessions=1), ranks, sbuf_bytes=limit)
-    one, two = (layers_timed(replace(shapes, layers=n), chip) for n in (1, 2))
-    each = two.total_ns - one.total_ns
-    total = one.total_ns + (stack.layers - 1) * each
-    busy = {lane: two.busy_ns[lane] - one.busy_ns[lane] for lane in BOUNDS}
-    lane = max(BOUNDS, key=lambda lane: busy[lane])
-    bound = BOUNDS[lane] if busy[lane] > 0.5 * each else "latency"
+    two = layers_timed(replace(shapes, layers=2), chip)
+    ends = [span.end for span in two.spans if span.op == LAST_OF_A_LAYER]
+    each = ends[-1] - ends[len(ends) // 2 - 1]
+    total = two.total_ns + (stack.layers - 2) * each
+    lane = max(BOUNDS, key=lambda lane: two.busy_ns[lane])
+    bound = BOUNDS[lane] if two.busy_ns[lane] > each else "latency"  # more than half of two layers
     how = f"stack by the megakernel on {ranks} core{'s' * (ranks > 1)}"
     return stack.sessions * total * 1e-9, bound, how
 

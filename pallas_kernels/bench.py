@@ -13,7 +13,7 @@ from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.stack import StackShape, least_bytes, least_macs, stack_of
 from pallas_kernels import aot
 from pallas_kernels.tpu.cost import total
-from pallas_kernels.tpu.planner import choose, choose_cycles
+from pallas_kernels.tpu.planner import choose, choose_cycles, choose_for
 from pallas_kernels.tpu.schedule import program
 
 IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
@@ -136,7 +136,7 @@ def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str
     """
     if ranks > 1:
         raise NotImplementedError("it runs on one core")
-    chosen = choose(shape, chip.name)
+    chosen = choose_for(shape, chip)
     traffic = chosen.total.compute_cycles < chosen.total.cycles
     seconds = float(chosen.total.cycles) / chip["clock"]
     return (

@@ -76,7 +76,9 @@ def plan_frame(config: Config, chip: Chip, ranks: int = 1, sessions: int = 1) ->
             StageTime(stage.name, 1e3 * stage.total, "as measured")
             for stage in cpu.frame_times(config, chip, sessions)
         )
-        return FramePlan(sessions, 1, times, held(config, sessions), room)
+        dtype = config.stream.compute_dtype
+        notes = (f"prices are of float32, not of {dtype}",) if dtype != "float32" else ()
+        return FramePlan(sessions, 1, times, held(config, sessions), room, notes)
     if ranks > 1 and model.heads % ranks:
         raise ValueError(f"{model.heads} heads do not share {ranks} cores")
     times, notes, stacks = [], [], {}

@@ -29,13 +29,17 @@ class Choice:
     total: Total
 
 
-@lru_cache(maxsize=64)
 def choose(shape: Shape, chip_name: str) -> Choice:
-    """The plan of fewest modelled cycles that fits.
+    """The plan of fewest modelled cycles that fits, on a shipped chip.
 
     Raises NotImplementedError, with reason and remedy, for a shape that the kernel does not take.
     """
-    chip = load(chip_name)
+    return choose_for(shape, load(chip_name))
+
+
+@lru_cache(maxsize=64)
+def choose_for(shape: Shape, chip: Chip) -> Choice:
+    """`choose` on any chip."""
     check(shape)
     options = plans(shape)
     costs = total(program(options), options, chip)
@@ -44,7 +48,7 @@ def choose(shape: Shape, chip_name: str) -> Choice:
     if not np.any(fits):
         raise NotImplementedError(
             f"the smallest tiles need {np.min(options.vmem_bytes) / 1e6:.1f} MB of VMEM, "
-            f"{chip_name} has {room / 1e6:.1f} MB to give; use fewer sessions or a smaller window, "
+            f"{chip.name} has {room / 1e6:.1f} MB to give; use fewer sessions or a smaller window, "
             "or backend xla"
         )
     (best,) = preferred(costs, fits, np.zeros(1, int))

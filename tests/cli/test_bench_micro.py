@@ -11,7 +11,7 @@ import pytest
 
 from lsd_jax.cli.main import main
 from lsd_jax.hw import chips
-from lsd_jax.hw.micro import log
+from lsd_jax.hw.micro import log, plots
 from lsd_jax.hw.micro.report import page
 
 
@@ -51,6 +51,17 @@ def test_the_page_needs_no_other_file(launches):
     assert pictures and all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
     hostile = [m.__class__(**vars(m) | {"op": "<script>", "chip": "a & b"}) for m in log.read(out)]
     assert "<script>" not in page(hostile) and "a &amp; b" in page(hostile)
+
+
+def test_a_whole_log_has_every_picture():
+    found = log.read("benchmarks/micro/cpu-1.jsonl")
+    drawn = plots.pictures(found)
+    assert set(drawn) == {"roofline", "products", "memory", "attention"}
+    assert plots.pictures([m for m in found if m.suite == "memory"]).keys() == {
+        "roofline",
+        "memory",
+    }
+    assert all(picture.startswith(b"\x89PNG") for picture in drawn.values())
 
 
 def test_a_finished_log_is_left_as_it_is(launches):

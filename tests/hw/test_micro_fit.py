@@ -15,6 +15,7 @@ from lsd_jax.hw.micro import fit
 from lsd_jax.hw.micro.case import Measurement
 from lsd_jax.hw.micro.suites import frames
 from lsd_jax.hw.micro.work import WORK, work_of
+from lsd_jax.hw.plan import plan_frame
 from lsd_jax.hw.work import frame_work
 
 PRODUCTS = [(m, k, n) for m in (16, 256) for k, n in ((64, 64), (256, 1000), (900, 33))]
@@ -130,6 +131,13 @@ def test_sessions_of_a_cpu_take_their_turns():
     assert sum(stages.values()) == pytest.approx(cpu.frame_seconds(config, chip))
     one, three = (cpu.frame_seconds(config, chip, n) for n in (1, 3))
     assert three == pytest.approx(3 * one - 2 * stages["launch"])
+
+
+def test_a_plan_says_that_prices_are_of_float32():
+    chip, config = chips.load("cpu"), configs.load("tiny")
+    half = configs.override(config, ["stream.compute_dtype=bfloat16"])
+    assert plan_frame(config, chip).notes == ()
+    assert plan_frame(half, chip).notes == ("prices are of float32, not of bfloat16",)
 
 
 def test_a_chip_without_prices_says_so():

@@ -129,6 +129,17 @@ def test_the_command_reports(tmp_path, capsys):
     assert "would help: " in capsys.readouterr().out
 
 
+def test_a_chip_may_be_a_file_of_ones_own(tmp_path):
+    report = tmp_path / "plan.json"
+    faster = replace(V6E.numbers["clock"], value=2 * V6E["clock"])
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(V6E.with_numbers({"clock": faster}).to_json()))
+    assert main(["plan", "base", "--chip", str(path), "--json", str(report)]) == 0
+    found = json.loads(report.read_text())
+    assert found["chip"] == "mine"
+    assert found["ms_per_frame"] < plan_frame(configs.load("base"), V6E).ms
+
+
 def test_what_does_not_fit_says_by_how_much(tmp_path, capsys):
     report = tmp_path / "plan.json"
     huge = ["--set", "model.layers=400", "--json", str(report)]

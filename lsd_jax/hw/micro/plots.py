@@ -55,7 +55,7 @@ def products(found: list[Measurement]) -> Figure | None:
     for m in some:
         at = rows.index(m.shapes["m"]), columns.index((m.shapes["k"], m.shapes["n"]))
         rates[at] = m.operations / m.seconds / 1e9
-    figure, axes = _axes(found, "Products, Gop/s", "K x N", "M", (10, 5))
+    figure, axes = _axes(found, "Products, Gop/s", "K x N", "M", (10.0, 5.0))
     image = axes.imshow(rates, aspect="auto", cmap="viridis")
     axes.set_xticks(range(len(columns)), [f"{k}x{n}" for k, n in columns], rotation=90, fontsize=7)
     axes.set_yticks(range(len(rows)), [str(m) for m in rows], fontsize=7)
@@ -103,7 +103,7 @@ def attention(found: list[Measurement]) -> Figure | None:
     return figure
 
 
-def _axes(found, title: str, x: str, y: str, size: tuple[float, float] = (8, 5)):
+def _axes(found, title: str, x: str, y: str, size: tuple[float, float] = (8.0, 5.0)):
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     by = ", fastest runs" if found[0].kind == "measured" else ""
