@@ -90,6 +90,8 @@ _FREE = {
     "bitcast",
     "copy-start",
     "copy-done",
+    "slice-start",
+    "slice-done",
 }
 _CYCLES = re.compile(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"')
 _BODY = re.compile(r"\bwhile\(.*condition=%?([\w.-]+), body=%?([\w.-]+)")

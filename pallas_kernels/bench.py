@@ -66,6 +66,32 @@ def frame_rows(config: Any, chip: Chip, case: str) -> list[dict]:
     return rows
 
 
+def pixel_rows(config: Any, chip: Chip, case: str) -> list[dict]:
+    """`embed` and `readout` of a `lsd_jax.config.Config`, one session, each by the kernel and by
+    XLA; `case` as in `frame_rows`, with an option `op` beside.
+
+    Raises ValueError where nothing compiles.
+    """
+    rows = []
+    for op in ("embed", "readout"):
+        for implementation in ("pallas", "xla"):
+            row: dict[str, Any] = {"impl": f"{op} {implementation}", "chip": chip.name}
+            row |= {"kind": "compiled", "libtpu": aot.libtpu_version()}
+            options = {"op": op, "implementation": implementation, "config": asdict(config)}
+            try:
+                found = aot.compile_for(chip.name, case, options)
+            except ValueError as refusal:
+                rows.append(row | {"note": str(refusal)})
+                continue
+            moved = found.argument_bytes + found.output_bytes
+            row |= {"hbm_bytes": moved, "launches": found.launches, "cycles": found.cycles}
+            row |= {"us": found.cycles and aot.time_us(found.cycles, moved, chip)}
+            rows.append(row | {"note": None if found.cycles else no_profile(found)})
+    if all("launches" not in row for row in rows):
+        raise ValueError("; ".join(row["note"] for row in rows))
+    return rows
+
+
 def small(described: dict[str, str]) -> list[str]:
     """The names of operations that make no more than a register of 8 x 128 numbers: scalars, ages,
     keys of a random generator."""

@@ -10,6 +10,7 @@ from lsd_jax.cli import bench_micro
 CASES = {
     "stack": "ops.denoise_stack, all blocks of a frame's one pass",
     "frame": "stream.frame_step, from pixels to pixels",
+    "pixels": "embed and readout of a frame, each alone",
     "calibrate": "a Trainium model against published points; with --profile, refit from it",
     "micro": "single operations into a log: measured here or, with --chip, compiled or modelled",
     "fit": "a chip model from a log of measurements",
@@ -22,6 +23,7 @@ ROWS = {
         "mxus": "pallas_kernels.bench:stack_rows",  # a TPU's matrix units
     },
     "frame": {"mxus": "lsd_jax.cli.bench_cases:frame_rows"},
+    "pixels": {"mxus": "lsd_jax.cli.bench_cases:pixel_rows"},
 }
 """By the case and a number that only such chips have (a refit chip may be called anything), what
 computes its rows: `module:f`, where `f(config, chip)` gives a list of dicts with the keys of `ROW`.

@@ -16,6 +16,44 @@ def frame_rows(config: Any, chip: Chip) -> list[dict]:
     return bench.frame_rows(config, chip, f"{__name__}:{frame.__name__}")
 
 
+def pixel_rows(config: Any, chip: Chip) -> list[dict]:
+    """Rows of `lsd bench pixels`. Raises ValueError where nothing compiles."""
+    from pallas_kernels import bench
+
+    return bench.pixel_rows(config, chip, f"{__name__}:{pixels.__name__}")
+
+
+def pixels(op: str, implementation: str, config: dict) -> tuple[Callable, tuple, tuple]:
+    """`embed` or `readout` of one frame of the config that `asdict` made a dict, by one
+    implementation, as `frame` gives a frame."""
+    import jax
+    import jax.numpy as jnp
+
+    from lsd_jax import config as configs
+    from lsd_jax.model import abstract_model
+    from lsd_jax.ops import dispatch
+
+    chosen = configs.from_dict(config)
+    model, dtype = chosen.model, jnp.dtype(chosen.stream.compute_dtype)
+
+    def of(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    denoiser = jax.tree.map(lambda x: of(*x.shape), abstract_model(model))
+    picture = (1, model.height, model.width)
+    planes = of(*picture, 3), of(*picture, 3), of(*picture, len(model.controls))
+
+    def run(denoiser, tokens, *planes):
+        with dispatch.using(implementation) as ran:
+            given = (tokens, *planes) if op == "readout" else planes
+            out = (denoiser.readout if op == "readout" else denoiser.tokens)(*given)
+        if ran[op] != implementation:
+            raise NotImplementedError(f"{implementation} leaves {op} of this config to {ran[op]}")
+        return out
+
+    return run, (denoiser, of(1, model.tokens, model.dim), *planes), ()
+
+
 def frame(implementation: str, config: dict) -> tuple[Callable, tuple, tuple]:
     """`stream.frame_step` for one session of the config that `asdict` made a dict, its state
     donated, as a stream compiles it.

@@ -81,6 +81,11 @@ def launch(
         for x in (k, v)
     )
     buffers = tuple(jnp.swapaxes(x, 2, 3) for x in (kv.k, kv.v))
+    if not interpret:  # else the compiler may copy all of it to VMEM in front of the kernel
+        frames, buffers = (
+            tuple(pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in xs)
+            for xs in (frames, buffers)
+        )
     names = ("age_in", "memory_in", "mean_in", "k_new", "v_new", "k_in", "v_in")
     out = ("age", "memory", "k", "v")
     sram, vmem, hbm = (

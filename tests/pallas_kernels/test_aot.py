@@ -15,7 +15,7 @@ from lsd_jax.cli import bench_cases
 from lsd_jax.cli.main import main
 from lsd_jax.config import Config, ModelConfig, StreamConfig
 from lsd_jax.hw import chips
-from lsd_jax.hw.stack import least_bytes, least_macs
+from lsd_jax.hw.stack import least_bytes, least_macs, stack_of
 from pallas_kernels import aot, aot_worker, bench
 from pallas_kernels.tpu.plan import Shape
 
@@ -127,7 +127,7 @@ def test_the_key_holds_code_and_chips_wherever_the_repository_lies(tmp_path):
 FRAME = Config(
     "frame-test",
     ModelConfig(
-        height=128, width=64, patch=8, dim=256, layers=3, heads=2, mlp=384, window=2, sinks=1,
+        height=128, width=128, dim=256, layers=3, heads=2, mlp=384, window=2, sinks=1,
         memory=2, prompt_tokens=8, reference_tokens=8, text_dim=32, text_layers=1, detail_dim=8,
     ),
     StreamConfig(compute_dtype="bfloat16"),
@@ -149,7 +149,11 @@ def test_a_compiled_frame_copies_neither_weights_nor_history(free, copied):
     found = aot.compile_for("v6e", case, options, free=free, profile=False)
     inner = model.heads * model.head_dim
     history = model.layers * model.keys * inner
-    assert found.kernels == 3 and found.alias_bytes >= 2 * 2 * history
+    assert found.kernels == 6 and found.alias_bytes >= 2 * 2 * history
+    large = bench.listed(found.described)
+    megakernels = [line for line in large if "denoise_stack" in line]
+    assert len(megakernels) == 2  # the pass, and what is remembered
+    assert copied or len(large) - len(megakernels) <= 12
     weights = {model.layers * model.dim * n for n in (3 * inner, inner, model.mlp)}
     made = {text: re.findall(r"\w\[([\d,]+)\]", text) for text in found.described.values()}
     copies = [
@@ -215,12 +219,61 @@ def test_rows_of_a_frame_tell_operations_from_launches(monkeypatch):
     def compiled(chip, case, options, **_):
         assert case == "lsd_jax.cli.bench_cases:frame"
         asked.append(options["implementation"])
-        return aot.Compiled(None, 14, 1, dict.fromkeys("abc"), {}, 9, 9, 4, 1, "0", "SIGABRT")
+        described = {
+            "a": "fusion (u32[1,2], u32[]) key",
+            "b": "copy bf16[1,8,8,32] pass_0",
+            "c": "",
+        }
+        return aot.Compiled(None, 14, 1, dict.fromkeys("abc"), described, 9, 9, 4, 1, "0", None)
 
     monkeypatch.setattr(aot, "compile_for", compiled)
     rows = bench_cases.frame_rows(configs.load("tiny"), chips.load("v6e"))
     assert [row["impl"] for row in rows] == ["pallas", "xla-scan"] and asked == ["pallas", "xla"]
     assert all((row["operations"], row["launches"]) == (3, 14) for row in rows)
+    assert all(row["small_operations"] == 2 for row in rows)  # on no more than a register
+    assert rows[0]["note"].splitlines()[1:] == ["  b: copy bf16[1,8,8,32] pass_0"]
+    assert "2 of them on no more than a register" in rows[0]["plan"]
+
+
+def test_rows_of_pixels_keep_what_is_refused(monkeypatch):
+    def compiled(chip, case, options):
+        assert case == "lsd_jax.cli.bench_cases:pixels"
+        if options["implementation"] == "pallas" and options["op"] == "readout":
+            raise ValueError("pallas leaves readout of this config to xla")
+        return aot.Compiled(1000, 3, 1, {}, {}, 10**6, 10**6, 0, 1, "0")
+
+    monkeypatch.setattr(aot, "libtpu_version", lambda: "0")
+    monkeypatch.setattr(aot, "compile_for", compiled)
+    rows = bench_cases.pixel_rows(configs.load("tiny"), chips.load("v6e"))
+    names = ["embed pallas", "embed xla", "readout pallas", "readout xla"]
+    assert [row["impl"] for row in rows] == names
+    assert rows[0]["cycles"] == 1000 and rows[0]["us"] > 0 and rows[1]["launches"] == 3
+    assert "leaves readout" in rows[2]["note"] and "cycles" not in rows[2]
+    monkeypatch.setattr(aot, "compile_for", lambda *_: (_ for _ in ()).throw(ValueError("no")))
+    with pytest.raises(ValueError, match="no; no; no; no"):
+        bench_cases.pixel_rows(configs.load("tiny"), chips.load("v6e"))
+
+
+def test_of_many_layers_few_are_profiled(monkeypatch):
+    """The profiler keeps all that it runs, and would run out of memory on twelve wide layers."""
+
+    def compiled(chip, case, options, profile=True):
+        layers, planned = options["layers"], options.get("planned_layers")
+        assert profile == (planned is not None) and planned in (None, 12)
+        cycles = layers * 700_000 if profile else None
+        return aot.Compiled(cycles, layers, 1, {}, {}, layers, layers, 0, layers, "0")
+
+    monkeypatch.setattr(aot, "libtpu_version", lambda: "0")
+    monkeypatch.setattr(aot, "compile_for", compiled)
+    pallas, xla, _ = bench.stack_rows(configs.load("base"), chips.load("v5e"))
+    assert pallas["cycles"] == xla["cycles"] == 12 * 700_000
+    assert pallas["code_bytes"] == 12 and xla["launches"] == 12 and xla["hbm_bytes"] == 24
+    assert pallas["kinds"]["cycles"] == pallas["kinds"]["mxu_busy"] == "modelled"
+    assert xla["kinds"]["launches"] == "modelled" and "launches" not in pallas["kinds"]
+    assert "cycles of 1 of 12 layers" in pallas["note"]
+    config, chip = configs.load("reference"), chips.load("v6e")
+    shape = stack_of(config.model, config.stream.compute_dtype)
+    assert bench.profiled_layers(shape, chip) == shape.layers
 
 
 def test_rows_without_cycles_are_kept(monkeypatch):
