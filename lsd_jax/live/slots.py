@@ -172,7 +172,6 @@ class Slots:
             return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
         config, count = self.config, self.count
-        sessions = 1 if step is step_listed else count  # of one call of the denoiser
         state, one = (
             jax.eval_shape(lambda n=n: stream.init_state(config, jnp.zeros(n, jnp.int32)))
             for n in (count, 1)
@@ -182,17 +181,10 @@ class Slots:
         wanted, anew = ask([IDENTITY[0][0]], [None], config.model)  # compiles what it needs itself
         frames, controls = shape(self._frames), shape(self._controls)
         with dispatch.using(config.stream.backend):
-            model = stream.adapt(model, config, sessions)
+            model = self._adapted(model)
             self._step = placement.compile_step(step, model, state, frames, controls, order, slot)
         self._lie = placement.formats(self._step)
         self._model = placement.place(model, self._lie[0])
-
-        def reload(load: Callable[[], StreamModel]) -> None:
-            with dispatch.using(config.stream.backend):
-                anew = stream.adapt(load(), config, sessions)
-            self._model = placement.place(anew, self._lie[0])
-
-        self._take_anew = reload
 
         def compiled(function, *arguments, gives_state=True):
             """One whose first argument is the state, which it takes over if it gives one back."""
@@ -213,6 +205,12 @@ class Slots:
         self._read = compiled(read, slot, gives_state=False)
         cold = jax.jit(lambda seed: stream.init_state(config, seed))
         self._cold = cold.lower(jax.ShapeDtypeStruct((1,), jnp.int32)).compile()
+
+    def _adapted(self, model: StreamModel) -> StreamModel:
+        """As the step takes it, which computes one session after the other or all together."""
+        sessions = 1 if jax.default_backend() == "cpu" else self.count
+        with dispatch.using(self.config.stream.backend):
+            return stream.adapt(model, self.config, sessions)
 
     def _cold_state(self) -> StreamState:
         """Cold sessions in all slots."""
@@ -383,7 +381,7 @@ class Slots:
         """A session that was made cold and is not finite even so has bad weights."""
         if not finite and self._suspect[slot] and self._reload:
             try:
-                self._take_anew(self._reload)
+                self._model = placement.place(self._adapted(self._reload()), self._lie[0])
             except Exception:
                 _log.exception("the weights are not finite, and could not be loaded again")
             self._suspect[:] = False
