@@ -56,8 +56,9 @@ class SessionHost:
     """One session of `model`, from creation to its end.
 
     `send(spec, sample, ts_ms)` is called with each checked sample, and `ended(state, reason)` once.
-    `wanted(input)` is called whenever the named video input has taken its frame and would take
-    another one. None of them may block. Where `model.create_session` raises, so does this.
+    `wanted(input, in_s)` is called whenever the named video input has taken its frame and will take
+    another one, some `in_s` seconds from now. None of them may block. Where `model.create_session`
+    raises, so does this.
     """
 
     def __init__(
@@ -67,13 +68,13 @@ class SessionHost:
         session_id: str,
         send: Send,
         ended: Callable[[State, str], None],
-        wanted: Callable[[str], None] | None = None,
+        wanted: Callable[[str, float], None] | None = None,
         limits: Limits | None = None,
         seed: int = 0,
     ):
         self.definition, self.limits = definition, limits or Limits()
         self.state, self.reason = State.READY, ""
-        self._ended, self._wanted = ended, wanted or (lambda _: None)
+        self._ended, self._wanted = ended, wanted or (lambda *_: None)
         self._log = logging.getLogger("lsd.session")
         self.ctx = SessionContext(
             session_id,
@@ -100,7 +101,7 @@ class SessionHost:
         ]
         self.state = State.RUNNING
         for name in self.ctx.video_inputs:
-            self._wanted(name)
+            self._wanted(name, 0.0)
 
     @property
     def over(self) -> bool:
@@ -118,7 +119,7 @@ class SessionHost:
             raise InputError("invalid_args", f"{name}: frames are {width}x{height} RGB")
         if self.state is State.PAUSED:
             mailbox.dropped += 1
-            self._wanted(name)
+            self._wanted(name, 0.0)
         else:
             mailbox.put(frame)
 
@@ -275,7 +276,7 @@ class SessionHost:
     def _taken(self, name: str) -> Callable[[], None]:
         def note() -> None:
             self._waits_since = time.monotonic()
-            self._wanted(name)
+            self._wanted(name, self.ctx.video_inputs[name].busy_s)
 
         return note
 

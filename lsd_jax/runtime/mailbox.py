@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -31,6 +33,8 @@ class Mailbox(Generic[T]):
         self._changed = asyncio.Event()
         self._closed = False
         self._on_empty = on_empty
+        self._taken_s: float | None = None
+        self._busy_s: deque[float] = deque(maxlen=8)
 
     def put(self, item: T) -> None:
         """Replaces what is held, if anything. Without effect once closed."""
@@ -47,28 +51,44 @@ class Mailbox(Generic[T]):
         self._changed.set()
 
     @property
+    def busy_s(self) -> float:
+        """The shortest time, of the last eight, from an item taken until another was asked for."""
+        return min(self._busy_s, default=0.0)
+
+    @property
     def closed(self) -> bool:
         """Whether nothing will come any more."""
         return self._closed
 
     async def take(self) -> T:
         """The newest item, as soon as there is one. Raises EOFError once closed."""
+        self._note_asked()
         while self._item is None:
             if self._closed:
                 raise EOFError("the input has ended")
             self._changed.clear()
             await self._changed.wait()
         item, self._item = self._item, None
-        if self._on_empty:
-            self._on_empty()
+        self._note_taken()
         return item
 
     def take_nowait(self) -> T | None:
         """The newest item, or None where there is none."""
+        self._note_asked()
         item, self._item = self._item, None
-        if item is not None and self._on_empty:
-            self._on_empty()
+        if item is not None:
+            self._note_taken()
         return item
+
+    def _note_asked(self) -> None:
+        if self._taken_s is not None:
+            self._busy_s.append(time.monotonic() - self._taken_s)
+            self._taken_s = None
+
+    def _note_taken(self) -> None:
+        self._taken_s = time.monotonic()
+        if self._on_empty:
+            self._on_empty()
 
     def __aiter__(self) -> Mailbox[T]:
         return self

@@ -127,7 +127,9 @@ class Engine:
                 id,
                 self._sender(id),
                 lambda state, reason: self._over(id, state, reason),
-                lambda name: self._link.send({"type": "want", "session": id, "input": name}),
+                lambda name, in_s: self._link.send(
+                    {"type": "want", "session": id, "input": name, "in_ms": 1e3 * in_s}
+                ),
                 self._limits,
                 header["seed"],
             )

@@ -25,6 +25,8 @@ MAX_INPUT = 64_000
 """Characters of an input's arguments as JSON; pictures are uploads."""
 MAX_JPEG = 2_000_000
 """Bytes of one live picture; a model's input is smaller than a photo."""
+MARGIN_S = 0.005
+"""By which a picture is to be at its engine before the step ends: it may not wait for one."""
 LATE_EVENTS = 64
 """Samples of outputs other than video that may wait for a client; the oldest give way."""
 
@@ -78,6 +80,8 @@ class LiveSession:
         self._inputs: dict[str, Any] = {one["name"]: one for one in self.manifest["video_inputs"]}
         self._boxes: dict[str, Mailbox[Picture]] = {name: Mailbox() for name in self._inputs}
         self._wanted = {name: asyncio.Event() for name in self._inputs}
+        self._due_s = dict.fromkeys(self._inputs, 0.0)
+        self._converted_s: deque[float] = deque(maxlen=8)
         self._stamps: dict[float, Picture] = {}
         self._seq = 0
         self._pumps = [asyncio.create_task(self._pump(name)) for name in self._inputs]
@@ -167,6 +171,7 @@ class LiveSession:
         """A message of the engine about this session."""
         match header["type"]:
             case "want":
+                self._due_s[header["input"]] = time.perf_counter() + header["in_ms"] / 1e3
                 self._wanted[header["input"]].set()
             case "output":
                 self._output(header, body)
@@ -208,12 +213,15 @@ class LiveSession:
         return median(self._ages_ms) if self._ages_ms else None
 
     async def _pump(self, name: str) -> None:
-        """Sends the engine the newest picture whenever it wants one, and converts no other."""
+        """Sends the engine the newest picture whenever it wants one, and converts no other; just in
+        time, since a picture that waits for the end of a step grows old there."""
         wanted, box = self._wanted[name], self._boxes[name]
         size = self._inputs[name]["width"], self._inputs[name]["height"]
         while True:
             await wanted.wait()
             await self._unpaused.wait()
+            lead_s = max(self._converted_s, default=0.0) + MARGIN_S
+            await asyncio.sleep(self._due_s[name] - lead_s - time.perf_counter())
             picture = await box.take()
             self.on_taken(name)
             started = time.perf_counter()
@@ -226,7 +234,8 @@ class LiveSession:
                 self._metrics.bad_frames.inc()
                 continue
             self._note_size(seen)
-            self._metrics.stage.labels("decode").observe(time.perf_counter() - started)
+            self._converted_s.append(time.perf_counter() - started)
+            self._metrics.stage.labels("decode").observe(self._converted_s[-1])
             wanted.clear()
             ts_ms = picture.received_s * 1e3
             self._stamps[ts_ms] = picture

@@ -28,6 +28,7 @@ from lsd_jax.runtime import (
     build_model_definition,
     image_input,
     input,
+    mailbox,
     publish,
 )
 
@@ -97,7 +98,7 @@ async def hosted(model=None, **limits):
         "s1",
         lambda spec, sample, ts: sent.append((spec.name, sample, ts)),
         lambda state, reason: ends.append((state, reason)),
-        wanted.append,
+        lambda name, in_s: wanted.append(name),
         Limits(**limits),
     )
     host.sent, host.ends, host.wanted = sent, ends, wanted
@@ -444,6 +445,18 @@ def test_a_mailbox_holds_the_newest_and_counts_the_rest(actions):
             await box.take()
 
     scenario(run())
+
+
+def test_a_mailbox_knows_how_long_its_taker_is_busy(monkeypatch):
+    clock = iter([0.0, 3.0, 3.0, 5.0, 5.0, 50.0])  # taken, asked, and so on
+    monkeypatch.setattr(mailbox.time, "monotonic", lambda: next(clock))
+    box = Mailbox()
+    for item, busy_s in ((1, 0.0), (2, 3.0), (3, 2.0)):
+        box.put(item)
+        assert box.take_nowait() == item
+        assert box.busy_s == busy_s
+    assert box.take_nowait() is None and box.take_nowait() is None  # asked twice, busy once
+    assert box.busy_s == 2.0
 
 
 def test_limits_without_sense_are_refused():

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import time
 
 import aiohttp
+import numpy as np
 import pytest
 from browser import find, needed
 from harness import scenario, serving
@@ -40,6 +42,32 @@ def test_a_slow_model_does_not_fall_behind():
             third = len(client.latency_ms) // 3
             first, last = client.latency_ms[:third], client.latency_ms[-third:]
             assert sorted(last)[third // 2] < 5 * sorted(first)[third // 2]
+
+    scenario(run())
+
+
+def test_a_picture_does_not_grow_old_while_the_model_is_busy():
+    """A camera of 100 pictures a second before steps of 100 ms: what is stepped next was taken when
+    the step before had nearly ended, and not when it began."""
+
+    async def run():
+        config = {**SIZE, "slots": 1, "step_ms": 100.0}
+        async with serving(config=config) as server:
+            session, data = await server.registry.open(), serve_load.picture(320, 180)
+            ages_ms = []
+
+            async def film():
+                while True:
+                    session.offer(data, 0.0)
+                    await asyncio.sleep(0.01)
+
+            filming = asyncio.create_task(film())
+            for _ in range(25):
+                sample = await session.video.take()
+                ages_ms.append(1e3 * (time.perf_counter() - sample.received_s))
+            filming.cancel()
+            await session.end("ended")
+            assert 100 <= np.median(ages_ms[5:]) < 160
 
     scenario(run())
 
