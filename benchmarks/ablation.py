@@ -19,6 +19,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from lsd_jax.files import replacing
 from lsd_jax.reports import provenance, write_json
 
 TOLD = ["history.level_input=true", "stream.history_level=0.1"]
@@ -122,7 +123,8 @@ def draw(found: dict[str, dict], path: Path) -> None:
     axes.set_ylabel("PSNR / dB")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=100)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import nki_kernels
@@ -91,14 +90,11 @@ def hlo(config: Config) -> bytes:
         return stream.adapt(stream.prepare(Denoiser(config.model, key), config), config, 1)
 
     with jax.default_prng_impl("rbg"):
-        state = jax.eval_shape(lambda: stream.init_state(config, jnp.zeros(1, jnp.int32)))
-        height, width = config.model.height, config.model.width
-        frame = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-        controls = jax.ShapeDtypeStruct((1, height, width, len(config.model.controls)), jnp.uint8)
+        inputs = stream.abstract_inputs(config)
         step = partial(stream.frame_step, one_by_one=False)
         with dispatch.using("nki" if _compat.REAL else "xla"):
             model = jax.eval_shape(ready, jax.random.key(0))
-            if found := limits.violations(step, model, state, frame, controls):
+            if found := limits.violations(step, model, *inputs):
                 raise ValueError(f"Neuron's JAX does not take the frame step: {'; '.join(found)}")
-            lowered = jax.jit(step, donate_argnums=1).lower(model, state, frame, controls)
+            lowered = jax.jit(step, donate_argnums=1).lower(model, *inputs)
     return lowered.compiler_ir("hlo").as_serialized_hlo_module_proto()  # type: ignore[union-attr]

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import subprocess
 from pathlib import Path
 
 from lsd_jax import __version__
+from lsd_jax.files import replacing
 
 
 def write_json(path: str | None, report: dict | list) -> None:
-    """Writes a report beside `path`, then renames; does nothing where no path was given."""
+    """Writes a report, whole or not at all; does nothing where no path was given."""
     if path is None:
         return
-    target = Path(path)
-    beside = target.with_name(f".{target.name}.partial")
-    beside.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(beside, target)
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def provenance() -> dict:

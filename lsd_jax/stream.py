@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from lsd_jax import diffusion, placement, ring
 from lsd_jax.codec import PixelCodec
 from lsd_jax.config import Config
 from lsd_jax.hw.stack import abstract_arguments, stack_of
-from lsd_jax.model import Denoiser
+from lsd_jax.model import Denoiser, abstract_model
 from lsd_jax.ops import dispatch
 from lsd_jax.ops.denoise_stack import denoise_stack
 from lsd_jax.types import Conditioning, Frame, KVBuffer, StreamState
@@ -234,10 +235,7 @@ def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> Compil
     The results refuse any other shape, dtype or placement instead of compiling again. Raises
     ValueError where `config.stream.backend` is unknown or cannot serve this config.
     """
-    height, width = config.model.height, config.model.width
-    frame = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)
-    controls = jax.ShapeDtypeStruct((*frame.shape[:3], len(config.model.controls)), jnp.uint8)
-    state = jax.eval_shape(lambda: init_state(config, jnp.zeros(batch, jnp.int32)))
+    state, frame, controls = abstract_inputs(config, batch)
     flags = jax.ShapeDtypeStruct((batch,), jnp.bool_)
     one_by_one = batch > 1 and jax.default_backend() == "cpu"
 
@@ -260,6 +258,19 @@ def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> Compil
     ).lower(state, flags)
     placed = placement.place(model, model_lies)
     return CompiledStream(step, change.compile(), blank.compile(), placed, backends)
+
+
+def abstract_inputs(config: Config, batch: int = 1) -> tuple[StreamState, Any, Any]:
+    """Shapes and dtypes of what `frame_step` takes beside the model: state, frame and controls."""
+    frame = jax.ShapeDtypeStruct((batch, config.model.height, config.model.width, 3), jnp.uint8)
+    controls = jax.ShapeDtypeStruct((*frame.shape[:3], len(config.model.controls)), jnp.uint8)
+    state = jax.eval_shape(lambda: init_state(config, jnp.zeros(batch, jnp.int32)))
+    return state, frame, controls
+
+
+def abstract_prepared(config: Config) -> StreamModel:
+    """Shapes and dtypes of what `prepare` gives."""
+    return jax.eval_shape(lambda model: prepare(model, config), abstract_model(config.model))
 
 
 def abstract_condition(config: Config, batch: int) -> Conditioning:

@@ -22,6 +22,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lsd_jax.files import replacing
 from lsd_jax.hw.chips import Chip
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
@@ -75,9 +76,8 @@ def compile_for(
     cache = _cache_folder() / f"{_key(wanted)}.json"
     if not cache.is_file():
         found = _compile(wanted, limit_s)
-        beside = cache.with_suffix(f".{os.getpid()}.partial")
-        beside.write_text(json.dumps(found))
-        os.replace(beside, cache)
+        with replacing(cache) as beside:
+            beside.write_text(json.dumps(found))
     return Compiled(**json.loads(cache.read_text()))
 
 

@@ -5,8 +5,8 @@ python -m pallas_kernels.aot_worker '{"topology": ..., "case": ..., "options": .
 
 from __future__ import annotations
 
-import importlib
 import json
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -23,11 +23,10 @@ SMALLEST_LAUNCH = 30  # cycles; below it an operation is scalar bookkeeping
 
 def main(wanted: dict, out: Path) -> None:
     """Writes what was found, or `{"error": ...}` for what the compiler refuses."""
-    module, _, function = wanted["case"].partition(":")
     device = topologies.get_topology_desc(wanted["topology"], "tpu").devices[0]
     with jax.sharding.use_abstract_mesh(Mesh(np.array([device]), ("core",)).abstract_mesh):
         try:
-            case = getattr(importlib.import_module(module), function)
+            case = pkgutil.resolve_name(wanted["case"])
             function, arguments, donated = case(**wanted["options"])
             compiled = compile_case(function, arguments, donated, device, wanted["free"])
         except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:

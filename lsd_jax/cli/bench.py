@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import pkgutil
 
 from lsd_jax.cli import bench_micro
 
@@ -19,16 +19,16 @@ CASES = {
 
 ROWS = {
     "stack": {
-        "pe_clock": "nki_kernels.bench:rows",  # Trainium's tensor engine
-        "mxus": "pallas_kernels.bench:stack_rows",  # a TPU's matrix units
+        "trainium": "nki_kernels.bench:rows",
+        "tpu": "pallas_kernels.bench:stack_rows",
     },
-    "frame": {"mxus": "lsd_jax.cli.bench_cases:frame_rows"},
-    "pixels": {"mxus": "lsd_jax.cli.bench_cases:pixel_rows"},
+    "frame": {"tpu": "lsd_jax.cli.bench_cases:frame_rows"},
+    "pixels": {"tpu": "lsd_jax.cli.bench_cases:pixel_rows"},
 }
-"""By the case and a number that only such chips have (a refit chip may be called anything), what
-computes its rows: `module:f`, where `f(config, chip)` gives a list of dicts with the keys of `ROW`.
-What is not known is None or left out, and `note` says why; `kinds` has the kind of each figure that
-is not of the row's; one that `refused` has no figures."""
+"""By the case and the chip's family, what computes its rows: `module:f`, where `f(config, chip)`
+gives a list of dicts with the keys of `ROW`. What is not known is None or left out, and `note` says
+why; `kinds` has the kind of each figure that is not of the row's; one that `refused` has no
+figures."""
 
 ROW = {
     "impl": "impl",
@@ -118,12 +118,11 @@ def _on_a_chip(args: argparse.Namespace) -> None:
     if args.case == "calibrate":
         write_json(args.json, calibrate(args, config, chip) | provenance())
         return
-    target = next((t for number, t in ROWS[args.case].items() if number in chip.numbers), None)
-    if target is None:
+    if chip.family not in ROWS[args.case]:
         raise ValueError(f"nothing here times {args.case} on {chip.name}")
-    module, _, function = target.partition(":")
+    rows_of = pkgutil.resolve_name(ROWS[args.case][chip.family])
     with Console(stderr=True).status(f"{args.case} of {config.name} on {chip.name}"):
-        rows = getattr(importlib.import_module(module), function)(config, chip)
+        rows = rows_of(config, chip)
     shown = [key for key in (*ROW, *EXTRA) if any(row.get(key) is not None for row in rows)]
     table = Table(title=f"{CASES[args.case]}: {config.name}")
     columns = [row for row in rows if "refused" not in row]

@@ -60,23 +60,14 @@ def frame(implementation: str, config: dict) -> tuple[Callable, tuple, tuple]:
 
     Gives the function, its abstract arguments and the numbers of those donated.
     """
-    import jax
-    import jax.numpy as jnp
-
     from lsd_jax import config as configs
     from lsd_jax import stream
-    from lsd_jax.model import abstract_model
     from lsd_jax.ops import dispatch
 
     chosen = configs.from_dict(config)
-    model = chosen.model
-    prepared = jax.eval_shape(lambda m: stream.prepare(m, chosen), abstract_model(model))
-    state = jax.eval_shape(lambda: stream.init_state(chosen, jnp.zeros(1, jnp.int32)))
-    picture = jax.ShapeDtypeStruct((1, model.height, model.width, 3), jnp.uint8)
-    controls = jax.ShapeDtypeStruct((*picture.shape[:3], len(model.controls)), jnp.uint8)
 
     def step(*arguments):
         with dispatch.using(implementation):
             return stream.frame_step(*arguments)
 
-    return step, (prepared, state, picture, controls), (1,)
+    return step, (stream.abstract_prepared(chosen), *stream.abstract_inputs(chosen)), (1,)

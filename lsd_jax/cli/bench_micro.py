@@ -15,10 +15,10 @@ if TYPE_CHECKING:  # `lsd --help` imports no more than it needs
     from lsd_jax.hw.micro.harness import Engine
 
 ENGINES: dict[str, tuple[Kind, str]] = {
-    "pe_clock": ("modelled", "nki_kernels.micro"),
-    "mxus": ("compiled", "pallas_kernels.micro"),
+    "trainium": ("modelled", "nki_kernels.micro"),
+    "tpu": ("compiled", "pallas_kernels.micro"),
 }
-"""By a number that only such chips have: the kind of an engine's figures, and its module, which has
+"""By the chip's family: the kind of an engine's figures, and its module, which has
 `cases(suites, quick)`, `versions()` and `engine(chip)`. Without a chip the engine measures."""
 
 _VERSIONS = ("jax", "jaxlib", "numpy", "lsd-jax")
@@ -91,10 +91,9 @@ def _plan(
     from lsd_jax.hw import chips
 
     chip = chips.load(args.chip)
-    found = next((e for number, e in ENGINES.items() if number in chip.numbers), None)
-    if found is None:
+    if chip.family not in ENGINES:
         raise ValueError(f"nothing here compiles or models for {chip.name}; measure it: no --chip")
-    kind, name = found
+    kind, name = ENGINES[chip.family]
     module = importlib.import_module(name)
     cases = module.cases(args.suite, args.quick)
     return kind, chip.name, module.versions(), module.engine(chip), [], cases, []

@@ -131,13 +131,13 @@ def drift(inputs, outputs, fps: float) -> list[dict]:
 
 def contact_sheet(path: Path, inputs, outputs, fps: float) -> None:
     """A column per prompt: input, output halfway through it, and the prompt below."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from lsd_jax.files import replacing
 
     starts = [t for t, _ in SCHEDULE if t * fps < len(inputs)]
-    fig, axes = plt.subplots(2, len(starts), figsize=(2.2 * len(starts), 4.9), squeeze=False)
+    figure = Figure(figsize=(2.2 * len(starts), 4.9))
+    axes = figure.subplots(2, len(starts), squeeze=False)
     for column, start in enumerate(starts):
         end = SCHEDULE[column + 1][0] if column + 1 < len(SCHEDULE) else len(inputs) / fps
         frame = min(round((start + end) / 2 * fps), len(inputs) - 1)
@@ -145,6 +145,6 @@ def contact_sheet(path: Path, inputs, outputs, fps: float) -> None:
             axis.imshow(images[frame])
             axis.set_axis_off()
         axes[1, column].set_title(f"“{SCHEDULE[column][1]}”", fontsize=9, y=-0.2)
-    fig.subplots_adjust(0.01, 0.08, 0.99, 0.99, 0.03, 0.03)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    figure.subplots_adjust(0.01, 0.08, 0.99, 0.99, 0.03, 0.03)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=110)

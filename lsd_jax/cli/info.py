@@ -36,10 +36,8 @@ def sizes(config) -> dict:
 
     model = config.model
     denoiser = abstract_model(model)
-    prepared = jax.eval_shape(lambda m: stream.prepare(m, config), denoiser)
-    state = jax.eval_shape(lambda: stream.init_state(config, jnp.zeros(1, jnp.int32)))
-    frame = jax.ShapeDtypeStruct((1, model.height, model.width, 3), jnp.uint8)
-    controls = jax.ShapeDtypeStruct((*frame.shape[:3], len(model.controls)), jnp.uint8)
+    prepared = stream.abstract_prepared(config)
+    state, frame, controls = stream.abstract_inputs(config)
 
     def size_bytes(tree) -> int:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

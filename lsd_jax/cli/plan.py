@@ -103,7 +103,6 @@ def smallest(config: Any, fps: float) -> list[dict[str, Any]]:
     from rich.table import Table
 
     from lsd_jax.hw import capacity, chips
-    from lsd_jax.hw.plan import is_cpu
 
     rows = []
     for chip in map(chips.load, chips.known()):
@@ -111,7 +110,7 @@ def smallest(config: Any, fps: float) -> list[dict[str, Any]]:
         plan = found[1] if found else capacity.fastest(config, chip, capacity.MOST_CHIPS)
         longest = max(plan.stages, key=lambda stage: stage.ms)
         why = f"{longest.name} takes {longest.ms:.1f} ms, bound by {longest.bound_by}"
-        if not found and not is_cpu(chip):
+        if not found and chip.family != "cpu":
             why = f"{config.model.heads} heads share no more cores than these; {why}"
         rows.append({
             "chip": chip.name, "chips": found[0] if found else None, "cores": plan.ranks,
@@ -132,11 +131,10 @@ def smallest(config: Any, fps: float) -> list[dict[str, Any]]:
 
 def draw(path: str, title: str, plan: Any, budget_ms: float) -> None:
     """The stages one after the other, as a waterfall."""
-    import os
-    from pathlib import Path
-
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from lsd_jax.files import replacing
 
     bounds = list(dict.fromkeys(stage.bound_by for stage in plan.stages))
     figure = Figure(figsize=(9, 0.32 * len(plan.stages) + 1.4), layout="constrained")
@@ -156,9 +154,8 @@ def draw(path: str, title: str, plan: Any, budget_ms: float) -> None:
     axes.set_xlabel(f"milliseconds, {plan.kind}")
     axes.set_title(title)
     axes.legend(frameon=False, fontsize="small")
-    beside = Path(f"{path}.part")
-    figure.savefig(beside, format="png", dpi=120)
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=120)
 
 
 def chips_of(plan: Any, chip: Any) -> int:

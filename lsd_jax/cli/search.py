@@ -115,11 +115,11 @@ def describe(point: Any, args: argparse.Namespace) -> str:
 
 def draw(path: str, found: Any, chip: str) -> None:
     """All that hold the rate as a cloud, and the front."""
-    import os
-
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from lsd_jax.files import replacing
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -132,6 +132,5 @@ def draw(path: str, found: Any, chip: str) -> None:
     axes.set_xlabel(f"milliseconds a frame on {chip}, modelled")
     axes.set_ylabel("error expected by the scaling law")
     axes.legend(frameon=False)
-    beside = f"{path}.part"
-    figure.savefig(beside, format="png", dpi=120)
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=120)

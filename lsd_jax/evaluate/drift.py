@@ -16,6 +16,7 @@ from lsd_jax.data import edits
 from lsd_jax.evaluate import metrics
 from lsd_jax.evaluate.held_out import OBJECT_EDITS, OneOfEach
 from lsd_jax.evaluate.streams import Advance, Resumable, Stream
+from lsd_jax.files import replacing
 
 STREAMS = len(edits.NAMES) + len(OBJECT_EDITS)
 BINS = 50
@@ -131,7 +132,7 @@ class Unfinished:
             return offset, kept["before"]
 
     def save(self, offset: int, before: np.ndarray) -> None:
-        """Writes beside, then renames; a minute after the last time, or at the end."""
+        """Keeps what was found; a minute after the last time, or at the end."""
         if self._path is None or self._snapshots is None:
             return
         ended = offset == next(iter(self._found.values())).shape[1]
@@ -143,9 +144,8 @@ class Unfinished:
         arrays: dict[str, Any] = {f"state_{i}": leaf for i, leaf in enumerate(leaves)}
         arrays |= series | {"offset": offset, "before": before, "leaves": len(leaves)}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_suffix(".partial.npz")
-        np.savez(beside, **arrays)
-        beside.replace(self._path)
+        with replacing(self._path) as beside, beside.open("wb") as file:
+            np.savez(file, **arrays)
 
 
 def _statistics(out, truth, before, source) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from lsd_jax.evaluate.fidelity import Outcome
 from lsd_jax.evaluate.held_out import Ask
+from lsd_jax.files import replacing
 
 COLUMNS = 8  # of the contact sheet
 
@@ -32,7 +33,8 @@ def save_plots(
     if visits:
         drawn["memory.png"] = _memory(visits)
     for name, figure in drawn.items():
-        figure.savefig(directory / name, dpi=100)
+        with replacing(directory / name) as beside:
+            figure.savefig(beside, format="png", dpi=100)
     return [directory / name for name in drawn]
 
 

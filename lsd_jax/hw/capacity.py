@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lsd_jax.config import Config
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.plan import FramePlan, cores_per_chip, is_cpu, plan_frame
+from lsd_jax.hw.plan import FramePlan, cores_per_chip, plan_frame
 
 MOST_CHIPS = 64
 MOST_SESSIONS = 4096
@@ -23,7 +23,7 @@ class Change:
 
 def share_counts(config: Config, chip: Chip, chips: int) -> list[int]:
     """Numbers of cores among which a stream can be shared on so many chips."""
-    most = 1 if is_cpu(chip) else chips * cores_per_chip(chip)
+    most = 1 if chip.family == "cpu" else chips * cores_per_chip(chip)
     return [n for n in range(1, most + 1) if config.model.heads % n == 0]
 
 
@@ -106,7 +106,7 @@ def variations(config: Config, chip: Chip) -> Iterator[tuple[str, Config]]:
 
     if stream.passes > 1:
         yield f"passes {stream.passes} to {stream.passes - 1}", streamed(passes=stream.passes - 1)
-    if stream.compute_dtype == "float32" and not is_cpu(chip):
+    if stream.compute_dtype == "float32" and chip.family != "cpu":
         yield "bfloat16 instead of float32", streamed(compute_dtype="bfloat16")
     if model.window > 1:
         fewer = model.window // 2

@@ -21,6 +21,11 @@ from typing import Any, Literal, get_args
 
 Kind = Literal["measured", "published", "assumed"]
 KINDS = get_args(Kind)
+Family = Literal["tpu", "trainium", "gpu", "cpu"]
+_TELLING: dict[str, Family] = {
+    "mxus": "tpu", "pe_clock": "trainium", "sms": "gpu", "matmul_mac": "cpu",
+}  # fmt: skip
+"""By a number that only such chips have: a chip that was refit may be called anything."""
 Edge = Literal["fast", "slow"]
 _REQUIRED = {"value", "unit", "source", "kind"}
 _AMOUNTS = ("value", "low", "high")
@@ -61,6 +66,11 @@ class Chip:
             known = ", ".join(sorted(self.numbers))
             raise ValueError(f"chip {self.name} has no number {name!r}; it has: {known}")
         return self.numbers[name].value
+
+    @property
+    def family(self) -> Family | None:
+        """Whose kernels and cost models apply; a `cpu` has prices measured on it. None: unknown."""
+        return next((family for name, family in _TELLING.items() if name in self.numbers), None)
 
     def at(self, edge: Edge) -> Chip:
         """The chip with each uncertain number at the end of its band that is fast, or slow."""

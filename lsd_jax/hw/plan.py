@@ -7,7 +7,7 @@ what was measured on it (`cpu`). All figures are `modelled`.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from dataclasses import dataclass
 
 from lsd_jax.config import Config
@@ -18,12 +18,11 @@ from lsd_jax.hw.stack import StackShape
 from lsd_jax.hw.work import Stage, frame_work, stack_ops
 
 KERNELS = {
-    "pe_clock": "nki_kernels.bench:stack_seconds",
-    "mxus": "pallas_kernels.bench:stack_seconds",
+    "trainium": "nki_kernels.bench:stack_seconds",
+    "tpu": "pallas_kernels.bench:stack_seconds",
 }
-"""By a number that only such chips have, who times the stack: `module:f`, where `f(shape, chip,
-ranks)` gives seconds, what bounds them, and how. It raises NotImplementedError where the kernel
-refuses."""
+"""By the chip's family, who times the stack: `module:f`, where `f(shape, chip, ranks)` gives
+seconds, what bounds them, and how. It raises NotImplementedError where the kernel refuses."""
 
 KIND = "modelled"
 BY_XLA = "stack by XLA"
@@ -69,7 +68,7 @@ def plan_frame(config: Config, chip: Chip, ranks: int = 1, sessions: int = 1) ->
     """
     model = config.model
     room = RESERVE * ranks * memory_bytes(chip)
-    if is_cpu(chip):
+    if chip.family == "cpu":
         if ranks > 1:
             raise ValueError(f"chip {chip.name} is planned as a whole; use --chips 1")
         times = tuple(
@@ -115,12 +114,10 @@ def bounded(stage: Stage, rates: roofline.Rates, ranks: int) -> tuple[float, str
 
 def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str, str]:
     """Of the denoise stack: seconds, what bounds it, and who computes it."""
-    target = next((t for number, t in KERNELS.items() if number in chip.numbers), None)
-    if target is None:
+    if chip.family not in KERNELS:
         return xla_seconds(shape, chip, ranks, "there is no kernel of ours")
-    module, _, function = target.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)(shape, chip, ranks)
+        return pkgutil.resolve_name(KERNELS[chip.family])(shape, chip, ranks)
     except NotImplementedError as refusal:
         return xla_seconds(shape, chip, ranks, f"the kernel refuses: {refusal}")
 
@@ -151,11 +148,6 @@ def memory_bytes(chip: Chip) -> float:
         if name in chip.numbers:
             return chip[name]
     return float("inf")
-
-
-def is_cpu(chip: Chip) -> bool:
-    """Whether a chip's numbers are prices of operations measured on it."""
-    return "matmul_mac" in chip.numbers
 
 
 def cores_per_chip(chip: Chip) -> int:

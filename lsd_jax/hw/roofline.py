@@ -30,14 +30,14 @@ class Rates:
 def rates(chip: Chip) -> Rates:
     """The rates of a core of a TPU, a Trainium or a GPU. Raises ValueError for any other chip."""
     share, hbm = chip["xla_share"], chip["hbm_bandwidth"]
-    if "mxus" in chip.numbers:
+    if chip.family == "tpu":
         clock = chip["clock"]
         return Rates(
             peak=chip["flops_bf16"], float32=1 / 6, width=int(chip["mxu_width"]),
             vector=clock * chip["vector_per_cycle"], series=clock * chip["series_per_cycle"],
             operation_s=chip["operation_ns"] * 1e-9, share=share, hbm=hbm,
         )  # fmt: skip
-    if "pe_clock" in chip.numbers:
+    if chip.family == "trainium":
         vector = 128 * chip["dve_clock"] / chip["dve_tt_bf16"]
         series = 128 * chip["act_clock"] / chip["act_element"]
         return Rates(
@@ -45,7 +45,7 @@ def rates(chip: Chip) -> Rates:
             vector=vector, series=series, operation_s=chip["dma_start_ns"] * 1e-9, share=share,
             hbm=hbm,
         )  # fmt: skip
-    if "sms" in chip.numbers:
+    if chip.family == "gpu":
         return Rates(
             peak=chip["flops_bf16"], float32=chip["flops_f32"] / chip["flops_bf16"],
             width=int(chip["mma_width"]), vector=chip["flops_f32"] / 2, series=chip["series_rate"],

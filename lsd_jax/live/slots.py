@@ -172,10 +172,7 @@ class Slots:
             return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
         config, count = self.config, self.count
-        state, one = (
-            jax.eval_shape(lambda n=n: stream.init_state(config, jnp.zeros(n, jnp.int32)))
-            for n in (count, 1)
-        )
+        state, one = (stream.abstract_inputs(config, n)[0] for n in (count, 1))
         slot = jax.ShapeDtypeStruct((), jnp.int32)
         order = jax.ShapeDtypeStruct((count,), jnp.int32)
         wanted, anew = ask([IDENTITY[0][0]], [None], config.model)  # compiles what it needs itself

@@ -122,7 +122,7 @@ class VideoModel(Model[VideoConfig]):
             Path(config.record).mkdir(parents=True, exist_ok=True)
             if not os.access(config.record, os.W_OK):
                 raise ValueError(f"sessions cannot be recorded in {config.record}: not writable")
-        self._provenance = provenance()
+        self._provenance = provenance() if config.record else {}
         self.stream = await asyncio.to_thread(_load, config)
         model = self.stream.config.model
         self.size = model.height, model.width

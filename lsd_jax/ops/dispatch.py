@@ -9,7 +9,7 @@ reason and the remedy, before it computes anything.
 from __future__ import annotations
 
 import functools
-import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -41,11 +41,11 @@ class Backend:
     def load(self, path: str = "") -> Callable:
         """The function, or another one. Raises NotImplementedError where its package does not
         import."""
-        module, _, function = (path or self.target).partition(":")
+        path = path or self.target
         try:
-            return getattr(importlib.import_module(module), function)
+            return pkgutil.resolve_name(path)
         except ImportError as error:
-            raise NotImplementedError(f"{module} does not import: {error}") from error
+            raise NotImplementedError(f"{path} does not import: {error}") from error
 
 
 _wanted: ContextVar[str] = ContextVar("wanted", default=REFERENCE)

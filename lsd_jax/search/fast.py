@@ -7,7 +7,7 @@ layers are alike; a Trainium's by a closed form of the simulator's timeline.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,20 +15,19 @@ from typing import Any
 import numpy as np
 
 from lsd_jax.config import ModelConfig
-from lsd_jax.hw import cpu, roofline
+from lsd_jax.hw import cpu, plan
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.plan import RESERVE, bounded, is_cpu, memory_bytes, xla_seconds
 from lsd_jax.hw.stack import StackShape, stack_of
 from lsd_jax.hw.work import Stage, commit_ops, embed_ops, frame_work, readout_ops, stack_ops
 from lsd_jax.search.space import Candidates
 
 DEPTHS = (2, 24)
 CLOSED_FORMS = {
-    "pe_clock": "nki_kernels.closed_form:stacks_seconds",
-    "mxus": "pallas_kernels.bench:stacks_seconds",
+    "trainium": "nki_kernels.closed_form:stacks_seconds",
+    "tpu": "pallas_kernels.bench:stacks_seconds",
 }
-"""By a number that only such chips have: `module:f`, where `f(shapes, chip)` gives an array of
-seconds, infinity where the kernel refuses."""
+"""By the chip's family: `module:f`, where `f(shapes, chip)` gives an array of seconds, infinity
+where the kernel refuses."""
 
 
 def frame_ms(found: Candidates, chip: Chip) -> np.ndarray:
@@ -50,37 +49,35 @@ def around(found: Candidates, chip: Chip) -> float:
     """Seconds of the stages that all candidates share."""
     shared = ("host in", "encode", "decode", "host out")
     work = [stage for stage in frame_work(found.base) if stage.name in shared]
-    if is_cpu(chip):
-        return sum(stage_seconds(stage, chip) for stage in work) + chip["launch"] * 1e-9
-    hosts = sum(
-        sum(op.read_bytes for op in stage.ops) / chip["host_bandwidth"]
-        for stage in work if "host" in stage.name
-    )  # fmt: skip
-    rest = sum(stage_seconds(stage, chip) for stage in work if "host" not in stage.name)
-    return hosts + rest + chip["launch_ns"] * 1e-9
+    launch = chip["launch" if chip.family == "cpu" else "launch_ns"]
+    return sum(stage_seconds(stage, chip) for stage in work) + launch * 1e-9
 
 
 def stage_seconds(stage: Stage, chip: Chip) -> float:
     """Of a stage without a kernel."""
-    if is_cpu(chip):
+    if chip.family == "cpu":
         return sum(cpu.seconds(op, chip) for op in stage.ops)
-    return bounded(stage, roofline.rates(chip), 1)[0]
+    return plan.stage_seconds(stage, chip, 1)[0]
 
 
 def by(found: Candidates, names: tuple[str, ...], seconds: Callable) -> np.ndarray:
     """`seconds(model)` for each candidate, computed once for those alike in these sizes."""
+    models, where = alike(found, names)
+    return np.array([seconds(model) for model in models])[where]
+
+
+def alike(found: Candidates, names: tuple[str, ...]) -> tuple[list[ModelConfig], np.ndarray]:
+    """A model for each combination of these sizes, and which of them stands for each candidate."""
     columns = np.stack([getattr(found, name) for name in names], axis=1)
     _, first, where = np.unique(columns, axis=0, return_index=True, return_inverse=True)
-    return np.array([seconds(found.model(i)) for i in first.tolist()])[where.ravel()]
+    return [found.model(i) for i in first.tolist()], where.ravel()
 
 
 def stacks(found: Candidates, chip: Chip, commit: bool) -> np.ndarray:
     """Seconds of each candidate's denoise stack."""
-    names = ("dim", "heads", "head_dim", "mlp", "patch")
-    columns = np.stack([getattr(found, name) for name in names], axis=1)
-    _, first, where = np.unique(columns, axis=0, return_index=True, return_inverse=True)
+    models, where = alike(found, ("dim", "heads", "head_dim", "mlp", "patch"))
     dtype = found.base.stream.compute_dtype
-    shapes = [stack_of(found.model(i), dtype, commit=commit) for i in first.tolist()]
+    shapes = [stack_of(model, dtype, commit=commit) for model in models]
     deep = [[replace(shape, layers=depth) for shape in shapes] for depth in DEPTHS]
     low, high = (kernel_seconds(each, chip) for each in deep)
     doubtful = np.isfinite(low) & ~np.isfinite(high)
@@ -88,7 +85,6 @@ def stacks(found: Candidates, chip: Chip, commit: bool) -> np.ndarray:
     for i in np.flatnonzero(~np.isfinite(low)):
         low[i], high[i] = (xla(each[i], chip) for each in deep)
     each = (high - low) / (DEPTHS[1] - DEPTHS[0])
-    where = where.ravel()
     seconds = low[where] + (found.layers - DEPTHS[0]) * each[where]
     for i in np.flatnonzero(doubtful):  # the kernel takes some depths, and refuses others
         own = np.flatnonzero(where == i)
@@ -106,18 +102,16 @@ def one(shape: StackShape, chip: Chip) -> float:
 
 def kernel_seconds(shapes: list[StackShape], chip: Chip) -> Any:
     """Seconds of stacks by a kernel of ours, infinity where there is none or it refuses."""
-    target = next((t for number, t in CLOSED_FORMS.items() if number in chip.numbers), None)
-    if target is None:
+    if chip.family not in CLOSED_FORMS:
         return np.full(len(shapes), np.inf)
-    module, _, function = target.partition(":")
-    return getattr(importlib.import_module(module), function)(shapes, chip)
+    return pkgutil.resolve_name(CLOSED_FORMS[chip.family])(shapes, chip)
 
 
 def xla(shape: StackShape, chip: Chip) -> float:
     """Seconds of a stack by XLA."""
-    if is_cpu(chip):
+    if chip.family == "cpu":
         return stage_seconds(Stage("", tuple(stack_ops(shape))), chip)
-    return xla_seconds(shape, chip, 1, "")[0]
+    return plan.xla_seconds(shape, chip, 1, "")[0]
 
 
 def fits(found: Candidates, chip: Chip, sessions: int) -> np.ndarray:
@@ -126,4 +120,4 @@ def fits(found: Candidates, chip: Chip, sessions: int) -> np.ndarray:
     model = found.base.model
     keys = model.pinned + model.memory * found.tokens // 4 + model.slots * found.tokens
     state = 2 * found.layers * keys * found.heads * found.head_dim * sessions
-    return size * (found.parameters + state) <= RESERVE * memory_bytes(chip)
+    return size * (found.parameters + state) <= plan.RESERVE * plan.memory_bytes(chip)

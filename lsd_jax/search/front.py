@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lsd_jax.config import SECTIONS, Config, ModelConfig
+from lsd_jax.files import replacing
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.plan import FramePlan, plan_frame
 from lsd_jax.search import fast
@@ -133,9 +134,8 @@ def source(config: Config, docstring: str) -> str:
 
 
 def write(config: Config, folder: Path, docstring: str) -> Path:
-    """Writes a config file beside its place, then renames it."""
+    """Writes a config file and gives its path."""
     path = folder / f"{config.name}.py"
-    beside = folder / f".{config.name}.partial"
-    beside.write_text(source(config, docstring), encoding="utf-8")
-    beside.replace(path)
+    with replacing(path) as beside:
+        beside.write_text(source(config, docstring), encoding="utf-8")
     return path

@@ -11,7 +11,6 @@ from lsd_jax import stream
 from lsd_jax.flops import count_flops
 from lsd_jax.hw.stack import abstract_arguments, stack_of
 from lsd_jax.hw.work import frame_work
-from lsd_jax.model import abstract_model
 from lsd_jax.ops.denoise_stack import denoise_stack
 
 CASES = {
@@ -25,12 +24,7 @@ CASES = {
 
 def abstract_call(config, sessions=1):
     """Arguments of `stream.frame_step`."""
-    model = config.model
-    prepared = jax.eval_shape(lambda m: stream.prepare(m, config), abstract_model(model))
-    state = jax.eval_shape(lambda: stream.init_state(config, jnp.zeros(sessions, jnp.int32)))
-    frame = jax.ShapeDtypeStruct((sessions, model.height, model.width, 3), jnp.uint8)
-    controls = jax.ShapeDtypeStruct((*frame.shape[:3], len(model.controls)), jnp.uint8)
-    return prepared, state, frame, controls
+    return stream.abstract_prepared(config), *stream.abstract_inputs(config, sessions)
 
 
 @pytest.mark.parametrize("sessions", [1, 3])

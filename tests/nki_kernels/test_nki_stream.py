@@ -25,8 +25,7 @@ CONFIG = Config(
     StreamConfig(passes=2),
 )  # fmt: skip
 OPS = ("denoise_stack", "commit", "embed", "readout")
-FRAME = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
-CONTROLS = jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.uint8)
+_, FRAME, CONTROLS = stream.abstract_inputs(CONFIG)
 
 
 def streamed(which: str, model: Denoiser, frames: int):
@@ -86,10 +85,7 @@ def test_weights_are_packed_at_load_and_not_in_every_frame(model):
 
 
 def abstract(config=CONFIG):
-    model = jax.eval_shape(lambda k: stream.prepare(Denoiser(config.model, k), config),
-                           jax.random.key(0))  # fmt: skip
-    state = jax.eval_shape(lambda: stream.init_state(config, jnp.zeros(1, jnp.int32)))
-    return model, state, FRAME, CONTROLS
+    return stream.abstract_prepared(config), *stream.abstract_inputs(config)
 
 
 def test_without_a_neuron_device_the_kernel_refuses_and_says_why(model):

@@ -13,8 +13,8 @@ Method = Literal["loop", "call", "step", "send", "fetch", "compile"]
 
 
 @dataclass(frozen=True)
-class Case:
-    """One operation at one shape.
+class Operation:
+    """What is timed, at one shape.
 
     Attributes:
         suite: the group by which it is chosen.
@@ -23,12 +23,6 @@ class Case:
         dtype: of the operands, short: f32, bf16, f8, i8.
         operations: of arithmetic, a multiply-add counts as two.
         bytes: that have to move at least: each operand read once, each result written once.
-        function: of arrays, to arrays.
-        arguments: shapes and dtypes of the arrays.
-        method: `loop` times the function in a loop on the device; `call` one call from the host;
-            `step` likewise, but the second argument is donated and taken from the result;
-            `send` and `fetch` time its arguments' way to the device, or back; `compile` times how
-            long it compiles.
     """
 
     suite: str
@@ -37,9 +31,6 @@ class Case:
     dtype: str
     operations: int | float
     bytes: int | float
-    function: Callable[..., Any] = field(compare=False)
-    arguments: tuple[Any, ...] = field(compare=False)
-    method: Method = "loop"
 
     @property
     def name(self) -> str:
@@ -48,8 +39,26 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """All that was seen of a case: every sample in the order taken, none left out.
+class Case(Operation):
+    """An operation as a function that can be run or compiled.
+
+    Attributes:
+        function: of arrays, to arrays.
+        arguments: shapes and dtypes of the arrays.
+        method: `loop` times the function in a loop on the device; `call` one call from the host;
+            `step` likewise, but the second argument is donated and taken from the result;
+            `send` and `fetch` time its arguments' way to the device, or back; `compile` times how
+            long it compiles.
+    """
+
+    function: Callable[..., Any] = field(compare=False)
+    arguments: tuple[Any, ...] = field(compare=False)
+    method: Method = "loop"
+
+
+@dataclass(frozen=True)
+class Measurement(Operation):
+    """All that was seen of an operation: every sample in the order taken, none left out.
 
     Attributes:
         kind: who says so; figures of different kinds never share a file.
@@ -61,12 +70,6 @@ class Measurement:
         refused: why there is no figure.
     """
 
-    suite: str
-    op: str
-    shapes: dict[str, int]
-    dtype: str
-    operations: int | float
-    bytes: int | float
     method: str
     kind: Kind
     chip: str
@@ -77,10 +80,6 @@ class Measurement:
     turns: int = 1
     cycles: int | None = None
     refused: str | None = None
-
-    @property
-    def name(self) -> str:
-        return " ".join((self.op, self.dtype, *(f"{k}{v}" for k, v in self.shapes.items())))
 
     @property
     def seconds(self) -> float:

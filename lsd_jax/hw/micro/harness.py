@@ -8,15 +8,17 @@ import platform
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lsd_jax.hw.micro import log
-from lsd_jax.hw.micro.case import Case, Kind, Measurement
+from lsd_jax.hw.micro.case import Case, Kind, Measurement, Operation
 
 Engine = Callable[[Case], dict]
 """Gives the fields of a measurement that it finds out; raises NotImplementedError or ValueError
 with the reason where the case cannot be timed."""
 
 SUITE = "harness"
+_COPIED = (*(field.name for field in dataclasses.fields(Operation)), "method")
 
 
 def run(
@@ -42,8 +44,7 @@ def run(
     known = {m.name for m in done}
     left = [case for case in cases if case.name not in known]
     for case in track(left, description=f"{kind} on {chip}", disable=not left):
-        fields = {k: getattr(case, k) for k in ("suite", "op", "shapes", "dtype", "method")}
-        fields |= {"operations": case.operations, "bytes": case.bytes}
+        fields: dict[str, Any] = {field: getattr(case, field) for field in _COPIED}
         try:
             found = blank(**fields, **_short(engine(case)))
         except (NotImplementedError, ValueError, RuntimeError) as refusal:

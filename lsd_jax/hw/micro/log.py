@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lsd_jax.files import replacing
 from lsd_jax.hw.micro.case import Measurement
 
 _FIELDS = {f.name: f for f in dataclasses.fields(Measurement)}
@@ -98,9 +99,8 @@ def resume(path: str | Path, like: Measurement) -> list[Measurement]:
         return []
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        beside = path.with_name(f".{path.name}.partial")
-        beside.write_bytes(whole)
-        os.replace(beside, path)
+        with replacing(path) as beside:
+            beside.write_bytes(whole)
     found = read(path) if whole else []
     for what in ("chip", "kind", "versions"):
         theirs, ours = (getattr(m, what) for m in (found[0] if found else like, like))

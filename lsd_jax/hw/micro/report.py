@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lsd_jax.files import replacing
 from lsd_jax.hw.micro import plots
 from lsd_jax.hw.micro.case import Measurement
 
@@ -31,10 +31,12 @@ def write_report(found: Sequence[Measurement], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for name, picture in plots.pictures(found).items():
-        _write(folder / f"{name}.png", picture)
+        with replacing(folder / f"{name}.png") as beside:
+            beside.write_bytes(picture)
         data = base64.b64encode(picture).decode()
         pictures.append(f'<p><img alt="{name}" src="data:image/png;base64,{data}">')
-    _write(folder / "index.html", page(found, "".join(pictures)).encode())
+    with replacing(folder / "index.html") as beside:
+        beside.write_text(page(found, "".join(pictures)), encoding="utf-8")
     return folder / "index.html"
 
 
@@ -61,9 +63,3 @@ def _cells(m: Measurement) -> str:
     rates = (f"{x / m.p50 / 1e9:,.2f}" if x and m.p50 > 0 else "" for x in (m.operations, m.bytes))
     values = (html.escape(m.name), *times, str(len(m.samples)), *rates)
     return "".join(f"<td>{value}" for value in values)
-
-
-def _write(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_bytes(content)
-    os.replace(beside, path)

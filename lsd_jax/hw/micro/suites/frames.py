@@ -5,14 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from lsd_jax import stream
 from lsd_jax.config import Config, ModelConfig, StreamConfig
 from lsd_jax.hw.micro.case import Case
 from lsd_jax.hw.work import frame_work
-from lsd_jax.model import abstract_model
 
 _LETTERS = {
     "s": "size", "p": "patch", "d": "dim", "l": "layers", "h": "heads", "m": "mlp", "w": "window",
@@ -42,16 +38,11 @@ def frame_case(*sizes: int) -> Case:
     """One session's frame, with its sizes in the order of the letters."""
     shapes = dict(zip(_LETTERS, sizes, strict=True))
     config = config_of(shapes)
-    model = config.model
-    prepared = jax.eval_shape(lambda m: stream.prepare(m, config), abstract_model(model))
-    state = jax.eval_shape(lambda: stream.init_state(config, jnp.zeros(1, jnp.int32)))
-    picture = jax.ShapeDtypeStruct((1, model.height, model.width, 3), jnp.uint8)
-    controls = jax.ShapeDtypeStruct((*picture.shape[:3], len(model.controls)), jnp.uint8)
     work = [op for stage in frame_work(config) for op in stage.ops]
     return Case(
         "frame", "frame", shapes, "f32", sum(op.times * op.flops for op in work),
         sum(op.times * op.bytes for op in work), partial(stream.frame_step, one_by_one=False),
-        (prepared, state, picture, controls), "step",
+        (stream.abstract_prepared(config), *stream.abstract_inputs(config)), "step",
     )  # fmt: skip
 
 
