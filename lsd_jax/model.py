@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import jax
@@ -47,17 +48,19 @@ class Stack(nnx.Module):
 
     def weights(self) -> StackWeights:
         """The arrays that `ops.denoise_stack` takes."""
-        return StackWeights(**{f: getattr(self, f)[...] for f in StackWeights.__annotations__})
+        names = (field.name for field in fields(StackWeights))
+        return StackWeights(**{n: getattr(self, n)[...] for n in names if hasattr(self, n)})
 
 
 class PreparedStack(nnx.Module):
-    """The blocks as one backend of `ops.denoise_stack` takes them, and no other does."""
+    """The blocks in another form: as one backend of `ops.denoise_stack` takes them and no other
+    does, or in eight bits."""
 
     def __init__(self, weights: Any):
         self.prepared = nnx.data(weights)
 
     def weights(self) -> Any:
-        """What that backend takes for weights; the learned scales are among them."""
+        """What is taken for weights; the learned scales are among them."""
         return self.prepared
 
 
@@ -149,8 +152,12 @@ class Denoiser(nnx.Module):
 
     def prepared(self, prepare: Callable[[StackWeights], Any]) -> Denoiser:
         """The same denoiser with the weights of its blocks as `prepare` makes them."""
+        return self.with_blocks(jax.jit(prepare)(self.stack.weights()))
+
+    def with_blocks(self, weights: Any) -> Denoiser:
+        """The same denoiser with these weights of its blocks, in whatever form."""
         other = nnx.clone(self)
-        other.stack = PreparedStack(jax.jit(prepare)(self.stack.weights()))
+        other.stack = PreparedStack(weights)
         return other
 
     def _run(self, x: Array, kv: KVBuffer, modulation: Array) -> tuple[Array, Array, Array]:

@@ -7,12 +7,15 @@ model is loaded in float32 again, and kernels may read the eight bits themselves
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lsd_jax.matrices import MATRICES
+from lsd_jax.ops.eight_bits import eight_bits
+from lsd_jax.types import MatrixScales, StackWeights
 
 FORMATS = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 _LEAF = {"qvalue", "scale"}
@@ -49,3 +52,22 @@ def dequantize(params: dict) -> dict:
         return leaf
 
     return jax.tree.map(restore, params, is_leaf=lambda x: isinstance(x, dict) and set(x) == _LEAF)
+
+
+def quantize_stack(weights: StackWeights, dtype: Any) -> StackWeights:
+    """The matrices in int8, each column scaled by its largest weight; the rest in `dtype`.
+
+    Weights that were int8 before, as `quantize` makes them, move by one step at most: where the
+    largest is -128, the others are rounded again.
+    """
+
+    def shrink(name: str) -> tuple[jax.Array, jax.Array]:
+        summed = MATRICES["stack", name].summed
+        values, scale = eight_bits(getattr(weights, name).astype(jnp.float32), summed)
+        return values.astype(jnp.int8), jnp.squeeze(scale, summed)
+
+    found = {field.name: shrink(field.name) for field in fields(MatrixScales)}
+    scales = MatrixScales(**{name: scale for name, (_, scale) in found.items()})
+    matrices = {name: matrix for name, (matrix, _) in found.items()}
+    rest = jax.tree.map(lambda x: x.astype(dtype), weights)
+    return replace(rest, **matrices, matrix_scales=scales)

@@ -18,6 +18,7 @@ from lsd_jax.hw.stack import abstract_arguments, stack_of
 from lsd_jax.model import Denoiser, abstract_model
 from lsd_jax.ops import dispatch
 from lsd_jax.ops.denoise_stack import denoise_stack
+from lsd_jax.quantize import quantize_stack
 from lsd_jax.types import Conditioning, Frame, KVBuffer, StreamState
 
 
@@ -36,13 +37,19 @@ class StreamModel:
 
 
 def prepare(denoiser: Denoiser, config: Config) -> StreamModel:
-    """Casts the weights to the compute dtype and tabulates modulation, once at load."""
+    """Casts the weights to the compute dtype, those of the blocks to int8 where the config says so,
+    and tabulates modulation, once at load."""
     levels = diffusion.pass_levels(config.stream.passes)
     zero, step = jnp.zeros(1), jnp.full(1, diffusion.step_size(config.stream.passes))
     passes = [denoiser.modulation(jnp.full(1, t), zero, step) for t in levels]
     commit = denoiser.modulation(jnp.ones(1), jnp.full(1, config.stream.history_level), zero)
     model = StreamModel(denoiser, jnp.stack(passes), commit)
-    return jax.tree.map(lambda x: x.astype(config.stream.compute_dtype), model)
+    dtype = config.stream.compute_dtype
+    ready = jax.tree.map(lambda x: x.astype(dtype), model)
+    if not config.stream.weight_dtype:
+        return ready
+    blocks = quantize_stack(denoiser.stack.weights(), dtype)  # as they were before the cast
+    return replace(ready, denoiser=ready.denoiser.with_blocks(blocks))
 
 
 def init_state(config: Config, seeds: jax.Array) -> StreamState:
@@ -224,7 +231,8 @@ class CompiledStream:
 def adapt(model: StreamModel, config: Config, batch: int) -> StreamModel:
     """The model with the weights of its blocks as the backend takes them that is to compute them:
     what it would else bring into its order in every pass, it is given in that order once."""
-    seam = abstract_arguments(stack_of(config.model, config.stream.compute_dtype, batch))
+    dtype, weight_dtype = config.stream.compute_dtype, config.stream.weight_dtype
+    seam = abstract_arguments(stack_of(config.model, dtype, batch, weight_dtype=weight_dtype))
     prepare = denoise_stack.preparing(denoise_stack.choose(*seam))
     return model if prepare is None else replace(model, denoiser=model.denoiser.prepared(prepare))
 

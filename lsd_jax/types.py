@@ -51,17 +51,32 @@ class Rope:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class StackWeights:
-    """The weights of all blocks, stacked over layers: what a kernel streams from memory."""
+class MatrixScales:
+    """What the columns of int8 matrices are to be multiplied by, float32."""
 
-    qkv: Float[Array, "l d 3 h k"]
+    qkv: Float[Array, "l 3 h k"]
+    out: Float[Array, "l d"]
+    up: Float[Array, "l m"]
+    down: Float[Array, "l d"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StackWeights:
+    """The weights of all blocks, stacked over layers: what a kernel streams from memory.
+
+    The matrices `qkv`, `out`, `up` and `down` are int8 where there are `matrix_scales`.
+    """
+
+    qkv: Float[Array, "l d 3 h k"] | Int[Array, "l d 3 h k"]
     q_scale: Float[Array, "l k"]
     k_scale: Float[Array, "l k"]
-    out: Float[Array, "l h k d"]
-    up: Float[Array, "l d m"]
-    down: Float[Array, "l m d"]
+    out: Float[Array, "l h k d"] | Int[Array, "l h k d"]
+    up: Float[Array, "l d m"] | Int[Array, "l d m"]
+    down: Float[Array, "l m d"] | Int[Array, "l m d"]
     age_k: Float[Array, "l a h k"]
     age_v: Float[Array, "l a h k"]
+    matrix_scales: MatrixScales | None = None
 
 
 @jax.tree_util.register_dataclass

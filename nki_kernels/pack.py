@@ -34,7 +34,15 @@ AnyWeights = StackWeights | PackedWeights
 
 
 def packed(weights: StackWeights, cores: int = 1) -> PackedWeights:
-    """The weights of one rank, for so many cores that act as one."""
+    """The weights of one rank, for so many cores that act as one.
+
+    Raises NotImplementedError for weights in eight bits.
+    """
+    if weights.matrix_scales is not None:
+        raise NotImplementedError(
+            "int8 weights: the kernel reads those of the compute dtype; leave stream.weight_dtype "
+            "empty, or use backend xla"
+        )
     layers, ages, heads, _ = weights.age_k.shape
     dim, mlp = weights.up.shape[1:]
     stack = StackShape(1, LANE, dim, layers, heads, LANE, mlp, 0, 0, ages, 1, weights.up.dtype.name)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.stack import StackShape, least_bytes, least_macs, stack_of
+from lsd_jax.hw.stack import StackShape, least_bytes, stack_of
 from pallas_kernels import aot
-from pallas_kernels.tpu.cost import total
+from pallas_kernels.tpu.cost import least_cycles, total
 from pallas_kernels.tpu.planner import choose, choose_cycles, choose_for
 from pallas_kernels.tpu.schedule import program
 
@@ -116,7 +116,8 @@ def stack_rows(config: Any, chip: Chip) -> list[dict]:
     of a row that are not of its `kind`: bytes and VMEM of the kernel are its plan's. Raises
     ValueError where nothing can be compiled.
     """
-    shape = stack_of(config.model, config.stream.compute_dtype)
+    stream = config.stream
+    shape = stack_of(config.model, stream.compute_dtype, weight_dtype=stream.weight_dtype)
     rows = []
     for implementation in IMPLEMENTATIONS:
         row: dict[str, Any] = {"impl": implementation, "chip": chip.name, "kind": "compiled"}
@@ -186,7 +187,7 @@ def _figures(shape: StackShape, chip: Chip, implementation: str) -> dict[str, An
     plan = choose(shape, chip.name).plan if implementation == "pallas" else None
     layers = profiled_layers(shape, chip)
     found = compile_stack(shape, chip, implementation, layers)
-    least = least_macs(shape) / chip["macs_bf16"]
+    least = least_cycles(shape, chip)
     moved = found.argument_bytes + found.output_bytes
     if plan:
         moved = total(program(plan), plan, chip).hbm_bytes

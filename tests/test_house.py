@@ -25,7 +25,7 @@ FORBIDDEN = {
     "lsd_jax.ops": ("pallas_kernels", "nki_kernels"),
 }
 ALLOWED = {
-    kernels: (kernels, "lsd_jax.ops", "lsd_jax.types", "lsd_jax.hw")
+    kernels: (kernels, "lsd_jax.ops", "lsd_jax.types", "lsd_jax.hw", "lsd_jax.files")
     for kernels in ("pallas_kernels", "nki_kernels")
 }
 

@@ -12,8 +12,9 @@ from lsd_jax import reports
 from lsd_jax.checkpoint import save_weights
 from lsd_jax.cli import quantize as command
 from lsd_jax.matrices import MATRICES
+from lsd_jax.model import build
 from lsd_jax.pretrained import load_model
-from lsd_jax.quantize import dequantize, quantize
+from lsd_jax.quantize import dequantize, quantize, quantize_stack
 
 
 @pytest.mark.parametrize(("form", "step"), [("int8", 1 / 254), ("fp8", 1 / 16)])
@@ -37,6 +38,22 @@ def test_each_result_has_a_scale_and_no_weight_is_further_off_than_half_a_step(
         jax.tree.map(np.testing.assert_array_equal, restored[name], small_params[name])
     with pytest.raises(ValueError, match="int8, fp8"):
         quantize(small_params, "int3")
+
+
+def test_the_blocks_of_a_stream_keep_the_integers_of_a_checkpoint(small_params, small_config):
+    """Those whose largest is -128 there are rounded again, by a step at most."""
+    leaves = quantize(small_params, "int8")
+    model = build(small_config.model, dequantize(leaves))
+    eight = quantize_stack(model.stack.weights(), "bfloat16")
+    assert eight.q_scale.dtype == jnp.bfloat16
+    for name, scale in vars(eight.matrix_scales).items():
+        leaf = leaves["stack"][name]
+        summed = MATRICES["stack", name].summed
+        ours, theirs = (np.asarray(x, int) for x in (getattr(eight, name), leaf["qvalue"]))
+        again = theirs.min(axis=summed, keepdims=True) == -128
+        np.testing.assert_array_equal(*(np.where(again, 0, x) for x in (ours, theirs)))
+        assert np.abs(ours - theirs).max() <= 1 and not again.all()
+        np.testing.assert_allclose(scale, leaf["scale"].squeeze(summed), rtol=0.01)
 
 
 @pytest.mark.parametrize("form", ["int8", "fp8"])

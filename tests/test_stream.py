@@ -62,6 +62,20 @@ def play(live, frames, state=None, controls=None, model=None):
     return np.stack(outs), state
 
 
+def test_blocks_in_eight_bits_stream_nearly_the_same(small_config, small_model):
+    frames, outs = pictures(6, 1), []
+    for weights in ("", "int8"):
+        config = dataclasses.replace(small_config, stream=StreamConfig(weight_dtype=weights))
+        model = stream.prepare(small_model, config)
+        leaves = zip(*map(jax.tree.leaves, (model, stream.abstract_prepared(config))), strict=True)
+        assert all((a.shape, a.dtype) == (b.shape, b.dtype) for a, b in leaves)
+        compiled = stream.compile_stream(model, config)
+        live = SimpleNamespace(config=config, model=compiled.model, compiled={1: compiled})
+        outs.append(play(live, frames)[0].astype(int))
+    difference = np.abs(outs[0] - outs[1])
+    assert 0 < difference.mean() < 1 and difference.max() < 24
+
+
 def size(state):
     return sum(x.nbytes for x in jax.tree.leaves(state))
 

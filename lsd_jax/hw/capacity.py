@@ -108,6 +108,8 @@ def variations(config: Config, chip: Chip) -> Iterator[tuple[str, Config]]:
         yield f"passes {stream.passes} to {stream.passes - 1}", streamed(passes=stream.passes - 1)
     if stream.compute_dtype == "float32" and chip.family != "cpu":
         yield "bfloat16 instead of float32", streamed(compute_dtype="bfloat16")
+    if chip.family == "tpu" and chip["ops_int8"] and not stream.weight_dtype:
+        yield "weights in int8", streamed(weight_dtype="int8")
     if model.window > 1:
         fewer = model.window // 2
         yield f"window {model.window} to {fewer}", shaped(window=fewer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ml_dtypes  # noqa: F401  # makes NumPy know bfloat16
@@ -28,6 +29,7 @@ class StackShape:
     ages: Size
     modulations: Size  # rows of modulation per layer: 1, or one a session
     dtype: str
+    weight_dtype: str = ""  # of the matrices: int8, or empty where it is `dtype`
 
     @property
     def rows(self) -> Size:
@@ -41,11 +43,30 @@ class StackShape:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an activation or a weight."""
+        """Bytes of an activation."""
         return np.dtype(self.dtype).itemsize
 
+    @property
+    def weight_itemsize(self) -> int:
+        """Bytes of a weight of a matrix."""
+        return np.dtype(self.weight_dtype or self.dtype).itemsize
 
-def stack_of(model: Any, dtype: str, sessions: int = 1, commit: bool = False) -> StackShape:
+    @property
+    def matrix_weights(self) -> Size:
+        """Weights of a layer's four matrices."""
+        return self.dim * (4 * self.heads * self.head_dim + 2 * self.mlp)
+
+    @property
+    def matrix_bytes(self) -> Size:
+        """Of all matrices, with their scales where they are int8."""
+        scales = 3 * self.heads * self.head_dim + 2 * self.dim + self.mlp
+        scale_bytes = 4 * scales if self.weight_dtype else 0
+        return self.layers * (self.weight_itemsize * self.matrix_weights + scale_bytes)
+
+
+def stack_of(
+    model: Any, dtype: str, sessions: int = 1, commit: bool = False, weight_dtype: str = ""
+) -> StackShape:
     """The stack of a `lsd_jax.config.ModelConfig`: that of a denoising pass, or of the one that
     commits a frame, which sees the pinned tokens and the frame alone."""
     return StackShape(
@@ -61,24 +82,33 @@ def stack_of(model: Any, dtype: str, sessions: int = 1, commit: bool = False) ->
         ages=model.window + 1,
         modulations=1,
         dtype=dtype,
+        weight_dtype=weight_dtype,
     )
 
 
 def least_macs(s: StackShape) -> int:
     """Multiply-adds of a pass: projections and MLP, and two products with each key attended."""
-    rows, width = s.sessions * s.tokens, s.heads * s.head_dim
-    dense = rows * s.dim * (4 * width + 2 * s.mlp)
-    return s.layers * (dense + 2 * rows * (s.keys + s.tokens) * width)
+    return dense_macs(s) + attended_macs(s)
+
+
+def dense_macs(s: StackShape) -> int:
+    """Multiply-adds with weights: projections and MLP, in eight bits where the weights are."""
+    return s.layers * s.rows * s.matrix_weights
+
+
+def attended_macs(s: StackShape) -> int:
+    """Multiply-adds with keys and with values."""
+    return 2 * s.layers * s.rows * (s.keys + s.tokens) * s.heads * s.head_dim
 
 
 def least_bytes(s: StackShape) -> int:
     """Bytes that have to cross HBM, whatever the plan: weights, keys and values read once, what is
     new written once, the residual stream both."""
-    rows, width = s.sessions * s.tokens, s.heads * s.head_dim
-    weights = s.dim * (4 * width + 2 * s.mlp)
+    width = s.heads * s.head_dim
+    weights = s.weight_itemsize * s.matrix_weights
     keys = 2 * s.sessions * s.keys * width
-    new = 2 * rows * width
-    return s.itemsize * (s.layers * (weights + keys + new) + 2 * rows * s.dim)
+    new = 2 * s.rows * width
+    return s.layers * (weights + s.itemsize * (keys + new)) + s.itemsize * 2 * s.rows * s.dim
 
 
 def abstract_arguments(s: StackShape) -> tuple[Any, ...]:
@@ -87,21 +117,29 @@ def abstract_arguments(s: StackShape) -> tuple[Any, ...]:
     import jax
     import jax.numpy as jnp
 
-    from lsd_jax.types import KVBuffer, Rope, StackWeights
+    from lsd_jax.types import KVBuffer, MatrixScales, Rope, StackWeights
 
     def of(*sizes: int, dtype: Any = s.dtype) -> Any:
         return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype))
 
     ages = of(s.layers, s.ages, s.heads, s.head_dim)
+    matrix, scale = partial(of, dtype=s.weight_dtype or s.dtype), partial(of, dtype=jnp.float32)
+    scales = MatrixScales(
+        qkv=scale(s.layers, 3, s.heads, s.head_dim),
+        out=scale(s.layers, s.dim),
+        up=scale(s.layers, s.mlp),
+        down=scale(s.layers, s.dim),
+    )
     weights = StackWeights(
-        qkv=of(s.layers, s.dim, 3, s.heads, s.head_dim),
+        qkv=matrix(s.layers, s.dim, 3, s.heads, s.head_dim),
         q_scale=of(s.layers, s.head_dim),
         k_scale=of(s.layers, s.head_dim),
-        out=of(s.layers, s.heads, s.head_dim, s.dim),
-        up=of(s.layers, s.dim, s.mlp),
-        down=of(s.layers, s.mlp, s.dim),
+        out=matrix(s.layers, s.heads, s.head_dim, s.dim),
+        up=matrix(s.layers, s.dim, s.mlp),
+        down=matrix(s.layers, s.mlp, s.dim),
         age_k=ages,
         age_v=ages,
+        matrix_scales=scales if s.weight_dtype else None,
     )
     buffer = of(s.layers, s.sessions, s.keys, s.heads, s.head_dim)
     kv = KVBuffer(

@@ -76,12 +76,12 @@ class Stage:
 def frame_work(config: Config, sessions: int = 1) -> tuple[Stage, ...]:
     """The stages of one `stream.frame_step` for so many sessions, in order, with the copies from
     and to the host around it."""
-    model, dtype = config.model, config.stream.compute_dtype
+    model, dtype, weights = config.model, config.stream.compute_dtype, config.stream.weight_dtype
     pixels = sessions * model.height * model.width
     controls = len(model.controls)
 
     def passing(name: str, commit: bool) -> Iterator[Stage]:
-        stack = stack_of(model, dtype, sessions, commit)
+        stack = stack_of(model, dtype, sessions, commit, weights)
         yield Stage(f"{name}: embed", tuple(embed_ops(model, sessions, dtype)))
         yield Stage(f"{name}: stack", tuple(stack_ops(stack)), stack)
 
@@ -179,9 +179,11 @@ def stack_ops(s: StackShape) -> Iterator[Op]:
     width, seen = s.heads * s.head_dim, s.keys + s.tokens
     remembered = s.sessions * s.slots * s.tokens * width
     buffered = s.sessions * s.keys * width
-    weights = s.dim * (4 * width + 2 * s.mlp)
     logits = s.sessions * s.heads * s.tokens * seen
-    yield move("weights of a layer", weights)
+    stored = partial(copy, dtype=s.weight_dtype or s.dtype, times=s.layers)
+    yield stored("weights of a layer", s.matrix_weights)
+    if s.weight_dtype:
+        yield each("weights from int8", s.matrix_weights, 2, reads=s.weight_itemsize / s.itemsize)
     yield move("buffer of a layer", 2 * buffered)
     yield each("modulate", s.rows * s.dim, 5)
     yield product("qkv", s.rows, s.dim, 3 * width)

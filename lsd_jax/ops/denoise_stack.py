@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from lsd_jax.layers import modulate, rms_norm, rotate
 from lsd_jax.ops.dispatch import Backend, op
+from lsd_jax.ops.eight_bits import eight_bits
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 
 PACK = "nki_kernels.backend:prepared"
@@ -38,7 +39,9 @@ def denoise_stack(
 
     Args:
         x: residual stream, in the compute dtype.
-        weights: stacked blocks.
+        weights: stacked blocks. Where their matrices are int8, what they are multiplied by is
+            rounded to eight bits, too, with a scale for each token, or for each part of its
+            features that an implementation takes at a time.
         kv: pinned, sink and window keys and values. Keys hold QK-norm and rotary position already;
             the age term `age_k[age]`, `age_v[age]` is added here, at read. A buffer of pinned
             tokens alone (no slots) is allowed.
@@ -62,7 +65,7 @@ def denoise_stack(
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (mod[:, i] for i in range(6))
 
         h = modulate(x, scale_a, shift_a)
-        q, k, v = jnp.moveaxis(jnp.einsum("btd,dchk->btchk", h, weight.qkv), 2, 0)
+        q, k, v = jnp.moveaxis(product("btd,dchk->btchk", h, weight, "qkv"), 2, 0)
         q = rotate(rms_norm(q) * weight.q_scale, rope)
         k = rotate(rms_norm(k) * weight.k_scale, rope)
         attended = attend(
@@ -71,15 +74,31 @@ def denoise_stack(
             jnp.concatenate([add_age(v_buffer, weight.age_v, kv.age, tokens), v], axis=1),
             bias,
         )
-        x = x + gate_a[:, None] * jnp.einsum("bthk,hkd->btd", attended, weight.out)
+        out = product("bthk,hkd->btd", attended, weight, "out")
+        x = x + gate_a[:, None] * out
 
         h = modulate(x, scale_m, shift_m)
-        h = jax.nn.gelu(jnp.einsum("btd,dm->btm", h, weight.up), approximate=True)
-        x = x + gate_m[:, None] * jnp.einsum("btm,md->btd", h, weight.down)
+        h = jax.nn.gelu(product("btd,dm->btm", h, weight, "up"), approximate=True)
+        x = x + gate_m[:, None] * product("btm,md->btd", h, weight, "down")
         return x, (k, v)
 
     x, (k_new, v_new) = jax.lax.scan(layer, x, (weights, kv.k, kv.v, modulation))
     return x, k_new, v_new
+
+
+def product(
+    equation: str, x: Float[Array, "b t ..."], layer: StackWeights, name: str
+) -> Float[Array, "b t ..."]:
+    """The einsum with one of a layer's matrices; of whole numbers, which even bfloat16 holds
+    exactly, where it is int8."""
+    weight = getattr(layer, name)
+    if layer.matrix_scales is None:
+        return jnp.einsum(equation, x, weight)
+    values, row = eight_bits(x.astype(jnp.float32), tuple(range(2, x.ndim)))
+    values, weight = values.astype(x.dtype), weight.astype(x.dtype)
+    out = jnp.einsum(equation, values, weight, preferred_element_type=jnp.float32)
+    row = row.reshape(*x.shape[:2], *(1,) * (out.ndim - 2))
+    return (out * row * getattr(layer.matrix_scales, name)).astype(x.dtype)
 
 
 def add_age(

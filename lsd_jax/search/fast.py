@@ -77,7 +77,8 @@ def stacks(found: Candidates, chip: Chip, commit: bool) -> np.ndarray:
     """Seconds of each candidate's denoise stack."""
     models, where = alike(found, ("dim", "heads", "head_dim", "mlp", "patch"))
     dtype = found.base.stream.compute_dtype
-    shapes = [stack_of(model, dtype, commit=commit) for model in models]
+    eight = found.base.stream.weight_dtype
+    shapes = [stack_of(model, dtype, commit=commit, weight_dtype=eight) for model in models]
     deep = [[replace(shape, layers=depth) for shape in shapes] for depth in DEPTHS]
     low, high = (kernel_seconds(each, chip) for each in deep)
     doubtful = np.isfinite(low) & ~np.isfinite(high)
@@ -116,8 +117,11 @@ def xla(shape: StackShape, chip: Chip) -> float:
 
 def fits(found: Candidates, chip: Chip, sessions: int) -> np.ndarray:
     """Which candidates' weights and states of so many sessions a core's memory holds."""
-    size = np.dtype(found.base.stream.compute_dtype).itemsize
-    model = found.base.model
+    stream, model = found.base.stream, found.base.model
+    size = np.dtype(stream.compute_dtype).itemsize
+    saved = size - np.dtype(stream.weight_dtype or stream.compute_dtype).itemsize
+    matrices = found.layers * found.dim * (4 * found.heads * found.head_dim + 2 * found.mlp)
     keys = model.pinned + model.memory * found.tokens // 4 + model.slots * found.tokens
     state = 2 * found.layers * keys * found.heads * found.head_dim * sessions
-    return size * (found.parameters + state) <= plan.RESERVE * plan.memory_bytes(chip)
+    held = size * (found.parameters + state) - saved * matrices
+    return held <= plan.RESERVE * plan.memory_bytes(chip)

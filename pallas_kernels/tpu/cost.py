@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from lsd_jax.hw.chips import Chip
-from pallas_kernels.tpu.plan import LANES, Plan, up
+from lsd_jax.hw.stack import attended_macs, dense_macs
+from pallas_kernels.tpu.plan import LANES, Plan, Shape, up
 from pallas_kernels.tpu.schedule import (
     Attend,
     Await,
@@ -55,6 +56,8 @@ v5e and v6e, with plans of ours and worse ones. `python -m benchmarks.prediction
 them on other shapes. Copies: our reading of the same compiler's profile of single ones."""
 
 REGISTER = 1024  # elements of a vector register
+ROUNDING = 8  # operations that bring an element into eight bits
+SCALING = 3  # of an element of a product of int8: from int32, and by two scales
 UPDATE = 24  # operations of an element of the residual stream: its product comes, `x += gate * y`
 
 
@@ -77,10 +80,22 @@ def read(chip: Chip) -> Readings:
     return READINGS[width]
 
 
-def product(m: Amount, k: Amount, n: Amount, chip: Chip) -> Amount:
-    """Cycles of `[m, k] @ [k, n]`: a matrix unit is filled in whole, used or not."""
+def product(m: Amount, k: Amount, n: Amount, chip: Chip, speed: float = 1.0) -> Amount:
+    """Cycles of `[m, k] @ [k, n]`: a matrix unit is filled in whole, used or not. `speed` is that
+    of the operands' dtype over bfloat16's."""
     padded = filled(k, chip) * filled(n, chip)
-    return np.maximum(m / chip["macs_bf16"], read(chip).push) * padded
+    return np.maximum(m / chip["macs_bf16"], read(chip).push) * padded / speed
+
+
+def dense_speed(shape: Shape, chip: Chip) -> float:
+    """How much faster products with weights are than in bfloat16."""
+    return chip["ops_int8"] / chip["flops_bf16"] if shape.weight_dtype else 1.0
+
+
+def least_cycles(shape: Shape, chip: Chip) -> Amount:
+    """Of all multiply-adds of a pass at the chip's peak."""
+    dense = dense_macs(shape) / dense_speed(shape, chip)
+    return (dense + attended_macs(shape)) / chip["macs_bf16"]
 
 
 def attended(m: Amount, k: Amount, n: Amount, chip: Chip) -> Amount:
@@ -106,20 +121,23 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
     s, width, r = plan.shape, plan.group * plan.shape.head_dim, read(chip)
     blocks = s.rows // plan.rows
     vector = r.vector / REGISTER
+    speed = dense_speed(s, chip)
+    rounding, scaling = (ROUNDING, SCALING) if s.weight_dtype else (0, 0)
     match instruction:
         case Await("heads"):
-            weights = 4 * s.dim * width
-            keys = 2 * s.sessions * s.keys * width
-            return Cost(r.tile, hbm_bytes=(weights + keys) * s.itemsize)
+            weights = 4 * s.dim * width * s.weight_itemsize
+            keys = 2 * s.sessions * s.keys * width * s.itemsize
+            return Cost(r.tile, hbm_bytes=weights + keys)
         case Await("mlp"):
-            return Cost(r.tile, hbm_bytes=2 * s.dim * plan.chunk * s.itemsize)
+            return Cost(r.tile, hbm_bytes=2 * s.dim * plan.chunk * s.weight_itemsize)
         case Emit():
             return Cost(hbm_bytes=2 * s.rows * width * s.itemsize)
         case Modulate():
-            return Cost(4 * s.rows * s.dim * vector + blocks * r.block)
+            return Cost((4 + rounding) * s.rows * s.dim * vector + blocks * r.block)
         case Project():
-            mxu = 3 * product(plan.rows, s.dim, width, chip)
-            each = both(mxu, 24 * plan.rows * width * vector, chip) + r.block
+            mxu = 3 * product(plan.rows, s.dim, width, chip, speed)
+            elements = (24 + 3 * scaling) * plan.rows * width
+            each = both(mxu, elements * vector, chip) + r.block
             return Cost(blocks * each, macs=3 * s.rows * s.dim * width)
         case Attend():
             turns = s.rows // plan.queries
@@ -134,13 +152,15 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
             macs = 2 * plan.group * s.rows * (s.keys + s.tokens) * s.head_dim
             return Cost(turns * (plan.group * head + r.block), macs=macs)
         case ProjectOut():
-            mxu = product(plan.rows, width, s.dim, chip)
-            each = both(mxu, UPDATE * plan.rows * s.dim * vector, chip) + r.block
+            mxu = product(plan.rows, width, s.dim, chip, speed)
+            elements = plan.rows * ((UPDATE + scaling) * s.dim + rounding * width)
+            each = both(mxu, elements * vector, chip) + r.block
             return Cost(blocks * each, macs=s.rows * s.dim * width)
         case Mlp():
-            mxu = product(plan.rows, s.dim, plan.chunk, chip)
-            mxu = mxu + product(plan.rows, plan.chunk, s.dim, chip)
-            elements = plan.rows * (20 * plan.chunk + UPDATE * s.dim)
+            mxu = product(plan.rows, s.dim, plan.chunk, chip, speed)
+            mxu = mxu + product(plan.rows, plan.chunk, s.dim, chip, speed)
+            hidden = 20 + scaling + rounding
+            elements = plan.rows * (hidden * plan.chunk + (UPDATE + scaling) * s.dim)
             each = both(mxu, elements * vector, chip) + r.block
             return Cost(blocks * each, macs=2 * s.rows * s.dim * plan.chunk)
     return Cost()
@@ -169,11 +189,6 @@ class Total:
     macs: Amount
     code_cycles: Amount  # of straight-line code, which is what a compiler has to schedule
 
-    def floor_cycles(self, chip: Chip) -> Amount:
-        """No implementation is faster: the multiply-adds at the chip's peak, or the bytes."""
-        hbm = self.hbm_bytes * chip["clock"] / chip["hbm_bandwidth"]
-        return np.maximum(self.macs / chip["macs_bf16"], hbm)
-
 
 def total(program: Program, plan: Plan, chip: Chip) -> Total:
     """The cost of a program: its computation or its traffic, whichever is longer, after the first
@@ -198,8 +213,9 @@ def total(program: Program, plan: Plan, chip: Chip) -> Total:
 
     walk(program, 1, 1)
     r, width = read(chip), plan.group * s.head_dim
-    largest = np.maximum(3 * s.dim, 2 * s.sessions * s.keys) * width * s.itemsize
+    first_weights, first_keys = s.dim * s.weight_itemsize, 2 * s.sessions * s.keys * s.itemsize
+    largest = np.maximum(3 * first_weights, first_keys) * width
     compute = compute + r.start * (r.copy_latency + largest / r.copy_rate)
-    first = (4 * s.dim + 2 * s.sessions * s.keys) * width * s.itemsize
+    first = (4 * first_weights + first_keys) * width
     traffic = (streamed + first) * chip["clock"] / chip["hbm_bandwidth"]
     return Total(np.maximum(compute, traffic), compute, streamed, macs, code)

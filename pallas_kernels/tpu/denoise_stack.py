@@ -57,7 +57,11 @@ def interpreted(
 
 def shape_of(x: jax.Array, weights: StackWeights, kv: KVBuffer, modulation: jax.Array) -> Shape:
     """The shape of these arguments. Raises NotImplementedError where dtypes are mixed."""
-    mixed = {a.dtype.name for a in jax.tree.leaves((x, weights, kv.k, kv.v, modulation))}
+    eight = weights.matrix_scales is not None
+    matrices = (weights.qkv, weights.out, weights.up, weights.down)
+    others = (weights.q_scale, weights.k_scale, weights.age_k, weights.age_v)
+    same = (x, others, kv.k, kv.v, modulation, () if eight else matrices)
+    mixed = {a.dtype.name for a in jax.tree.leaves(same)}
     if len(mixed) > 1:
         raise NotImplementedError(f"dtypes are mixed ({', '.join(sorted(mixed))}); cast to one")
     layers, dim, _, heads, head_dim = weights.qkv.shape
@@ -74,6 +78,7 @@ def shape_of(x: jax.Array, weights: StackWeights, kv: KVBuffer, modulation: jax.
         ages=weights.age_k.shape[1],
         modulations=modulation.shape[1],
         dtype=x.dtype.name,
+        weight_dtype=weights.up.dtype.name if eight else "",
     )
 
 

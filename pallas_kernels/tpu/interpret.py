@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
+from lsd_jax.ops.eight_bits import eight_bits
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 from pallas_kernels.tpu.kernel import EPSILON
 from pallas_kernels.tpu.plan import Plan
@@ -83,7 +84,7 @@ class Interpreter:
                 self.arrive(ring, layer, tile)
             case Modulate(part):
                 x, (shift, scale, _) = self.buffers["x"], self.rows_of(part, layer)
-                self.buffers["h"] = norm(x) * (1 + scale) + shift
+                self.modulated(norm(x) * (1 + scale) + shift)
             case Project():
                 self.project(layer, tile)
             case Emit():
@@ -95,14 +96,16 @@ class Interpreter:
                 self.attend(layer, tile)
             case ProjectOut():
                 out = self.buffers["out"][self.slot("heads", layer, tile)]
-                self.add(
-                    "attention", layer, self.buffers["attended"] @ out.reshape(-1, out.shape[-1])
-                )
+                attended = self.operand(self.buffers["attended"])
+                share = self.product(*attended, out.reshape(-1, out.shape[-1]), "out", layer)
+                self.add("attention", layer, share)
             case Mlp():
                 slot = self.slot("mlp", layer, tile)
                 up, down = self.buffers["up"][slot], self.buffers["down"][slot]
-                hidden = jax.nn.gelu(self.buffers["h"] @ up, approximate=True)
-                self.add("mlp", layer, hidden @ down)
+                features = slice(tile * plan.chunk, (tile + 1) * plan.chunk)
+                hidden = self.product(*self.h, up, "up", layer, features)
+                hidden = self.operand(jax.nn.gelu(hidden, approximate=True))
+                self.add("mlp", layer, self.product(*hidden, down, "down", layer))
             case Store():
                 self.buffers["x_out"] = self.buffers["x"]
             case Drain():
@@ -148,7 +151,11 @@ class Interpreter:
     def project(self, layer: int, tile: int) -> None:
         s, buffers = self.plan.shape, self.buffers
         weights = buffers["qkv"][self.slot("heads", layer, tile)]
-        q, k, v = jnp.einsum("rd,cgdk->cgrk", buffers["h"], weights)
+        heads = self.heads(tile)
+        scales = self.w.matrix_scales
+        q, k, v = jnp.einsum("rd,cgdk->cgrk", self.h[0], weights) * self.h[1]
+        if scales is not None:
+            q, k, v = (y * scales.qkv[layer, i, heads, None] for i, y in enumerate((q, k, v)))
         cos, sin = jnp.tile(buffers["cos"], (s.rows // buffers["cos"].shape[0], 1)), buffers["sin"]
         sin = jnp.tile(sin, (s.rows // sin.shape[0], 1))
 
@@ -158,8 +165,8 @@ class Interpreter:
 
         # Queries carry the softmax's scale, in powers of 2.
         buffers["q"] = place(q, buffers["q_scale"]) * (s.head_dim**-0.5 / LOG_2)
-        self.set("k_new", self.heads(tile), place(k, buffers["k_scale"]))
-        self.set("v_new", self.heads(tile), v)
+        self.set("k_new", heads, place(k, buffers["k_scale"]))
+        self.set("v_new", heads, v)
 
     def attend(self, layer: int, tile: int) -> None:
         s, buffers, heads = self.plan.shape, self.buffers, self.heads(tile)
@@ -182,6 +189,21 @@ class Interpreter:
             group.append(jnp.einsum("gtn,gnk->tgk", jax.nn.softmax(logits), values))
         buffers["attended"] = jnp.concatenate(group).reshape(s.rows, -1)
 
+    def operand(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What a product with weights takes for `x`, and what the result is multiplied by."""
+        return eight_bits(x) if self.w.matrix_scales is not None else (x, jnp.ones((1, 1)))
+
+    def modulated(self, h: jax.Array) -> None:
+        self.h = self.operand(h)
+        self.buffers["h"] = self.h[0]
+        if self.w.matrix_scales is not None:
+            self.buffers["h_scale"] = self.h[1]
+
+    def product(self, x, scale, weight, name: str, layer: int, columns=slice(None)) -> jax.Array:
+        scales = self.w.matrix_scales
+        by_column = 1.0 if scales is None else getattr(scales, name)[layer, columns]
+        return x @ weight * scale * by_column
+
     def add(self, part: Part, layer: int, share: jax.Array) -> None:
         self.buffers["x"] += self.rows_of(part, layer)[2] * share
 
@@ -195,7 +217,7 @@ class Interpreter:
         return slice(tile * self.plan.group, (tile + 1) * self.plan.group)
 
     def set(self, name: str, index, value) -> None:
-        self.buffers[name] = self.buffers[name].at[index].set(value)
+        self.buffers[name] = self.buffers[name].at[index].set(jnp.asarray(value, jnp.float32))
 
 
 def norm(x: jax.Array) -> jax.Array:

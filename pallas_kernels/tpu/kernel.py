@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from lsd_jax.ops.eight_bits import eight_bits
 from pallas_kernels.tpu import schedule
 from pallas_kernels.tpu.plan import Plan
 from pallas_kernels.tpu.schedule import Loop, Program, Step
@@ -149,7 +150,10 @@ class Machine:
             x = at.x[rows]
             rms = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + EPSILON)
             shift, scale = self.modulation(layer, session, first, first + 1)
-            at.h[rows] = (x * rms * (1 + scale) + shift).astype(at.h.dtype)
+            h = self.operand(x * rms * (1 + scale) + shift)
+            at.h[rows] = h.values
+            if h.scale is not None:
+                at.h_scale[rows] = h.scale
 
         self.for_rows(block)
 
@@ -164,12 +168,14 @@ class Machine:
             start = rows.start % at.cos.shape[0]
             place = pl.ds(start, rows.size)
             cos, sin = at.cos[place], at.sin[place]
-            h = at.h[rows]
+            h = self.modulated(rows)
             for part, (target, first) in enumerate(((at.q, 0), (at.k_new, new), (at.v_new, new))):
                 weight = jnp.concatenate([at.qkv[slot, part, i] for i in group], axis=1)
-                y = dot(h, weight)
+                y = h.times(weight)
                 for i in group:
                     head = y[:, i * k_dim : (i + 1) * k_dim]
+                    if h.scale is not None:
+                        head = head * at.qkv_scale_in[layer, part, pl.ds(new + i, 1)]
                     if part < 2:
                         head = norm(head) * (q_scale if part == 0 else k_scale)
                         head = head * cos + pltpu.roll(head, k_dim // 2, 1) * sin
@@ -215,17 +221,20 @@ class Machine:
         def block(rows: Rows, session: Index) -> None:
             weight = at.out[slot].reshape(-1, self.plan.shape.dim)
             (gate,) = self.modulation(layer, session, 2)
-            at.x[rows] += gate * dot(at.attended[rows], weight)
+            attended = self.operand(at.attended[rows])
+            at.x[rows] += gate * attended.times(weight, self.scale("out", layer))
 
         self.for_rows(block)
 
     def mlp(self, node: schedule.Mlp, layer: Index, tile: Index) -> None:
         at, slot = self.at, self.slot("mlp", layer, tile)
+        features = pl.ds(tile * self.plan.chunk, self.plan.chunk)
 
         def block(rows: Rows, session: Index) -> None:
-            hidden = gelu(dot(at.h[rows], at.up[slot])).astype(at.h.dtype)
+            up_scale = self.scale("up", layer, features)
+            hidden = self.operand(gelu(self.modulated(rows).times(at.up[slot], up_scale)))
             (gate,) = self.modulation(layer, session, 5)
-            at.x[rows] += gate * dot(hidden, at.down[slot])
+            at.x[rows] += gate * hidden.times(at.down[slot], self.scale("down", layer))
 
         self.for_rows(block)
 
@@ -242,6 +251,26 @@ class Machine:
             block(pl.ds(start, rows), session)
 
         loop(s.rows // rows, turn)
+
+    def operand(self, x: jax.Array) -> Operand:
+        """What a product with weights takes for `x [R, C]`."""
+        if not self.plan.shape.weight_dtype:
+            return Operand(x.astype(self.plan.shape.dtype))
+        values, scale = eight_bits(x.astype(jnp.float32))
+        return Operand(values.astype(jnp.int32).astype(jnp.int8), scale)
+
+    def modulated(self, rows: Rows) -> Operand:
+        """What `Modulate` left of these rows."""
+        eight = bool(self.plan.shape.weight_dtype)
+        return Operand(self.at.h[rows], self.at.h_scale[rows] if eight else None)
+
+    def scale(
+        self, name: str, layer: Index, columns: Rows | slice = slice(None)
+    ) -> jax.Array | None:
+        """The scales `[1, C]` of columns of int8 weights; None for other weights."""
+        if not self.plan.shape.weight_dtype:
+            return None
+        return getattr(self.at, f"{name}_scale_in")[pl.ds(layer, 1), columns]
 
     def modulation(self, layer: Index, session: Index, *rows: int) -> list[jax.Array]:
         """Some rows `[1, D]` of shift, scale, gate, shift, scale, gate, in float32."""
@@ -287,6 +316,21 @@ EMIT = {
 
 
 @dataclass(frozen=True)
+class Operand:
+    """Rows `[R, C]` to multiply with weights: as they are, or int8 with a scale for each row."""
+
+    values: jax.Array
+    scale: jax.Array | None = None
+
+    def times(self, weight: jax.Array, weight_scale: jax.Array | None = None) -> jax.Array:
+        """The product in float32, its columns scaled if they are to be."""
+        product = dot(self.values, weight)
+        if self.scale is not None:
+            product = product.astype(jnp.float32) * self.scale
+        return product if weight_scale is None else product * weight_scale
+
+
+@dataclass(frozen=True)
 class Softmax:
     """Attention so far: weighted values `[Q, K]`, and sums of the weights `[Q, 1]`."""
 
@@ -309,12 +353,12 @@ class Softmax:
 
 
 def dot(a: jax.Array, b: jax.Array, transposed: bool = False) -> jax.Array:
-    """`a @ b`, or `a @ b.T`, in float32; float32 operands keep all of their bits."""
+    """`a @ b`, or `a @ b.T`, in float32, or of int8 in int32; float32 operands keep all of their
+    bits."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    out = jnp.int32 if a.dtype == jnp.int8 else jnp.float32
     dimensions = (((1,), (1 if transposed else 0,)), ((), ()))
-    return jax.lax.dot_general(
-        a, b, dimensions, precision=precision, preferred_element_type=jnp.float32
-    )
+    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=out)
 
 
 def add_row(x: jax.Array, row: jax.Array) -> jax.Array:

@@ -50,6 +50,8 @@ def launch(
         "age_k_in": weights.age_k,
         "age_v_in": weights.age_v,
     }
+    if (scales := weights.matrix_scales) is not None:
+        small |= {f"{name}_scale_in": scale for name, scale in vars(scales).items()}
     streamed = {
         "qkv_hbm": jnp.transpose(weights.qkv, (0, 2, 3, 1, 4)),
         "out_hbm": weights.out,

@@ -73,7 +73,8 @@ class Plan:
         s, width = self.shape, self.group * self.shape.head_dim
         group, k, ring = self.group, s.head_dim, self.ahead
         ages = Buffer((s.layers, s.ages, s.heads, k), "float32")
-        return {
+        weights = s.weight_dtype or s.dtype
+        kept = {
             "x": Buffer((s.rows, s.dim), "float32"),
             "cos": Buffer((larger(self.rows, s.tokens), k), "float32"),
             "sin": Buffer((larger(self.rows, s.tokens), k), "float32"),
@@ -81,18 +82,19 @@ class Plan:
             "k_scale": Buffer((s.layers, k), "float32"),
             "age_k": ages,
             "age_v": ages,
-            "h": Buffer((s.rows, s.dim), s.dtype),
+            "h": Buffer((s.rows, s.dim), weights),
             "q": Buffer((group, s.rows, k), s.dtype),
             "k_new": Buffer((s.heads, s.rows, k), s.dtype),
             "v_new": Buffer((s.heads, s.rows, k), s.dtype),
             "attended": Buffer((s.rows, width), s.dtype),
-            "qkv": Buffer((ring, 3, group, s.dim, k), s.dtype),
-            "out": Buffer((ring, group, k, s.dim), s.dtype),
+            "qkv": Buffer((ring, 3, group, s.dim, k), weights),
+            "out": Buffer((ring, group, k, s.dim), weights),
             "k": Buffer((ring, s.sessions, group, s.keys, k), s.dtype),
             "v": Buffer((ring, s.sessions, group, s.keys, k), s.dtype),
-            "up": Buffer((self.ahead, s.dim, self.chunk), s.dtype),
-            "down": Buffer((self.ahead, self.chunk, s.dim), s.dtype),
+            "up": Buffer((self.ahead, s.dim, self.chunk), weights),
+            "down": Buffer((self.ahead, self.chunk, s.dim), weights),
         }
+        return kept | ({"h_scale": Buffer((s.rows, 1), "float32")} if s.weight_dtype else {})
 
     @cached_property
     def arguments(self) -> dict[str, Buffer]:
@@ -100,7 +102,13 @@ class Plan:
         s = self.shape
         ages = Buffer((s.layers, s.ages, s.heads, s.head_dim), s.dtype)
         table = Buffer((s.tokens, s.head_dim // 2), "float32")
-        return {
+        scales = {
+            "qkv_scale": Buffer((s.layers, 3, s.heads, s.head_dim), "float32"),
+            "out_scale": Buffer((s.layers, s.dim), "float32"),
+            "up_scale": Buffer((s.layers, s.mlp), "float32"),
+            "down_scale": Buffer((s.layers, s.dim), "float32"),
+        }
+        return (scales if s.weight_dtype else {}) | {
             "x_in": Buffer((s.rows, s.dim), s.dtype),
             "x_out": Buffer((s.rows, s.dim), s.dtype),
             "bias_in": Buffer((s.sessions, 1, s.keys), "float32"),

@@ -40,7 +40,7 @@ def choose(shape: Shape, chip_name: str) -> Choice:
 @lru_cache(maxsize=64)
 def choose_for(shape: Shape, chip: Chip) -> Choice:
     """`choose` on any chip."""
-    check(shape)
+    check(shape, chip)
     options = plans(shape)
     costs = total(program(options), options, chip)
     room = limit_bytes(chip) - SPARE_BYTES
@@ -57,10 +57,10 @@ def choose_for(shape: Shape, chip: Chip) -> Choice:
 
 
 def choose_cycles(shapes: list[Shape], chip: Chip) -> np.ndarray:
-    """Cycles of the plan that `choose` takes for each of these shapes, of one dtype and one row of
-    modulation a layer; infinity where it refuses."""
+    """Cycles of the plan that `choose` takes for each of these shapes, of the same dtypes and one
+    row of modulation a layer; infinity where it refuses."""
     cycles = np.full(len(shapes), np.inf)
-    taken = [i for i, shape in enumerate(shapes) if _refusal(shape) is None]
+    taken = [i for i, shape in enumerate(shapes) if _refusal(shape, chip) is None]
     for first in range(0, len(taken), TOGETHER):
         numbers = taken[first : first + TOGETHER]
         options = [plans(shapes[i]) for i in numbers]
@@ -69,10 +69,11 @@ def choose_cycles(shapes: list[Shape], chip: Chip) -> np.ndarray:
         sizes: dict[str, Any] = {
             name: np.repeat([getattr(shapes[i], name) for i in numbers], counts)
             for name in Shape.__dataclass_fields__
-            if name != "dtype"
+            if "dtype" not in name
         }
+        dtypes = {name: getattr(shapes[numbers[0]], name) for name in ("dtype", "weight_dtype")}
         tiles: Any = (np.concatenate(each) for each in zip(*map(tiles_of, options), strict=True))
-        many: Any = Plan(Shape(**sizes, dtype=shapes[numbers[0]].dtype), *tiles)
+        many: Any = Plan(Shape(**sizes, **dtypes), *tiles)
         costs = total(program(many), many, chip)
         fits = many.vmem_bytes <= limit_bytes(chip) - SPARE_BYTES
         best = preferred(costs, fits, starts)
@@ -103,15 +104,17 @@ def limit_bytes(chip: Chip) -> int:
     return int(chip["vmem_bytes"]) // XLA_SHARE * (XLA_SHARE - 1)
 
 
-def check(shape: Shape) -> None:
+def check(shape: Shape, chip: Chip) -> None:
     """Raises NotImplementedError where the kernel's layouts do not hold this shape."""
-    if refusal := _refusal(shape):
+    if refusal := _refusal(shape, chip):
         raise NotImplementedError(refusal)
 
 
-def _refusal(shape: Shape) -> str | None:
+def _refusal(shape: Shape, chip: Chip) -> str | None:
     if shape.dtype not in ("bfloat16", "float32"):
         return f"{shape.dtype} is not streamed; use bfloat16"
+    if shape.weight_dtype and not chip["ops_int8"]:
+        return f"{chip.name} has no matrix unit for int8; leave the weights in {shape.dtype}"
     sublanes = 32 // shape.itemsize
     for name, multiple in (
         ("dim", LANES),
@@ -135,7 +138,7 @@ def plans(shape: Shape) -> Any:
     chunks = [n for n in range(LANES, shape.mlp + 1, LANES) if shape.mlp % n == 0]
     whole = shape.rows if shape.modulations == 1 else shape.tokens
     blocks = {whole, *BLOCKS} | {shape.tokens}
-    sublanes = 32 // shape.itemsize
+    sublanes = 32 // min(shape.itemsize, shape.weight_itemsize)
     takes = [n for n in blocks if n <= BLOCKS[0] and n % sublanes == 0]
     rows = [n for n in takes if whole % n == 0 and _fits_sessions(n, shape)]
     queries = [n for n in takes if shape.tokens % n == 0]

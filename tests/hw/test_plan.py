@@ -21,9 +21,10 @@ V6E, TRN2 = chips.load("v6e"), chips.load("trn2")
 REFERENCE = configs.load("reference")
 
 
+@pytest.mark.parametrize("weights", ["", "int8"])
 @pytest.mark.parametrize("name", ["micro", "tiny", "small", "base", "lucy_1080p"])
-def test_what_is_held_is_what_the_arrays_are(name):
-    config = configs.load(name)
+def test_what_is_held_is_what_the_arrays_are(name, weights):
+    config = configs.override(configs.load(name), [f"stream.weight_dtype={weights}"])
     sizes, kept = info.sizes(config), held(config)
     assert parameters(config.model) == sizes["parameters"]
     assert kept.weights == sizes["weight_bytes"]
@@ -52,6 +53,17 @@ def test_the_stack_takes_what_its_kernel_says():
     assert stages["pass 0: stack"].ms == pytest.approx(1e3 * cycles / V6E["clock"])
     assert plan.ms == pytest.approx(sum(stage.ms for stage in plan.stages))
     assert plan.fits and plan.kind == "modelled"
+
+
+def test_eight_bits_are_planned_and_proposed_where_they_help():
+    v5e, base = chips.load("v5e"), configs.load("base")
+    eight = configs.override(base, ["stream.weight_dtype=int8"])
+    fast, now = plan_frame(eight, v5e), plan_frame(base, v5e)
+    assert fast.ms < 0.8 * now.ms and fast.held.weights < now.held.weights
+    proposed = {change.what: change.ms for change in capacity.helpful(base, v5e, 1, most=99)}
+    assert proposed["weights in int8"] == pytest.approx(fast.ms)
+    left = plan_frame(eight, chips.load("tpu7x"))
+    assert any("tpu7x has no matrix unit for int8" in note for note in left.notes)
 
 
 @pytest.mark.parametrize(("name", "ranks"), [("tiny", 1), ("reference", 2)])

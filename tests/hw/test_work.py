@@ -17,7 +17,7 @@ CASES = {
     "micro": [],
     "tiny": ["stream.passes=3", "model.sinks=2"],
     "small": ["model.width=384", "model.controls="],
-    "base": ["model.head_width=64", "stream.passes=2"],
+    "base": ["model.head_width=64", "stream.passes=2", "stream.weight_dtype=int8"],
     "lucy_1080p": [],
 }
 

@@ -94,6 +94,14 @@ def test_without_a_neuron_device_the_kernel_refuses_and_says_why(model):
         stream.compile_stream(stream.prepare(model, config), config)
 
 
+def test_weights_in_eight_bits_are_refused(model):
+    config = dataclasses.replace(
+        CONFIG, stream=StreamConfig(backend="nki-sim", weight_dtype="int8")
+    )
+    with pytest.raises(ValueError, match="backend nki-sim: int8 weights.*weight_dtype empty"):
+        stream.compile_stream(stream.prepare(model, config), config)
+
+
 def test_a_single_thread_is_refused_rather_than_waited_for(monkeypatch):
     monkeypatch.setattr(backend, "threads", lambda: 1)
     monkeypatch.setattr(backend.jax, "devices", lambda: [None])

@@ -55,6 +55,15 @@ def test_the_compiler_takes_the_megakernel_as_one_launch(small):
 
 
 @needs_libtpu
+def test_the_compiler_takes_weights_in_eight_bits(small):
+    _, whole = small
+    eight = aot.compile_for("v6e", CASE, OPTIONS | {"weight_dtype": "int8"})
+    assert eight.launches == 1 and eight.cycles
+    weights = SMALL.layers * SMALL.matrix_weights
+    assert whole.argument_bytes - eight.argument_bytes > 0.9 * weights
+
+
+@needs_libtpu
 def test_what_was_compiled_is_not_compiled_again(small, monkeypatch):
     folder, found = small
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))

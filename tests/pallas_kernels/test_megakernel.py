@@ -15,6 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from lsd_jax import ring
 from lsd_jax.config import ModelConfig
 from lsd_jax.ops.denoise_stack import denoise_stack
+from lsd_jax.quantize import quantize_stack
 from pallas_kernels.tpu import schedule
 from pallas_kernels.tpu.denoise_stack import as_seam, interpreted
 from pallas_kernels.tpu.interpret import interpret
@@ -113,6 +114,36 @@ def test_large_logits_do_not_overflow():
     args = x, weights, dataclasses.replace(kv, k=kv.k * 1.6), bias, modulation, rope
     ours = jax.jit(interpreted)(*args)
     assert_near(ours, jax.jit(denoise_stack)(*args), TOLERANCE["float32"])
+
+
+def in_eight_bits(args, dtype="float32"):
+    x, weights, *rest = args
+    return x, quantize_stack(weights, dtype), *rest
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "tiles"),
+    [
+        ("float32", dict(b=1), dict(group=2, chunk=256)),  # whole rows, as the specification
+        ("bfloat16", dict(b=2, heads=4, mlp=384), dict(group=2)),
+    ],
+)
+def test_weights_in_eight_bits(dtype, shape, tiles):
+    exact = arguments(**shape)
+    args = in_eight_bits(exact)
+    x, _, *rest = arguments(dtype, **shape)
+    given = x, quantize_stack(exact[1], dtype), *rest
+    ours = run(given, plan_of(given, **tiles))
+    theirs = jax.jit(denoise_stack)(*args)
+    assert_near(ours, theirs, 1e-4 if tiles == dict(group=2, chunk=256) else 2.5e-2)
+    assert_near(theirs, jax.jit(denoise_stack)(*exact), 2.5e-2)
+
+
+def test_the_interpreter_rounds_to_eight_bits_where_the_kernel_does():
+    args = in_eight_bits(arguments(**SMALL))
+    plan = plan_of(args)
+    assert plan.buffers["h"].dtype == plan.buffers["qkv"].dtype == "int8"
+    assert_near(run(args, plan), as_seam(plan, interpret(plan, PROGRAM, *args)), 1e-4)
 
 
 SMALL = dict(layers=2, heads=2, mlp=256, slots=2)
