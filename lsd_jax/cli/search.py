@@ -67,7 +67,8 @@ def searched(args: argparse.Namespace) -> None:
     seconds = time.monotonic() - started
     table = Table(title=f"{found.candidates:,} architectures for {chip.name} in {seconds:.1f} s")
     for heading in ("config", "ms a frame", "expected error", "parameters", "passes"):
-        table.add_column(heading, justify="left" if heading == "config" else "right")
+        justify = "left" if heading == "config" else "right"
+        table.add_column(heading, justify=justify, overflow="fold")
     for point in found.front:
         table.add_row(
             point.config.name, f"{point.plan.ms:.3f}", f"{point.predicted_loss:.4f}",

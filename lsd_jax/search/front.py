@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,8 @@ class Searched:
 def search(
     base: Config, chip: Chip, law: Law, fps: float, sessions: int = 1, params_max: float = 0.0
 ) -> Searched:
-    """Searches all architectures with the pictures, history and precision of `base`.
+    """Searches all architectures with the pictures and history of `base`, its precision, and
+    weights in int8 where the chip multiplies those.
 
     Args:
         fps: frames a second that each of `sessions` streams on one core needs.
@@ -50,17 +51,20 @@ def search(
 
     Raises ValueError, by how much, where not even the fastest holds the rate.
     """
-    space = enumerate_all(base)
-    if not len(space):
+    spaces = [enumerate_all(choice) for choice in precisions(base, chip)]
+    if not len(spaces[0]):
         raise ValueError(f"no patch of the space divides {base.model.width}x{base.model.height}")
-    ms = fast.frame_ms(space, chip)
+    ms = np.concatenate([fast.frame_ms(space, chip) for space in spaces])
+    parameters = np.concatenate([space.parameters for space in spaces])
     budget = 1000 / fps / sessions
-    allowed = fast.fits(space, chip, sessions) & supported(space)
-    allowed &= space.parameters <= (params_max or np.inf)
+    allowed = np.concatenate(
+        [fast.fits(space, chip, sessions) & supported(space) for space in spaces]
+    )
+    allowed &= parameters <= (params_max or np.inf)
     if not allowed.any():
         raise ValueError(
             f"nothing of at most {params_max:,.0f} parameters fits; the smallest of all has "
-            f"{space.parameters.min():,}"
+            f"{parameters.min():,}"
         )
     within = np.flatnonzero(allowed & (ms <= budget))
     if not len(within):
@@ -69,12 +73,20 @@ def search(
             f"nothing holds {fps:g} fps for {sessions} sessions on a core of {chip.name}: the "
             f"fastest takes {least:.2f} ms, {least / budget:.1f} times the {budget:.2f} ms of each"
         )
-    losses = law.predict(space.where(within), space.passes[within])
+    losses = np.concatenate([law.predict(space, space.passes) for space in spaces])[within]
     chosen = within[spread(ms[within], losses)]
-    found = [planned(space, int(i), chip, law) for i in chosen]
+    places = (divmod(int(i), len(spaces[0])) for i in chosen)  # all of them are as long
+    found = [planned(spaces[which], i, chip, law) for which, i in places]
     found = [point for point in found if point.plan.ms <= budget]  # the fast path is a little off
     front = [found[i] for i in pareto(*figures(found))]
-    return Searched(len(space), len(within), ms[within], losses, front)
+    return Searched(len(ms), len(within), ms[within], losses, front)
+
+
+def precisions(base: Config, chip: Chip) -> list[Config]:
+    """The base as it is and, on a chip with matrix units for int8, with such weights."""
+    if chip.family != "tpu" or not chip["ops_int8"] or base.stream.weight_dtype:
+        return [base]
+    return [base, replace(base, stream=replace(base.stream, weight_dtype="int8"))]
 
 
 def figures(found: list[Found]) -> tuple[np.ndarray, np.ndarray]:
@@ -102,15 +114,16 @@ def spread(ms: np.ndarray, losses: np.ndarray) -> np.ndarray:
 def planned(space: Candidates, i: int, chip: Chip, law: Law) -> Found:
     """A candidate by the planner proper."""
     model = space.model(i)
-    config = space.config(i, name_of(model, chip))
+    config = space.config(i, name_of(model, chip, space.base.stream.weight_dtype))
     loss = float(law.predict(model, int(space.passes[i])))
     return Found(config, plan_frame(config, chip), loss, int(space.parameters[i]))
 
 
-def name_of(model: ModelConfig, chip: Chip) -> str:
-    """Such as `v6e-512x6`: chip, width and depth, and heads, MLP and patch."""
+def name_of(model: ModelConfig, chip: Chip, weight_dtype: str = "") -> str:
+    """Such as `v6e-512x6`: chip, width and depth, and heads, MLP, patch and dtype of weights."""
     shape = f"{model.dim}x{model.layers}"
-    return f"{chip.name}-{shape}-h{model.heads}x{model.head_dim}-m{model.mlp}-p{model.patch}"
+    name = f"{chip.name}-{shape}-h{model.heads}x{model.head_dim}-m{model.mlp}-p{model.patch}"
+    return f"{name}-{weight_dtype}" if weight_dtype else name
 
 
 def source(config: Config, docstring: str) -> str:

@@ -56,7 +56,7 @@ v5e and v6e, with plans of ours and worse ones. `python -m benchmarks.prediction
 them on other shapes. Copies: our reading of the same compiler's profile of single ones."""
 
 REGISTER = 1024  # elements of a vector register
-ROUNDING = 8  # operations that bring an element into eight bits
+ROUNDING = 14  # operations that bring an element into eight bits, fitted to two stacks on a v6e
 SCALING = 3  # of an element of a product of int8: from int32, and by two scales
 UPDATE = 24  # operations of an element of the residual stream: its product comes, `x += gate * y`
 
