@@ -47,7 +47,7 @@ def planned(config: Any, chip: Any, args: argparse.Namespace) -> dict[str, Any]:
 
     plan = capacity.fastest(config, chip, args.chips)
     sessions = capacity.sessions_per_chip(config, chip, args.fps)
-    changes = capacity.helpful(config, chip, args.chips)
+    changes = capacity.helpful(config, chip, plan)
     hourly = None
     if args.price is not None and capacity.holds(plan, args.fps):
         hourly = args.price / sessions if sessions else args.price * chips_of(plan, chip)

@@ -80,16 +80,16 @@ def sessions_together(config: Config, chip: Chip, ranks: int, fps: int | float) 
     return low
 
 
-def helpful(config: Config, chip: Chip, chips: int, most: int = 3) -> list[Change]:
-    """The changes of a setting that save most, each planned anew on the same chips."""
-    now = fastest(config, chip, chips).ms
+def helpful(config: Config, chip: Chip, plan: FramePlan, most: int = 3) -> list[Change]:
+    """The changes of a setting that save most of a plan of one stream, each planned anew on as many
+    cores."""
     found = []
     for what, changed in variations(config, chip):
         try:
-            ms = fastest(changed, chip, chips).ms
+            ms = plan_frame(changed, chip, plan.ranks).ms
         except ValueError:
             continue
-        if ms < 0.99 * now:
+        if ms < 0.99 * plan.ms:
             found.append(Change(what, ms))
     return sorted(found, key=lambda change: change.ms)[:most]
 

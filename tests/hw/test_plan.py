@@ -60,7 +60,7 @@ def test_eight_bits_are_planned_and_proposed_where_they_help():
     eight = configs.override(base, ["stream.weight_dtype=int8"])
     fast, now = plan_frame(eight, v5e), plan_frame(base, v5e)
     assert fast.ms < 0.8 * now.ms and fast.held.weights < now.held.weights
-    proposed = {change.what: change.ms for change in capacity.helpful(base, v5e, 1, most=99)}
+    proposed = {change.what: change.ms for change in capacity.helpful(base, v5e, now, most=99)}
     assert proposed["weights in int8"] == pytest.approx(fast.ms)
     left = plan_frame(eight, chips.load("tpu7x"))
     assert any("tpu7x has no matrix unit for int8" in note for note in left.notes)
@@ -120,8 +120,8 @@ def test_sessions_of_a_chip_are_the_most_that_hold_the_rate():
 
 def test_changes_that_help_are_sorted_and_do_help():
     slow = configs.override(REFERENCE, ["stream.passes=4", "stream.compute_dtype=float32"])
-    now = capacity.fastest(slow, V6E).ms
-    changes = capacity.helpful(slow, V6E, 1)
+    plan = capacity.fastest(slow, V6E)
+    now, changes = plan.ms, capacity.helpful(slow, V6E, plan)
     assert len(changes) == 3 and changes == sorted(changes, key=lambda change: change.ms)
     assert all(change.ms < now for change in changes)
     assert "bfloat16 instead of float32" in [change.what for change in changes]
