@@ -132,7 +132,7 @@ class StreamConfig:
     passes: int = 1
     history_level: float = 0.0  # 0: history is taken as clean; 1: as worthless
     compute_dtype: str = "float32"
-    weight_dtype: str = ""  # of the blocks' matrices: int8, or empty for the compute dtype
+    weight_dtype: str = ""  # of the blocks' matrices: int8, float8_e4m3, or as they are computed
     backend: str = "auto"  # of the ops; auto: the first that does not refuse
 
     def __post_init__(self):
@@ -142,8 +142,8 @@ class StreamConfig:
         )
         _require_dtype(self.compute_dtype)
         _require(
-            self.weight_dtype in ("", "int8"),
-            f"unknown weight_dtype {self.weight_dtype!r}; known: int8, or empty",
+            self.weight_dtype in ("", "int8", "float8_e4m3"),
+            f"unknown weight_dtype {self.weight_dtype!r}; known: int8, float8_e4m3, or empty",
         )
 
 

@@ -51,7 +51,8 @@ def export(
     if out.exists():
         raise ValueError(f"{out} exists; give another folder")
     target, lnc = TARGETS[chip.name]
-    stack = stack_of(config.model, config.stream.compute_dtype)
+    dtype, weight_dtype = config.stream.compute_dtype, config.stream.weight_dtype
+    stack = stack_of(config.model, dtype, weight_dtype=weight_dtype)
     shapes = share(stack, cores=lnc, sbuf_bytes=int(chip["sbuf_bytes_per_partition"]))
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -69,8 +70,9 @@ def export(
         commands = [COMPILE.format(target=target, lnc=lnc), PROFILE]
         (beside / "commands.sh").write_text("#!/bin/sh -e\n" + "\n".join(commands) + "\n")
         manifest = {
-            "config": config.name, "chip": chip.name, "cores": lnc, "compute_dtype":
-            config.stream.compute_dtype, "kernel": "custom call" if _compat.REAL else "plain XLA",
+            "config": config.name, "chip": chip.name, "cores": lnc, "compute_dtype": dtype,
+            "weight_dtype": weight_dtype or dtype,
+            "kernel": "custom call" if _compat.REAL else "plain XLA",
             "weights": None if denoiser is None else "packed_weights.npy",
             "shapes": bench.vars_of(shapes), "commands": commands,
             "note": "nothing here has run on hardware yet",

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lsd_jax.matrices import MATRICES
-from lsd_jax.ops.eight_bits import eight_bits
+from lsd_jax.ops.eight_bits import LARGEST, scaled
 from lsd_jax.types import MatrixScales, StackWeights
 
 FORMATS = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
@@ -54,17 +54,22 @@ def dequantize(params: dict) -> dict:
     return jax.tree.map(restore, params, is_leaf=lambda x: isinstance(x, dict) and set(x) == _LEAF)
 
 
-def quantize_stack(weights: StackWeights, dtype: Any) -> StackWeights:
-    """The matrices in int8, each column scaled by its largest weight; the rest in `dtype`.
+def quantize_stack(weights: StackWeights, dtype: Any, weight_dtype: str = "int8") -> StackWeights:
+    """The matrices in eight bits, with scales as `ops.eight_bits` says; the rest in `dtype`.
 
     Weights that were int8 before, as `quantize` makes them, move by one step at most: where the
     largest is -128, the others are rounded again.
     """
 
     def shrink(name: str) -> tuple[jax.Array, jax.Array]:
+        matrix = getattr(weights, name).astype(jnp.float32)
         summed = MATRICES["stack", name].summed
-        values, scale = eight_bits(getattr(weights, name).astype(jnp.float32), summed)
-        return values.astype(jnp.int8), jnp.squeeze(scale, summed)
+        apart = (0, 2) if name == "qkv" else (0,)  # of a float8 matrix, those with a scale each
+        among = tuple(axis for axis in range(matrix.ndim) if axis not in apart)
+        axes = summed if weight_dtype == "int8" else among
+        values, scale = scaled(matrix, LARGEST[weight_dtype], axes)
+        values = jnp.round(values) if weight_dtype == "int8" else values
+        return values.astype(weight_dtype), jnp.squeeze(scale, summed)
 
     found = {field.name: shrink(field.name) for field in fields(MatrixScales)}
     scales = MatrixScales(**{name: scale for name, (_, scale) in found.items()})

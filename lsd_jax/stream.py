@@ -37,8 +37,8 @@ class StreamModel:
 
 
 def prepare(denoiser: Denoiser, config: Config) -> StreamModel:
-    """Casts the weights to the compute dtype, those of the blocks to int8 where the config says so,
-    and tabulates modulation, once at load."""
+    """Casts the weights to the compute dtype, those of the blocks to eight bits where the config
+    says so, and tabulates modulation, once at load."""
     levels = diffusion.pass_levels(config.stream.passes)
     zero, step = jnp.zeros(1), jnp.full(1, diffusion.step_size(config.stream.passes))
     passes = [denoiser.modulation(jnp.full(1, t), zero, step) for t in levels]
@@ -48,7 +48,8 @@ def prepare(denoiser: Denoiser, config: Config) -> StreamModel:
     ready = jax.tree.map(lambda x: x.astype(dtype), model)
     if not config.stream.weight_dtype:
         return ready
-    blocks = quantize_stack(denoiser.stack.weights(), dtype)  # as they were before the cast
+    whole = denoiser.stack.weights()  # as they were before the cast
+    blocks = quantize_stack(whole, dtype, config.stream.weight_dtype)
     return replace(ready, denoiser=ready.denoiser.with_blocks(blocks))
 
 

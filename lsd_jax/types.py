@@ -52,12 +52,13 @@ class Rope:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MatrixScales:
-    """What the columns of int8 matrices are to be multiplied by, float32."""
+    """What the results of matrices in eight bits are to be multiplied by, float32: a number for
+    each column, or one (axes of 1) for all of a matrix."""
 
-    qkv: Float[Array, "l 3 h k"]
-    out: Float[Array, "l d"]
-    up: Float[Array, "l m"]
-    down: Float[Array, "l d"]
+    qkv: Float[Array, "l 3 h k"] | Float[Array, "l 3 1 1"]
+    out: Float[Array, "l d"] | Float[Array, "l 1"]
+    up: Float[Array, "l m"] | Float[Array, "l 1"]
+    down: Float[Array, "l d"] | Float[Array, "l 1"]
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +66,8 @@ class MatrixScales:
 class StackWeights:
     """The weights of all blocks, stacked over layers: what a kernel streams from memory.
 
-    The matrices `qkv`, `out`, `up` and `down` are int8 where there are `matrix_scales`.
+    The matrices `qkv`, `out`, `up` and `down` are of eight bits, int8 or float8_e4m3, where there
+    are `matrix_scales`.
     """
 
     qkv: Float[Array, "l d 3 h k"] | Int[Array, "l d 3 h k"]

@@ -220,7 +220,8 @@ def add_result(acc, bank, head, lane, lanes, n, first):
 
 
 def divide(s, c, t, acc):
-    """Divides by the sums, and puts features on partitions again, in place of the queries."""
+    """Divides by the sums, and puts features on partitions again, in place of the queries or, to
+    be multiplied in eight bits, beside them."""
     lanes = s["lanes"][t]
     per = c["half"] // LANE
     sums = nl.ndarray((LANE, s["heads"], 4), dtype=nl.float32, name="sums")
@@ -243,6 +244,6 @@ def divide(s, c, t, acc):
             begin = lanes[first][0]
             end = lanes[last - 1][0] + lanes[last - 1][1]
             nisa.tensor_copy(
-                dst=c["q"][:, head, begin:end], src=bank[:, 0 : end - begin],
+                dst=c["attended"][:, head, begin:end], src=bank[:, 0 : end - begin],
                 engine=nisa.engine.scalar,
             )  # fmt: skip

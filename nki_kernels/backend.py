@@ -83,10 +83,10 @@ def _on_device(shapes: Shapes, *arguments: Array):
 
 
 def _simulate(shapes: Shapes, *arguments: Array):
-    x, packed = arguments[:2]
+    x = arguments[0]
     width = arguments[2].shape[-1]
     rows = jax.ShapeDtypeStruct(
-        (shapes.layers, shapes.sessions, shapes.tokens, width), packed.dtype
+        (shapes.layers, shapes.sessions, shapes.tokens, width), arguments[2].dtype
     )
     out = jax.ShapeDtypeStruct(x.shape, jnp.float32)
 

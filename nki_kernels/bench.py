@@ -9,7 +9,14 @@ from typing import Any
 import jax
 
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.stack import StackShape, abstract_arguments, least_bytes, least_macs, stack_of
+from lsd_jax.hw.stack import (
+    StackShape,
+    abstract_arguments,
+    attended_macs,
+    dense_macs,
+    least_bytes,
+    stack_of,
+)
 from nki_kernels import pack
 from nki_kernels.denoise_stack import make_kernel
 from nki_kernels.plan import LANE, Shapes, share
@@ -58,7 +65,7 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
         if together > chip["physical_cores_per_logical"]:
             continue
         try:
-            shapes = shapes_of(config.model, chip, ranks, together)
+            shapes = shapes_of(config.model, chip, ranks, together, config.stream.weight_dtype)
         except NotImplementedError as refusal:
             found.append(refused(impl, chip, ranks, str(refusal)))
             continue
@@ -69,7 +76,7 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
         found.append({
             "impl": impl, "chip": chip.name, "kind": "modelled", "cores": ranks,
             "floor_us": 1e6 * max(
-                2 * least_macs(shapes.stack) / chip["pe_flops_bf16"],
+                least_seconds(shapes.stack, chip),
                 least_bytes(shapes.stack) / chip["hbm_bandwidth"],
             ),
             "mxu_busy": shown["pe_busy"], "vmem_peak_bytes": None, "launches": 1, "libtpu": None,
@@ -77,6 +84,12 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
             "frame_us": frame_us, "frame_us_with_launch": frame_us + launch_us, **shown,
         })  # fmt: skip
     return found
+
+
+def least_seconds(stack: StackShape, chip: Chip) -> float:
+    """Of all multiply-adds of a pass at the tensor engine's peak."""
+    dense = chip["pe_flops_fp8" if stack.weight_dtype else "pe_flops_bf16"]
+    return 2 * (dense_macs(stack) / dense + attended_macs(stack) / chip["pe_flops_bf16"])
 
 
 def stack_seconds(stack: StackShape, chip: Chip, ranks: int) -> tuple[float, str, str]:
@@ -114,10 +127,13 @@ def refused(impl: str, chip: Chip, ranks: int, why: str) -> dict[str, Any]:
             "refused": why}  # fmt: skip
 
 
-def shapes_of(model: Any, chip: Chip, ranks: int = 1, cores: int = 1) -> Shapes:
+def shapes_of(
+    model: Any, chip: Chip, ranks: int = 1, cores: int = 1, weight_dtype: str = ""
+) -> Shapes:
     """The sizes of one pass of a `lsd_jax.config.ModelConfig`, in bfloat16."""
     limit = int(chip["sbuf_bytes_per_partition"])
-    return share(stack_of(model, "bfloat16"), ranks, cores, sbuf_bytes=limit)
+    stack = stack_of(model, "bfloat16", weight_dtype=weight_dtype)
+    return share(stack, ranks, cores, sbuf_bytes=limit)
 
 
 def alone(shapes: Shapes, pinned: int) -> Shapes:
@@ -147,6 +163,6 @@ def arguments(shapes: Shapes) -> list[jax.ShapeDtypeStruct]:
         return pack.pack_call(*arguments, shapes=shapes)
 
     blocks = (shapes.cores, shapes.layers, shapes.first_block["end"], LANE, shapes.block)
-    packed = jax.ShapeDtypeStruct(blocks, weights.qkv.dtype)
+    packed = jax.ShapeDtypeStruct(blocks, weights.up.dtype)
     first, *rest = jax.eval_shape(call, x, weights, kv, bias, modulation, rope)
     return [first, packed, *rest]

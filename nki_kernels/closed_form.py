@@ -59,6 +59,8 @@ def stacks_seconds(shapes: list[StackShape], chip: Chip) -> np.ndarray:
 
 
 def _seconds(shape: StackShape, chip: Chip) -> float:
+    if shape.weight_dtype:
+        return np.inf  # it is of bfloat16 alone
     try:
         share(shape, sbuf_bytes=int(chip["sbuf_bytes_per_partition"]))
     except NotImplementedError:

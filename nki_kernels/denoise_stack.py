@@ -34,6 +34,7 @@ from nki_kernels._compat import nccl, nisa, nki, nl
 from nki_kernels.attention import attention, fetch_chunk, gather_key_ages
 from nki_kernels.plan import LANE, TOKENS, Shapes
 from nki_kernels.tiles import (
+    contract,
     inverse_rms,
     make_ring,
     next_block,
@@ -91,6 +92,7 @@ def constants(shapes: Shapes) -> dict:
         "across": shapes.dim // LANE, "dim": shapes.dim, "heads": shapes.heads,
         "width": shapes.heads * LANE, "inner": shapes.mlp // LANE, "slots": shapes.slots,
         "ages": shapes.ages, "ranks": shapes.ranks, "cores": shapes.cores,
+        "eight": bool(shapes.weight_dtype),
         "pieces": pieces, "blocks": blocks,
         "block": shapes.block, "columns": min(TOKENS, shapes.tokens),
         "tiles": tuple(shapes.token_tiles),
@@ -120,17 +122,19 @@ def body(
 ):
     """All layers over all sessions.
 
-    Args (all @ HBM; C is the compute dtype, that of `weights`):
+    Args (all @ HBM; C is the compute dtype):
         s: `constants` of the shapes.
         x: [B, 128, D1, T] float32, residual stream, features on partitions.
-        weights: [cores, L, blocks, 128, block] C, packed by `pack.weights`.
+        weights: [cores, L, blocks, 128, block] C or float8_e4m3, packed by `pack.pack_weights`.
         k_buffer, v_buffer: [L, B, N, cores * W] C, the KV buffer.
         bias: [B, 128, J] float32, added to the logits of each key of each piece.
         onehot: [B, A, S, 128] C, 1 where a slot has that age, repeated 128 times.
         age_k, age_v: [L, A, cores * W] C.
-        scales: [L, 128, 3] float32, learned scales of queries and keys, and what is added to
-            all logits of the layer.
-        modulation: [L, B or 1, 128, 6, D1] float32: shift, 1 + scale, gate, twice.
+        scales: [L, 128, 7] float32, learned scales of queries and keys, times those of their
+            matrices; what is added to all logits of the layer; scales of the matrices of q, k,
+            v and up, 1 where they have none.
+        modulation: [L, B or 1, 128, 6, D1] float32: shift, 1 + scale, gate, twice; gates times
+            the scales of the matrices in front of them.
         rope: [2, 128, T] C, cosines and sines, each half of the head alike.
         rotation: [128, 128] C, stationary of `(low, high) -> (-high, low)`.
 
@@ -141,9 +145,9 @@ def body(
     shape = (s["layers"], s["sessions"], s["tokens"], s["cores"] * s["width"])
     core = nl.program_id(0)
     own = nl.ds(core * s["width"], s["width"])
-    k_new = nl.ndarray(shape, dtype=weights.dtype, buffer=nl.shared_hbm, name="k_new")
-    v_new = nl.ndarray(shape, dtype=weights.dtype, buffer=nl.shared_hbm, name="v_new")
-    c = tiles(s, weights.dtype)
+    k_new = nl.ndarray(shape, dtype=rope.dtype, buffer=nl.shared_hbm, name="k_new")
+    v_new = nl.ndarray(shape, dtype=rope.dtype, buffer=nl.shared_hbm, name="v_new")
+    c = tiles(s, rope.dtype, weights.dtype)
     c["weights"], c["order"] = weights, weight_order(s)
     nisa.dma_copy(dst=c["cos"], src=rope[0])
     nisa.dma_copy(dst=c["sin"], src=rope[1])
@@ -221,13 +225,10 @@ def project_heads(s, c, t, kind, scale, dst, at):
         w = next_block(s, c, kind, count)
         for i in range(count):
             raw = next_of(c, "bank")[:, 0:columns]
-            for d in range(s["across"]):
-                nisa.nc_matmul(
-                    dst=raw, stationary=w[:, i, d, :], moving=c["h"][:, d, 0:columns],
-                    accumulate=d > 0,
-                )  # fmt: skip
+            contract(s, raw, w[:, i], c["h"][:, :, 0:columns], s["across"])
             square, scaled = next_of(c, "narrow")[:, 0:columns], next_of(c, "narrow")[:, 0:columns]
-            nisa.activation(dst=square, op=nl.square, data=raw)
+            of_matrix = c["scales"][:, scale + 3 : scale + 4]
+            nisa.activation(dst=square, op=nl.square, data=raw, scale=of_matrix)
             nisa.tensor_scalar(
                 dst=scaled, data=raw, op0=nl.multiply, operand0=c["scales"][:, scale : scale + 1]
             )
@@ -256,8 +257,12 @@ def finish_head(s, c, t, head, dst, at):
 
 
 def project_queries(s, c, t):
-    """Queries of token tile t; its attention takes their place."""
-    c["q"] = nl.ndarray((LANE, s["heads"], s["columns"]), dtype=c["dtype"], name="q")
+    """Queries of token tile t; what is attended to takes their place, if it has their dtype."""
+    shape = (LANE, s["heads"], s["columns"])
+    c["q"] = nl.ndarray(shape, dtype=c["dtype"], name="q")
+    c["attended"] = c["q"]
+    if s["eight"]:
+        c["attended"] = nl.ndarray(shape, dtype=c["weight_dtype"], name="attended")
     project_heads(s, c, t, "q", 0, c["q"], 0)
 
 
@@ -295,14 +300,10 @@ def project_values(s, c, t, v_new):
         for i in range(len(own)):
             at, n = own[i][1] - start, own[i][2]
             bank = next_of(c, "bank")[0:n, 0 : count * LANE]
-            for d in range(s["across"]):
-                nisa.nc_matmul(
-                    dst=bank, stationary=c["h"][:, d, at : at + n], moving=w[:, :, d, :],
-                    accumulate=d > 0,
-                )  # fmt: skip
-            nisa.tensor_copy(
-                dst=rows[i][0:n, first * LANE : (first + count) * LANE], src=bank,
-                engine=nisa.engine.scalar,
+            contract(s, bank, c["h"][:, :, at : at + n], w, s["across"])
+            nisa.tensor_scalar(
+                dst=rows[i][0:n, first * LANE : (first + count) * LANE], data=bank,
+                op0=nl.multiply, operand0=c["scales"][0:n, 5:6], engine=nisa.engine.scalar,
             )  # fmt: skip
     for i in range(len(own)):
         number, at, n = own[i]
@@ -326,30 +327,29 @@ def add_to_residual(s, c, t, d, partial, gate):
 def project(s, c, t, kind, source, gate):
     """x += gate * (source @ W), features on partitions."""
     columns = s["tiles"][t][1]
+    shares = c["h"]  # nobody needs it any more
+    if s["ranks"] > 1 and s["eight"]:
+        shares = nl.ndarray((LANE, s["across"], s["columns"]), dtype=c["dtype"], name="shares")
     for first, count in s["split"][kind]:
         w = next_block(s, c, kind, count)
         for i in range(count):
             bank = next_of(c, "bank")[:, 0:columns]
-            for k in range(s["depth"][kind]):
-                nisa.nc_matmul(
-                    dst=bank, stationary=w[:, i, k, :], moving=source[:, k, 0:columns],
-                    accumulate=k > 0,
-                )  # fmt: skip
+            contract(s, bank, w[:, i], source[:, :, 0:columns], s["depth"][kind])
             if s["ranks"] > 1:
-                nisa.tensor_copy(dst=c["h"][:, first + i, 0:columns], src=bank)
+                nisa.tensor_copy(dst=shares[:, first + i, 0:columns], src=bank)
             else:
                 add_to_residual(s, c, t, first + i, bank, gate)
     if s["ranks"] > 1:
-        reduce_partials(s, c, t, gate)
+        reduce_partials(s, c, t, shares, gate)
 
 
-def reduce_partials(s, c, t, gate):
-    """x += gate * the sum of the ranks' shares, which stand in h, as nobody needs it any more.
+def reduce_partials(s, c, t, shares, gate):
+    """x += gate * the sum of the ranks' shares.
 
     Two cores that act as one exchange them by sendrecv; others by an all-reduce in HBM.
     """
     columns = s["tiles"][t][1]
-    mine = c["h"][:, :, 0:columns]
+    mine = shares[:, :, 0:columns]
     if s["cores"] == 2:
         other = 1 - nl.program_id(0)
         theirs = nl.ndarray((LANE, s["across"], columns), dtype=c["dtype"], name="theirs")
@@ -368,22 +368,21 @@ def reduce_partials(s, c, t, gate):
 
 
 def project_out(s, c, t):
-    """x += gate * (attended @ Wout); the attended values stand where the queries did."""
-    project(s, c, t, "out", c["q"], 2)
+    """x += gate * (attended @ Wout)."""
+    project(s, c, t, "out", c["attended"], 2)
 
 
 def feed_forward(s, c, t):
     """x += gate * (gelu(h @ Wup) @ Wdown)."""
     columns = s["tiles"][t][1]
-    hidden = nl.ndarray((LANE, s["inner"], columns), dtype=c["dtype"], name="hidden")
+    hidden = nl.ndarray((LANE, s["inner"], columns), dtype=c["weight_dtype"], name="hidden")
     for first, count in s["split"]["up"]:
         w = next_block(s, c, "up", count)
         for i in range(count):
             bank = next_of(c, "bank")[:, 0:columns]
-            for d in range(s["across"]):
-                nisa.nc_matmul(
-                    dst=bank, stationary=w[:, i, d, :], moving=c["h"][:, d, 0:columns],
-                    accumulate=d > 0,
-                )  # fmt: skip
-            nisa.activation(dst=hidden[:, first + i], op=nl.gelu_apprx_tanh, data=bank)
+            contract(s, bank, w[:, i], c["h"][:, :, 0:columns], s["across"])
+            nisa.activation(
+                dst=hidden[:, first + i], op=nl.gelu_apprx_tanh, data=bank,
+                scale=c["scales"][:, 6:7],
+            )  # fmt: skip
     project(s, c, t, "down", hidden, 5)

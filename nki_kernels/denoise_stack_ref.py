@@ -23,6 +23,12 @@ def denoise_stack_ref(
     (x, weights, k_buffer, v_buffer, bias, onehot, age_k, age_v, scales, modulation, rope,
      rotation) = (np.asarray(a).astype(np.float32) for a in given)  # fmt: skip
     heads, tokens = shapes.heads, shapes.tokens
+
+    def narrow(values):
+        """As it is multiplied by a matrix."""
+        eight = np.dtype(shapes.weight_dtype or np.float32)
+        return values.astype(eight).astype(np.float32)
+
     cos, sin = (table.T[:, None] for table in rope)  # [T, 1, 128]
     out, k_new, v_new = np.zeros_like(x), [], []
     for b in range(shapes.sessions):
@@ -37,12 +43,14 @@ def denoise_stack_ref(
                 return unpack(weights[layer], kind, shapes)
 
             def turned(values, column, layer=layer):
-                values = normed(values.reshape(tokens, heads, LANE)) * scales[layer, :, column]
+                raw = values.reshape(tokens, heads, LANE) * scales[layer, :, column + 3]
+                learned = scales[layer, :, column] / scales[layer, :, column + 3]
+                values = normed(raw) * learned
                 return values * cos + (values @ rotation) * sin
 
-            h = normed(y) * scale_a + shift_a
+            h = narrow(normed(y) * scale_a + shift_a)
             q, k = turned(h @ matrix("q"), 0), turned(h @ matrix("k"), 1)
-            v = (h @ matrix("v")).reshape(tokens, heads, LANE)
+            v = (h @ matrix("v") * scales[layer, 0, 5]).reshape(tokens, heads, LANE)
             k_new.append(k)
             v_new.append(v)
             keys, values, logit_bias = [k], [v], [np.zeros(tokens, np.float32)]
@@ -60,10 +68,10 @@ def denoise_stack_ref(
             share = np.exp(logits - logits.max(-1, keepdims=True))
             share /= share.sum(-1, keepdims=True)
             attended = np.einsum("htn,nhk->thk", share, np.concatenate(values))
-            y = y + gate_a * (attended.reshape(tokens, -1) @ matrix("out"))
-            h = (normed(y) * scale_m + shift_m) @ matrix("up")
+            y = y + gate_a * (narrow(attended.reshape(tokens, -1)) @ matrix("out"))
+            h = narrow(normed(y) * scale_m + shift_m) @ matrix("up") * scales[layer, 0, 6]
             gelu = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
-            y = y + gate_m * (gelu @ matrix("down"))
+            y = y + gate_m * (narrow(gelu) @ matrix("down"))
         out[b] = y.reshape(tokens, -1, LANE).transpose(2, 1, 0)
     shape = (shapes.sessions, shapes.layers, tokens, heads * LANE)
     k_new, v_new = (np.stack(a).reshape(shape).swapaxes(0, 1) for a in (k_new, v_new))
@@ -80,6 +88,8 @@ def unpack(blocks: np.ndarray, kind: str, shapes: Shapes) -> np.ndarray:
     depth, columns = shapes.depth[kind], []
     for i, (_, count) in enumerate(shapes.tiles_of_block(kind)):
         block = blocks[shapes.first_block[kind] + i, :, : count * depth * LANE]
+        if kind == "v":
+            block = block.reshape(LANE, depth, count, LANE).swapaxes(1, 2)
         block = block.reshape(LANE, count, depth, LANE)  # partition, output tile, depth, output
         columns.append(block.transpose(2, 0, 1, 3).reshape(depth * LANE, count * LANE))
     return np.concatenate(columns, axis=1)

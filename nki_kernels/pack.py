@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lsd_jax.hw.stack import StackShape
-from lsd_jax.types import KVBuffer, Rope, StackWeights
+from lsd_jax.types import KVBuffer, MatrixScales, Rope, StackWeights
 from nki_kernels.plan import KINDS, LANE, Shapes, share
 
 SAFE_LOGIT = 66.0  # float32's exp overflows at 88.7; e^22 is left for sums over keys, and values
@@ -21,11 +21,12 @@ SAFE_LOGIT = 66.0  # float32's exp overflows at 88.7; e^22 is left for sums over
 class PackedWeights:
     """`StackWeights` as the kernel of one rank reads them: packed once at load, by `packed`."""
 
-    matrices: Float[Array, "cores l blocks 128 block"]
+    matrices: Float[Array, "cores l blocks 128 block"]  # of eight bits where there are scales
     q_scale: Float[Array, "l k"]
     k_scale: Float[Array, "l k"]
     age_k: Float[Array, "l a h k"]
     age_v: Float[Array, "l a h k"]
+    matrix_scales: MatrixScales | None
     mlp: int = field(metadata={"static": True})
     cores: int = field(metadata={"static": True})
 
@@ -36,18 +37,17 @@ AnyWeights = StackWeights | PackedWeights
 def packed(weights: StackWeights, cores: int = 1) -> PackedWeights:
     """The weights of one rank, for so many cores that act as one.
 
-    Raises NotImplementedError for weights in eight bits.
+    Raises NotImplementedError for what the kernel cannot do.
     """
-    if weights.matrix_scales is not None:
-        raise NotImplementedError(
-            "int8 weights: the kernel reads those of the compute dtype; leave stream.weight_dtype "
-            "empty, or use backend xla"
-        )
     layers, ages, heads, _ = weights.age_k.shape
     dim, mlp = weights.up.shape[1:]
-    stack = StackShape(1, LANE, dim, layers, heads, LANE, mlp, 0, 0, ages, 1, weights.up.dtype.name)
+    dtype = weights.age_k.dtype.name
+    stack = StackShape(
+        1, LANE, dim, layers, heads, LANE, mlp, 0, 0, ages, 1, dtype, weight_dtype_of(weights)
+    )
     matrices = pack_weights(weights, share(stack, cores=cores))
-    small = {name: getattr(weights, name) for name in ("q_scale", "k_scale", "age_k", "age_v")}
+    names = ("q_scale", "k_scale", "age_k", "age_v", "matrix_scales")
+    small = {name: getattr(weights, name) for name in names}
     return PackedWeights(matrices, **small, mlp=mlp, cores=cores)
 
 
@@ -71,8 +71,16 @@ def shapes_of(
         ages=ages,
         modulations=1,
         dtype=weights.age_k.dtype.name,
+        weight_dtype=weight_dtype_of(weights),
     )
     return share(stack, ranks, cores, **limits)
+
+
+def weight_dtype_of(weights: AnyWeights) -> str:
+    """Of the matrices, as `StackShape` has it."""
+    if weights.matrix_scales is None:
+        return ""
+    return (weights.matrices if isinstance(weights, PackedWeights) else weights.up).dtype.name
 
 
 def pack_weights(weights: StackWeights, shapes: Shapes) -> Array:
@@ -106,11 +114,11 @@ def _share(array: Array, axis: int, own: slice) -> Array:
 def _blocks(matrix: Array, kind: str, shapes: Shapes) -> Array:
     layers, depth, outputs = matrix.shape[0], shapes.depth[kind], shapes.outputs[kind]
     tiled = matrix.reshape(layers, depth, LANE, outputs, LANE).transpose(0, 3, 2, 1, 4)
-    tiled = tiled.reshape(layers, outputs, LANE, depth * LANE)  # [L, output, partition, ...]
     blocks = []
     for first, count in shapes.tiles_of_block(kind):
-        block = tiled[:, first : first + count].transpose(0, 2, 1, 3)
-        block = block.reshape(layers, LANE, count * depth * LANE)
+        block = tiled[:, first : first + count]  # [L, output, partition, depth, 128]
+        order = (0, 2, 3, 1, 4) if kind == "v" else (0, 2, 1, 3, 4)
+        block = block.transpose(order).reshape(layers, LANE, count * depth * LANE)
         blocks.append(jnp.pad(block, ((0, 0), (0, 0), (0, shapes.block - block.shape[2]))))
     return jnp.stack(blocks, axis=1)
 
@@ -135,10 +143,19 @@ def pack_call(
     age = jnp.clip(kv.age, 0, shapes.ages - 1)
     onehot = (age[:, None, :] == jnp.arange(shapes.ages)[:, None]).astype(dtype)  # [B, A, S]
     mod = modulation.astype(jnp.float32).at[:, :, jnp.array([1, 4])].add(1.0)
+    of_results = jnp.ones((6, layers))  # of q, k, v, out, up, down
+    if (own_scales := weights.matrix_scales) is not None:
+        each = (*(own_scales.qkv[:, i].ravel() for i in range(3)), own_scales.out.ravel(),
+                own_scales.up.ravel(), own_scales.down.ravel())  # fmt: skip
+        of_results = jnp.stack(each)
+        gates = of_results[jnp.array([3, 5])].T[:, None, :, None]
+        mod = mod.at[:, :, jnp.array([2, 5])].multiply(gates)
     mod = mod.reshape(layers, -1, 6, across, LANE).transpose(0, 1, 4, 2, 3)
     shift = jnp.broadcast_to(-logit_shift(weights)[:, None], weights.q_scale.shape)
     learned = (scale.astype(jnp.float32) for scale in (weights.q_scale, weights.k_scale))
-    scales = jnp.stack([*learned, shift], axis=-1)
+    raw = [jnp.broadcast_to(of_results[i][:, None], shift.shape) for i in (0, 1, 2, 4)]
+    learned = [scale * of for scale, of in zip(learned, raw, strict=False)]
+    scales = jnp.stack([*learned, shift, *raw], axis=-1)
     turns = [jnp.concatenate([t, t], axis=1).T.astype(dtype) for t in (rope.cos, rope.sin)]
     return (
         features_first(x),

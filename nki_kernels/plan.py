@@ -10,7 +10,8 @@ from lsd_jax.hw.stack import StackShape
 LANE = 128  # partitions, the contraction of one matmul, and the width of a head
 TOKENS = 512  # columns of one matmul, one PSUM bank of float32
 KINDS = ("k", "v", "q", "out", "up", "down")
-SMALLEST_BLOCK = 2048  # elements a partition: 4 KiB of bfloat16 keep DMA efficient
+SMALLEST_BLOCK = 4096  # bytes a partition, which keep DMA efficient
+FP8 = "float8_e4m3"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Shapes:
     ranks: int = 1  # that share the heads and the MLP
     cores: int = 1  # 2: the ranks are two cores that act as one (LNC), and share their HBM
     sbuf_bytes: int = 208 * 1024  # a partition
+    weight_dtype: str = ""  # of the matrices, and of what they are multiplied by: FP8, or empty
+
+    @property
+    def weight_itemsize(self) -> int:
+        """Bytes of a weight, and of an activation that is multiplied by one."""
+        return 1 if self.weight_dtype else self.itemsize
 
     def check(self, head_dim: int) -> None:
         """Raises NotImplementedError, naming the nearest shape that works."""
@@ -70,6 +77,7 @@ class Shapes:
         return StackShape(
             self.sessions, self.tokens, self.dim, self.layers, self.heads, LANE, self.mlp,
             self.ageless, self.slots, self.ages, 1, "bfloat16" if self.itemsize == 2 else "float32",
+            self.weight_dtype,
         )  # fmt: skip
 
     @cached_property
@@ -93,7 +101,7 @@ class Shapes:
     def block(self) -> int:
         """Elements a partition of one block of weights: several output tiles `[128, depth, 128]`,
         as many as fit."""
-        return max(SMALLEST_BLOCK, LANE * max(self.depth.values()))
+        return max(SMALLEST_BLOCK // self.weight_itemsize, LANE * max(self.depth.values()))
 
     @cached_property
     def per_block(self) -> dict[str, int]:
@@ -202,17 +210,17 @@ class Shapes:
 
     def sbuf_needed(self, pieces: int, blocks: int) -> int:
         """Bytes of a partition at the fullest moment, an upper bound; see `denoise_stack.tiles`."""
-        size, across = self.itemsize, self.dim // LANE
+        size, eight, across = self.itemsize, self.weight_itemsize, self.dim // LANE
         columns = min(TOKENS, self.tokens)
         width = self.heads * LANE
         lanes = sum(len(self.lanes(*tile)) for tile in self.token_tiles)
         with_ones = self.heads * (LANE + 1)
         always = (
             4 * across * self.tokens  # residual
-            + size * across * columns  # normalised input
+            + eight * across * columns  # normalised input
             + size * self.heads * self.tokens  # keys
             + size * lanes * with_ones  # values
-            + size * blocks * self.block
+            + eight * blocks * self.block
             + size * 2 * pieces * width  # pieces of the buffer as they come
             + size * 2 * self.tokens  # cosines, sines
             + (8 * size + 8 * 4) * columns  # temporaries
@@ -228,8 +236,11 @@ class Shapes:
             + 4 * size * columns  # weights of one piece
         )
         projection = 2 * 4 * size * width  # keys and values with tokens in rows
-        hidden = size * (self.mlp // LANE) * columns
+        hidden = eight * (self.mlp // LANE) * columns
         partial = size * across * columns if self.cores > 1 else 0
+        if self.weight_dtype:  # queries in eight bits after attention, shares beside `h`
+            queries += eight * self.heads * columns
+            partial += size * across * columns if self.ranks > 1 else 0
         return always + max(queries + attention, projection, queries + partial, hidden + partial)
 
 
@@ -242,6 +253,11 @@ def share(stack: StackShape, ranks: int = 1, cores: int = 1, **limits: int) -> S
     if not 1 <= ranks <= stack.heads:
         raise NotImplementedError(
             f"{stack.heads} heads do not share {ranks} ranks; use at most {stack.heads}"
+        )
+    if stack.weight_dtype not in ("", FP8):
+        raise NotImplementedError(
+            f"weights in {stack.weight_dtype}: the tensor engine does not take them; use {FP8}, "
+            "or backend xla"
         )
     shapes = Shapes(
         layers=stack.layers,
@@ -256,6 +272,7 @@ def share(stack: StackShape, ranks: int = 1, cores: int = 1, **limits: int) -> S
         itemsize=stack.itemsize,
         ranks=ranks,
         cores=cores,
+        weight_dtype=stack.weight_dtype,
         **limits,
     )
     shapes.check(stack.head_dim)

@@ -12,13 +12,13 @@ from nki_kernels.plan import LANE, TOKENS
 EPSILON = 1e-6  # of the RMS norms, as lsd_jax.layers has it
 
 
-def tiles(s, dtype):
+def tiles(s, dtype, weight_dtype):
     """All tiles that live as long as the kernel; `plan.Shapes.sbuf_needed` adds up their bytes."""
     tokens, columns, heads, across = s["tokens"], s["columns"], s["heads"], s["across"]
     c = {
-        "dtype": dtype, "taken": 0, "issued": 0,
+        "dtype": dtype, "weight_dtype": weight_dtype, "taken": 0, "issued": 0,
         "x": nl.ndarray((LANE, across, tokens), dtype=nl.float32, name="x"),
-        "h": nl.ndarray((LANE, across, columns), dtype=dtype, name="h"),
+        "h": nl.ndarray((LANE, across, columns), dtype=weight_dtype, name="h"),
         "keys": nl.ndarray((LANE, heads, tokens), dtype=dtype, name="keys"),
         "values": nl.ndarray((LANE, len(s["own"]), heads, LANE + 1), dtype=dtype, name="values"),
         "cos": nl.ndarray((LANE, tokens), dtype=dtype, name="cos"),
@@ -26,7 +26,7 @@ def tiles(s, dtype):
         "rotation": nl.ndarray((LANE, LANE), dtype=dtype, name="rotation"),
         "ones": nl.ndarray((LANE, LANE), dtype=dtype, name="ones"),
         "modulation": nl.ndarray((LANE, 6, across), dtype=nl.float32, name="modulation"),
-        "scales": nl.ndarray((LANE, 3), dtype=nl.float32, name="scales"),
+        "scales": nl.ndarray((LANE, 7), dtype=nl.float32, name="scales"),
     }  # fmt: skip
     if len(s["buffer"]) > 0:
         for name in ("bias", "shifted_bias"):
@@ -41,7 +41,7 @@ def tiles(s, dtype):
         c["age_v"] = nl.ndarray((ages, width), dtype=dtype, name="age_v")
         c["key_ages"] = nl.ndarray((LANE, heads, slots), dtype=nl.float32, name="key_ages")
         make_ring(c, "value_age", s["pieces"] + 1, (LANE, width), dtype)
-    make_ring(c, "block", s["blocks"], (LANE, s["block"]), dtype)
+    make_ring(c, "block", s["blocks"], (LANE, s["block"]), weight_dtype)
     make_ring(c, "narrow", 8, (LANE, columns), dtype)  # temporaries of the compute dtype
     make_ring(c, "wide", 4, (LANE, columns), nl.float32)
     make_ring(c, "norm", 4, (LANE, columns), nl.float32)  # outlive the turns of "wide"
@@ -97,7 +97,8 @@ def weight_order(s):
 
 
 def next_block(s, c, kind, count):
-    """The next block as [128, output tiles, depth, 128]; fetches later ones into the ring."""
+    """The next block as [128, output tiles, depth, 128], that of values as [128, depth, their
+    columns]; fetches later ones into the ring."""
     ring = len(c["block"])
     core = nl.program_id(0)
     ahead = min(c["taken"] + ring, len(c["order"]))
@@ -109,7 +110,26 @@ def next_block(s, c, kind, count):
     tile = c["block"][c["taken"] % ring]
     c["taken"] += 1
     depth = s["depth"][kind]
-    return tile[:, 0 : count * depth * LANE].reshape((LANE, count, depth, LANE))
+    used = tile[:, 0 : count * depth * LANE]
+    if kind == "v":
+        return used.reshape((LANE, depth, count * LANE))
+    return used.reshape((LANE, count, depth, LANE))
+
+
+def contract(s, dst, stationary, moving, depth):
+    """`dst = stationary.T @ moving` over `depth` lanes, the second axis of both; eight-bit numbers
+    two lanes at a time."""
+    step = 2 if s["eight"] else 1
+    for k in range(0, depth, step):
+        if k + 1 < depth and step == 2:
+            nisa.nc_matmul(
+                dst=dst, stationary=stationary[:, k : k + 2], moving=moving[:, k : k + 2],
+                accumulate=k > 0, perf_mode=nisa.matmul_perf_mode.double_row,
+            )  # fmt: skip
+        else:
+            nisa.nc_matmul(
+                dst=dst, stationary=stationary[:, k], moving=moving[:, k], accumulate=k > 0
+            )
 
 
 def inverse_rms(c, total, count, columns):

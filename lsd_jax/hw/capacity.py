@@ -108,8 +108,9 @@ def variations(config: Config, chip: Chip) -> Iterator[tuple[str, Config]]:
         yield f"passes {stream.passes} to {stream.passes - 1}", streamed(passes=stream.passes - 1)
     if stream.compute_dtype == "float32" and chip.family != "cpu":
         yield "bfloat16 instead of float32", streamed(compute_dtype="bfloat16")
-    if chip.family == "tpu" and chip["ops_int8"] and not stream.weight_dtype:
-        yield "weights in int8", streamed(weight_dtype="int8")
+    eight = eight_bits_of(chip)
+    if eight and not stream.weight_dtype:
+        yield f"weights in {eight}", streamed(weight_dtype=eight)
     if model.window > 1:
         fewer = model.window // 2
         yield f"window {model.window} to {fewer}", shaped(window=fewer)
@@ -132,6 +133,15 @@ def variations(config: Config, chip: Chip) -> Iterator[tuple[str, Config]]:
             yield f"patch {model.patch} to {2 * model.patch}", shaped(patch=2 * model.patch)
     if model.mlp >= 2 * model.dim:
         yield f"mlp {model.mlp} to {model.mlp // 2}", shaped(mlp=model.mlp // 2)
+
+
+def eight_bits_of(chip: Chip) -> str:
+    """The format of eight bits that a chip multiplies faster than bfloat16, or nothing."""
+    if chip.family == "tpu":
+        return "int8" if chip["ops_int8"] > chip["flops_bf16"] else ""
+    if chip.family == "trainium":
+        return "float8_e4m3" if chip["pe_flops_fp8"] > chip["pe_flops_bf16"] else ""
+    return ""
 
 
 def nearest(size: int, multiple: int) -> int | None:

@@ -29,7 +29,7 @@ class StackShape:
     ages: Size
     modulations: Size  # rows of modulation per layer: 1, or one a session
     dtype: str
-    weight_dtype: str = ""  # of the matrices: int8, or empty where it is `dtype`
+    weight_dtype: str = ""  # of the matrices: of eight bits, or empty where it is `dtype`
 
     @property
     def rows(self) -> Size:
@@ -58,10 +58,10 @@ class StackShape:
 
     @property
     def matrix_bytes(self) -> Size:
-        """Of all matrices, with their scales where they are int8."""
-        scales = 3 * self.heads * self.head_dim + 2 * self.dim + self.mlp
-        scale_bytes = 4 * scales if self.weight_dtype else 0
-        return self.layers * (self.weight_itemsize * self.matrix_weights + scale_bytes)
+        """Of all matrices, with their scales where they are in eight bits."""
+        columns = 3 * self.heads * self.head_dim + 2 * self.dim + self.mlp
+        scales = {"": 0, "int8": columns, "float8_e4m3": 6}[self.weight_dtype]
+        return self.layers * (self.weight_itemsize * self.matrix_weights + 4 * scales)
 
 
 def stack_of(
@@ -124,11 +124,12 @@ def abstract_arguments(s: StackShape) -> tuple[Any, ...]:
 
     ages = of(s.layers, s.ages, s.heads, s.head_dim)
     matrix, scale = partial(of, dtype=s.weight_dtype or s.dtype), partial(of, dtype=jnp.float32)
+    one = s.weight_dtype == "float8_e4m3"  # scale for a matrix
     scales = MatrixScales(
-        qkv=scale(s.layers, 3, s.heads, s.head_dim),
-        out=scale(s.layers, s.dim),
-        up=scale(s.layers, s.mlp),
-        down=scale(s.layers, s.dim),
+        qkv=scale(s.layers, 3, *((1, 1) if one else (s.heads, s.head_dim))),
+        out=scale(s.layers, 1 if one else s.dim),
+        up=scale(s.layers, 1 if one else s.mlp),
+        down=scale(s.layers, 1 if one else s.dim),
     )
     weights = StackWeights(
         qkv=matrix(s.layers, s.dim, 3, s.heads, s.head_dim),

@@ -183,7 +183,8 @@ def stack_ops(s: StackShape) -> Iterator[Op]:
     stored = partial(copy, dtype=s.weight_dtype or s.dtype, times=s.layers)
     yield stored("weights of a layer", s.matrix_weights)
     if s.weight_dtype:
-        yield each("weights from int8", s.matrix_weights, 2, reads=s.weight_itemsize / s.itemsize)
+        read = s.weight_itemsize / s.itemsize
+        yield each("weights from eight bits", s.matrix_weights, 2, reads=read)
     yield move("buffer of a layer", 2 * buffered)
     yield each("modulate", s.rows * s.dim, 5)
     yield product("qkv", s.rows, s.dim, 3 * width)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from lsd_jax.layers import modulate, rms_norm, rotate
 from lsd_jax.ops.dispatch import Backend, op
-from lsd_jax.ops.eight_bits import eight_bits
+from lsd_jax.ops.eight_bits import multiplier
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 
 PACK = "nki_kernels.backend:prepared"
@@ -39,9 +39,9 @@ def denoise_stack(
 
     Args:
         x: residual stream, in the compute dtype.
-        weights: stacked blocks. Where their matrices are int8, what they are multiplied by is
-            rounded to eight bits, too, with a scale for each token, or for each part of its
-            features that an implementation takes at a time.
+        weights: stacked blocks. Where their matrices are in eight bits, what they are multiplied
+            by is rounded to such numbers, too, int8 with a scale for each token, or for each part
+            of its features that an implementation takes at a time.
         kv: pinned, sink and window keys and values. Keys hold QK-norm and rotary position already;
             the age term `age_k[age]`, `age_v[age]` is added here, at read. A buffer of pinned
             tokens alone (no slots) is allowed.
@@ -89,15 +89,15 @@ def denoise_stack(
 def product(
     equation: str, x: Float[Array, "b t ..."], layer: StackWeights, name: str
 ) -> Float[Array, "b t ..."]:
-    """The einsum with one of a layer's matrices; of whole numbers, which even bfloat16 holds
-    exactly, where it is int8."""
+    """The einsum with one of a layer's matrices; of numbers of eight bits, which even bfloat16
+    holds exactly, where the matrix is of such."""
     weight = getattr(layer, name)
     if layer.matrix_scales is None:
         return jnp.einsum(equation, x, weight)
-    values, row = eight_bits(x.astype(jnp.float32), tuple(range(2, x.ndim)))
-    values, weight = values.astype(x.dtype), weight.astype(x.dtype)
+    values, row = multiplier(x, weight.dtype)
+    weight = weight.astype(x.dtype)
     out = jnp.einsum(equation, values, weight, preferred_element_type=jnp.float32)
-    row = row.reshape(*x.shape[:2], *(1,) * (out.ndim - 2))
+    row = jnp.expand_dims(jnp.broadcast_to(row, x.shape[:2]), tuple(range(2, out.ndim)))
     return (out * row * getattr(layer.matrix_scales, name)).astype(x.dtype)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lsd_jax.config import SECTIONS, Config, ModelConfig
 from lsd_jax.files import replacing
+from lsd_jax.hw.capacity import eight_bits_of
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.plan import FramePlan, plan_frame
 from lsd_jax.search import fast
@@ -83,8 +84,8 @@ def search(
 
 
 def precisions(base: Config, chip: Chip) -> list[Config]:
-    """The base as it is and, on a chip with matrix units for int8, with such weights."""
-    if chip.family != "tpu" or not chip["ops_int8"] or base.stream.weight_dtype:
+    """The base as it is and, on a TPU with matrix units for int8, with such weights."""
+    if eight_bits_of(chip) != "int8" or base.stream.weight_dtype:
         return [base]
     return [base, replace(base, stream=replace(base.stream, weight_dtype="int8"))]
 

@@ -113,6 +113,8 @@ def check(shape: Shape, chip: Chip) -> None:
 def _refusal(shape: Shape, chip: Chip) -> str | None:
     if shape.dtype not in ("bfloat16", "float32"):
         return f"{shape.dtype} is not streamed; use bfloat16"
+    if shape.weight_dtype not in ("", "int8"):
+        return f"weights in {shape.weight_dtype} are not streamed; use int8, or backend xla"
     if shape.weight_dtype and not chip["ops_int8"]:
         return f"{chip.name} has no matrix unit for int8; leave the weights in {shape.dtype}"
     sublanes = 32 // shape.itemsize

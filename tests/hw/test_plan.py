@@ -21,7 +21,7 @@ V6E, TRN2 = chips.load("v6e"), chips.load("trn2")
 REFERENCE = configs.load("reference")
 
 
-@pytest.mark.parametrize("weights", ["", "int8"])
+@pytest.mark.parametrize("weights", ["", "int8", "float8_e4m3"])
 @pytest.mark.parametrize("name", ["micro", "tiny", "small", "base", "lucy_1080p"])
 def test_what_is_held_is_what_the_arrays_are(name, weights):
     config = configs.override(configs.load(name), [f"stream.weight_dtype={weights}"])
@@ -62,6 +62,9 @@ def test_eight_bits_are_planned_and_proposed_where_they_help():
     assert fast.ms < 0.8 * now.ms and fast.held.weights < now.held.weights
     proposed = {change.what: change.ms for change in capacity.helpful(base, v5e, now, most=99)}
     assert proposed["weights in int8"] == pytest.approx(fast.ms)
+    small = configs.override(configs.load("small"), ["stream.compute_dtype=bfloat16"])
+    proposed = capacity.helpful(small, TRN2, plan_frame(small, TRN2), most=99)
+    assert "weights in float8_e4m3" in [change.what for change in proposed]
     left = plan_frame(eight, chips.load("tpu7x"))
     assert any("tpu7x has no matrix unit for int8" in note for note in left.notes)
 

@@ -17,6 +17,7 @@ from lsd_jax.config import ModelConfig, load
 from lsd_jax.hw import chips
 from lsd_jax.layers import rope_table
 from lsd_jax.ops.denoise_stack import denoise_stack
+from lsd_jax.quantize import quantize_stack
 from lsd_jax.types import KVBuffer, StackWeights
 from nki_kernels import attention, pack, sim, tiles
 from nki_kernels import denoise_stack as megakernel
@@ -221,6 +222,52 @@ def test_cost_only_gives_the_same_trace():
     alone = sim.run(make_kernel(shapes), abstract, numerics=False)
     a, b = (schedule(d.traces, TRN2)[0] for d in (done, alone))
     assert a.total_ns == b.total_ns and a.busy_ns == b.busy_ns
+
+
+def in_eight_bits(call, dtype="float32"):
+    x, weights, *rest = call
+    return x, quantize_stack(weights, dtype, "float8_e4m3"), *rest
+
+
+def test_weights_in_eight_bits():
+    """Two lanes at a time, an odd one (of five heads) alone; rounded where the seam rounds."""
+    config = dataclasses.replace(SMALLER, dim=384, heads=5, head_width=128)
+    whole = model_call(config, [[2, -1, 1]])
+    call = in_eight_bits(whole)
+    ours, done, shapes = simulated(call)
+    for a, b in zip(ours, seam(*call), strict=True):
+        assert errors(a, b)[1] < 5e-3  # a number between two of eight bits may fall either way
+    for a, b in zip(ours, denoise_stack_ref(shapes, *kernel_arguments(call, shapes)), strict=True):
+        mine = a if a.shape != call[0].shape else pack.features_first(a)
+        assert errors(np.asarray(mine).reshape(b.shape), b)[1] < 5e-3
+    for a, b in zip(ours, seam(*whole), strict=True):
+        assert 1e-3 < errors(a, b)[1] < 0.06
+    used, _ = done.traces[0].peak_bytes_per_partition("sbuf")
+    assert used <= shapes.sbuf_needed(*shapes.buffering)
+
+
+@pytest.mark.parametrize("together", [dict(ranks=2), dict(cores=2)])
+def test_ranks_share_weights_in_eight_bits(together):
+    call = in_eight_bits(model_call(UNEVEN, [[1, -1, 2]]))
+    shapes = pack.shapes_of(call[0], call[1], call[2], **together)
+    if shapes.cores > 1:
+        done = sim.run(make_kernel(shapes)[2], kernel_arguments(call, shapes))
+        x = done.outputs[0][0]
+    else:
+        arguments = [kernel_arguments(call, shapes, rank) for rank in range(2)]
+        x = sim.run(make_kernel(shapes), arguments, ranks=2).outputs[1][0]
+    assert errors(pack.tokens_first(jnp.asarray(x)), seam(*call)[0])[1] < 5e-3
+
+
+def test_eight_bits_are_faster_on_a_tensor_engine_that_pairs_them():
+    calls = model_call(BASE_LAYER, [[0, 1, 2, -1, 4]], jnp.bfloat16)
+    took = []
+    for call in (calls, in_eight_bits(calls, "bfloat16")):
+        shapes = pack.shapes_of(call[0], call[1], call[2])
+        abstract = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in kernel_arguments(call, shapes)]
+        done = sim.run(make_kernel(shapes), abstract, numerics=False)
+        took.append(schedule(done.traces, TRN2)[0].total_ns)
+    assert took[0] > 1.2 * took[1]
 
 
 UNEVEN = dataclasses.replace(SMALLER, heads=3, head_width=128, mlp=640, layers=1)

@@ -78,6 +78,7 @@ def test_tiles_are_padded_to_whole_registers():
     ("change", "reason"),
     [
         (dict(tokens=2040), "tokens=2040 is no multiple of 16 .* use tokens=2048"),
+        (dict(weight_dtype="float8_e4m3"), "weights in float8_e4m3 are not streamed; use int8"),
         (dict(head_dim=64), "head_dim=64 is no multiple of 128"),
         (dict(ageless=0, slots=0), "no keys"),
         (dict(dtype="float16"), "use bfloat16"),
