@@ -16,7 +16,7 @@ import nki_kernels
 from lsd_jax import stream
 from lsd_jax.config import Config
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.stack import stack_of
+from lsd_jax.hw.stack import streamed_stack
 from lsd_jax.model import Denoiser
 from lsd_jax.ops import dispatch
 from nki_kernels import _compat, bench, limits, pack
@@ -51,8 +51,7 @@ def export(
     if out.exists():
         raise ValueError(f"{out} exists; give another folder")
     target, lnc = TARGETS[chip.name]
-    dtype, weight_dtype = config.stream.compute_dtype, config.stream.weight_dtype
-    stack = stack_of(config.model, dtype, weight_dtype=weight_dtype)
+    stack = streamed_stack(config)
     shapes = share(stack, cores=lnc, sbuf_bytes=int(chip["sbuf_bytes_per_partition"]))
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -70,8 +69,8 @@ def export(
         commands = [COMPILE.format(target=target, lnc=lnc), PROFILE]
         (beside / "commands.sh").write_text("#!/bin/sh -e\n" + "\n".join(commands) + "\n")
         manifest = {
-            "config": config.name, "chip": chip.name, "cores": lnc, "compute_dtype": dtype,
-            "weight_dtype": weight_dtype or dtype,
+            "config": config.name, "chip": chip.name, "cores": lnc, "compute_dtype": stack.dtype,
+            "weight_dtype": stack.weight_dtype or stack.dtype,
             "kernel": "custom call" if _compat.REAL else "plain XLA",
             "weights": None if denoiser is None else "packed_weights.npy",
             "shapes": bench.vars_of(shapes), "commands": commands,

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from lsd_jax import diffusion, placement, ring
 from lsd_jax.codec import PixelCodec
 from lsd_jax.config import Config
-from lsd_jax.hw.stack import abstract_arguments, stack_of
+from lsd_jax.hw.stack import abstract_arguments, streamed_stack
 from lsd_jax.model import Denoiser, abstract_model
 from lsd_jax.ops import dispatch
 from lsd_jax.ops.denoise_stack import denoise_stack
@@ -232,8 +232,7 @@ class CompiledStream:
 def adapt(model: StreamModel, config: Config, batch: int) -> StreamModel:
     """The model with the weights of its blocks as the backend takes them that is to compute them:
     what it would else bring into its order in every pass, it is given in that order once."""
-    dtype, weight_dtype = config.stream.compute_dtype, config.stream.weight_dtype
-    seam = abstract_arguments(stack_of(config.model, dtype, batch, weight_dtype=weight_dtype))
+    seam = abstract_arguments(streamed_stack(config, batch))
     prepare = denoise_stack.preparing(denoise_stack.choose(*seam))
     return model if prepare is None else replace(model, denoiser=model.denoiser.prepared(prepare))
 

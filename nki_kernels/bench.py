@@ -58,7 +58,7 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
     `chip`, in bfloat16. `us_low` and `us_high` are the edges of those numbers' uncertainty;
     `us_serial` is the time of the same instructions one after the other. `frame_us` adds up the
     passes and the one that commits, without what XLA does around them; `floor_us` is what
-    `least_macs` at the tensor engine's peak, or `least_bytes` at HBM's bandwidth, take.
+    `least_macs` at the tensor engine's peaks, or `least_bytes` at HBM's bandwidth, take.
     """
     found = []
     for impl, ranks, together in LAYOUTS:

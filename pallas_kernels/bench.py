@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.stack import StackShape, least_bytes, stack_of
+from lsd_jax.hw.stack import StackShape, least_bytes, streamed_stack
 from pallas_kernels import aot
 from pallas_kernels.tpu.cost import least_cycles, total
 from pallas_kernels.tpu.planner import choose, choose_cycles, choose_for
@@ -116,8 +116,7 @@ def stack_rows(config: Any, chip: Chip) -> list[dict]:
     of a row that are not of its `kind`: bytes and VMEM of the kernel are its plan's. Raises
     ValueError where nothing can be compiled.
     """
-    stream = config.stream
-    shape = stack_of(config.model, stream.compute_dtype, weight_dtype=stream.weight_dtype)
+    shape = streamed_stack(config)
     rows = []
     for implementation in IMPLEMENTATIONS:
         row: dict[str, Any] = {"impl": implementation, "chip": chip.name, "kind": "compiled"}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lsd_jax.config import Config
-from lsd_jax.hw.stack import stack_of
+from lsd_jax.hw.stack import streamed_stack
 from lsd_jax.hw.work import CHANNELS, SURROUNDINGS, frame_work
 
 LEVELS, CONDITION = 96, 64  # features of `model.Modulation`
@@ -37,7 +37,7 @@ def held(config: Config, sessions: int = 1, by_kernel: bool = False) -> Held:
     state = 2 * size * model.layers * sessions * model.keys * width
     stages = [s for s in frame_work(config, sessions) if s.stack is None or not by_kernel]
     largest = max(op.bytes for stage in stages for op in stage.ops)
-    stack = stack_of(model, config.stream.compute_dtype, weight_dtype=config.stream.weight_dtype)
+    stack = streamed_stack(config)
     others = int(parameters(model) + modulation) - stack.layers * stack.matrix_weights
     return Held(size * others + stack.matrix_bytes, state, 2 * largest)
 

@@ -86,6 +86,12 @@ def stack_of(
     )
 
 
+def streamed_stack(config: Any, sessions: int = 1, commit: bool = False) -> StackShape:
+    """`stack_of` a `lsd_jax.config.Config`, in the dtypes in which it is streamed."""
+    stream = config.stream
+    return stack_of(config.model, stream.compute_dtype, sessions, commit, stream.weight_dtype)
+
+
 def least_macs(s: StackShape) -> int:
     """Multiply-adds of a pass: projections and MLP, and two products with each key attended."""
     return dense_macs(s) + attended_macs(s)

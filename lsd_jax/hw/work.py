@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from lsd_jax.config import Config, ModelConfig
-from lsd_jax.hw.stack import StackShape, stack_of
+from lsd_jax.hw.stack import StackShape, streamed_stack
 
 Kind = Literal["matmul", "convolution", "elementwise", "copy", "host", "collective"]
 CHANNELS = 3  # of a latent, `codec.PixelCodec`
@@ -76,12 +76,12 @@ class Stage:
 def frame_work(config: Config, sessions: int = 1) -> tuple[Stage, ...]:
     """The stages of one `stream.frame_step` for so many sessions, in order, with the copies from
     and to the host around it."""
-    model, dtype, weights = config.model, config.stream.compute_dtype, config.stream.weight_dtype
+    model, dtype = config.model, config.stream.compute_dtype
     pixels = sessions * model.height * model.width
     controls = len(model.controls)
 
     def passing(name: str, commit: bool) -> Iterator[Stage]:
-        stack = stack_of(model, dtype, sessions, commit, weights)
+        stack = streamed_stack(config, sessions, commit)
         yield Stage(f"{name}: embed", tuple(embed_ops(model, sessions, dtype)))
         yield Stage(f"{name}: stack", tuple(stack_ops(stack)), stack)
 

@@ -19,6 +19,7 @@ from lsd_jax.hw import cpu, plan
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.stack import StackShape, stack_of
 from lsd_jax.hw.work import Stage, commit_ops, embed_ops, frame_work, readout_ops, stack_ops
+from lsd_jax.search.law import block_parameters
 from lsd_jax.search.space import Candidates
 
 DEPTHS = (2, 24)
@@ -120,8 +121,7 @@ def fits(found: Candidates, chip: Chip, sessions: int) -> np.ndarray:
     stream, model = found.base.stream, found.base.model
     size = np.dtype(stream.compute_dtype).itemsize
     saved = size - np.dtype(stream.weight_dtype or stream.compute_dtype).itemsize
-    matrices = found.layers * found.dim * (4 * found.heads * found.head_dim + 2 * found.mlp)
     keys = model.pinned + model.memory * found.tokens // 4 + model.slots * found.tokens
     state = 2 * found.layers * keys * found.heads * found.head_dim * sessions
-    held = size * (found.parameters + state) - saved * matrices
+    held = size * (found.parameters + state) - saved * block_parameters(found)
     return held <= plan.RESERVE * plan.memory_bytes(chip)

@@ -52,20 +52,18 @@ def search(
 
     Raises ValueError, by how much, where not even the fastest holds the rate.
     """
-    spaces = [enumerate_all(choice) for choice in precisions(base, chip)]
-    if not len(spaces[0]):
+    space = enumerate_all(base)
+    if not len(space):
         raise ValueError(f"no patch of the space divides {base.model.width}x{base.model.height}")
-    ms = np.concatenate([fast.frame_ms(space, chip) for space in spaces])
-    parameters = np.concatenate([space.parameters for space in spaces])
+    spaces = [replace(space, base=choice) for choice in precisions(base, chip)]
+    ms = np.concatenate([fast.frame_ms(each, chip) for each in spaces])
     budget = 1000 / fps / sessions
-    allowed = np.concatenate(
-        [fast.fits(space, chip, sessions) & supported(space) for space in spaces]
-    )
-    allowed &= parameters <= (params_max or np.inf)
+    sound = supported(space) & (space.parameters <= (params_max or np.inf))
+    allowed = np.concatenate([fast.fits(each, chip, sessions) & sound for each in spaces])
     if not allowed.any():
         raise ValueError(
             f"nothing of at most {params_max:,.0f} parameters fits; the smallest of all has "
-            f"{parameters.min():,}"
+            f"{space.parameters.min():,}"
         )
     within = np.flatnonzero(allowed & (ms <= budget))
     if not len(within):
@@ -74,9 +72,9 @@ def search(
             f"nothing holds {fps:g} fps for {sessions} sessions on a core of {chip.name}: the "
             f"fastest takes {least:.2f} ms, {least / budget:.1f} times the {budget:.2f} ms of each"
         )
-    losses = np.concatenate([law.predict(space, space.passes) for space in spaces])[within]
+    losses = np.tile(law.predict(space, space.passes), len(spaces))[within]
     chosen = within[spread(ms[within], losses)]
-    places = (divmod(int(i), len(spaces[0])) for i in chosen)  # all of them are as long
+    places = (divmod(int(i), len(space)) for i in chosen)
     found = [planned(spaces[which], i, chip, law) for which, i in places]
     found = [point for point in found if point.plan.ms <= budget]  # the fast path is a little off
     front = [found[i] for i in pareto(*figures(found))]

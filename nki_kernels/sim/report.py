@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from lsd_jax.files import replacing
 from lsd_jax.hw.chips import Chip
 from nki_kernels.sim.timeline import LANES, Timeline, schedule
 from nki_kernels.sim.trace import NAMES, Trace
@@ -59,9 +59,8 @@ def chrome_trace(timeline: Timeline) -> dict[str, Any]:
 
 def write_chrome_trace(path: str | Path, timeline: Timeline) -> None:
     """Writes `chrome_trace` as JSON, whole or not at all."""
-    beside = Path(f"{path}.part")
-    beside.write_text(json.dumps(chrome_trace(timeline)), encoding="utf-8")
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(chrome_trace(timeline)), encoding="utf-8")
 
 
 def write_picture(path: str | Path, timeline: Timeline, until_us: float | None = None) -> None:
@@ -80,6 +79,5 @@ def write_picture(path: str | Path, timeline: Timeline, until_us: float | None =
     axes.invert_yaxis()
     axes.set_xlim(0, until_us or timeline.total_ns / 1e3)
     axes.set_xlabel(f"microseconds, modelled on {timeline.chip.name}")
-    beside = Path(f"{path}.part")
-    figure.savefig(beside, format="png", dpi=120)
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=120)

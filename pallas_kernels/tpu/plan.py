@@ -103,10 +103,10 @@ class Plan:
         ages = Buffer((s.layers, s.ages, s.heads, s.head_dim), s.dtype)
         table = Buffer((s.tokens, s.head_dim // 2), "float32")
         scales = {
-            "qkv_scale": Buffer((s.layers, 3, s.heads, s.head_dim), "float32"),
-            "out_scale": Buffer((s.layers, s.dim), "float32"),
-            "up_scale": Buffer((s.layers, s.mlp), "float32"),
-            "down_scale": Buffer((s.layers, s.dim), "float32"),
+            "qkv_scale_in": Buffer((s.layers, 3, s.heads, s.head_dim), "float32"),
+            "out_scale_in": Buffer((s.layers, s.dim), "float32"),
+            "up_scale_in": Buffer((s.layers, s.mlp), "float32"),
+            "down_scale_in": Buffer((s.layers, s.dim), "float32"),
         }
         return (scales if s.weight_dtype else {}) | {
             "x_in": Buffer((s.rows, s.dim), s.dtype),
