@@ -26,7 +26,12 @@ from lsd_jax.files import replacing
 from lsd_jax.hw.chips import Chip
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
-"""The smallest of each chip that every libtpu knows; one device of it is compiled for."""
+"""The smallest of each chip that every libtpu knows; one device of it is compiled for, or some."""
+
+LARGER = {"v5e": "v5e:2x4", "v6e": "v6e:2x4", "v5p": "v5p:2x2x2", "tpu7x": "tpu7x:2x2x2"}
+SMALL = 4  # devices of any of `TOPOLOGIES`
+LARGE = 8
+"""Devices of any of `LARGER`."""
 
 LIMIT_S = 900
 _ROOT = Path(__file__).parent.parent
@@ -57,6 +62,7 @@ def compile_for(
     limit_s: int = LIMIT_S,
     free: dict[str, list[bool]] | None = None,
     profile: bool = True,
+    chips: int = 1,
 ) -> Compiled:
     """Compiles the case `package.module:function` with its options, or looks up how that went.
 
@@ -64,15 +70,19 @@ def compile_for(
     those donated. The compiler chooses how all of its arguments and outputs lie in HBM, as for
     weights that are placed once; with `free`, only those for which the lists under `arguments` and
     `outputs` say so, and the rest lies as JAX puts it. Without `profile` there are no cycles, in a
-    fraction of the time and memory.
+    fraction of the time and memory. For several `chips` it is compiled under a mesh of them along
+    the axis `tensor`, and the case says how its arguments lie there.
 
     Raises ValueError, with the remedy, where libtpu is absent, the chip unknown to it, the case
     does not fit, or the limit is passed.
     """
     if chip not in TOPOLOGIES:
         raise ValueError(f"libtpu compiles for {', '.join(TOPOLOGIES)}, not for {chip!r}")
-    wanted = {"topology": TOPOLOGIES[chip], "case": case, "options": options}
-    wanted |= {"free": free, "profile": profile}
+    if chips > LARGE:
+        raise ValueError(f"compiled for up to {LARGE} devices, not for {chips}")
+    topology = (TOPOLOGIES if chips <= SMALL else LARGER)[chip]
+    wanted = {"topology": topology, "case": case, "options": options}
+    wanted |= {"free": free, "profile": profile, "chips": chips}
     cache = _cache_folder() / f"{_key(wanted)}.json"
     if not cache.is_file():
         found = _compile(wanted, limit_s)

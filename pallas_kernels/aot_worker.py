@@ -16,19 +16,23 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 SMALLEST_LAUNCH = 30  # cycles; below it an operation is scalar bookkeeping
 
 
 def main(wanted: dict, out: Path) -> None:
     """Writes what was found, or `{"error": ...}` for what the compiler refuses."""
-    device = topologies.get_topology_desc(wanted["topology"], "tpu").devices[0]
-    with jax.sharding.use_abstract_mesh(Mesh(np.array([device]), ("core",)).abstract_mesh):
+    devices = topologies.get_topology_desc(wanted["topology"], "tpu").devices[: wanted["chips"]]
+    mesh = Mesh(np.array(devices), ("tensor",))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         try:
             case = pkgutil.resolve_name(wanted["case"])
-            function, arguments, donated = case(**wanted["options"])
-            compiled = compile_case(function, arguments, donated, device, wanted["free"])
+            function, arguments, donated, *specs = case(**wanted["options"])
+            if wanted["chips"] > 1:
+                compiled = compile_shared(function, arguments, donated, specs[0], mesh)
+            else:
+                compiled = compile_case(function, arguments, donated, devices[0], wanted["free"])
         except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
             out.write_text(json.dumps({"error": str(error).splitlines()[0][:400]}))
             return
@@ -50,6 +54,18 @@ def compile_case(function, arguments: tuple, donated, device, free: dict[str, li
         out_shardings=lies("outputs"),
         donate_argnums=donated,
     )
+    return jitted.lower(*arguments).compile()
+
+
+def compile_shared(function, arguments: tuple, donated, specs: tuple, mesh: Mesh):
+    """Compiled for all devices of the mesh, arguments lying there as `specs` say and in HBM as the
+    compiler chooses."""
+    lies = jax.tree.map(
+        lambda spec: Format(Layout.AUTO, NamedSharding(mesh, spec)),
+        specs,
+        is_leaf=lambda node: isinstance(node, PartitionSpec),
+    )
+    jitted = jax.jit(function, in_shardings=lies, donate_argnums=donated)
     return jitted.lower(*arguments).compile()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from lsd_jax.hw.chips import Chip
+from lsd_jax.hw.plan import all_reduce_seconds
 from lsd_jax.hw.stack import StackShape, least_bytes, streamed_stack
 from pallas_kernels import aot
 from pallas_kernels.tpu.cost import least_cycles, total
@@ -17,6 +19,8 @@ from pallas_kernels.tpu.planner import choose, choose_cycles, choose_for
 from pallas_kernels.tpu.schedule import program
 
 IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
+SHARED_BY = (2, 4, 8)  # chips
+STACK = "pallas_kernels.tpu.cases:stack"
 PROFILED_CYCLES = 800_000  # modelled ones of a pass, beyond which only some layers are profiled
 NO_PROFILE = "it compiles, but the compiler's profiler stops at one of its operations: no cycles"
 
@@ -110,21 +114,28 @@ def listed(described: dict[str, str]) -> list[str]:
 
 
 def stack_rows(config: Any, chip: Chip) -> list[dict]:
-    """`ops.denoise_stack` of a `lsd_jax.config.Config`, one session, one row an implementation.
+    """`ops.denoise_stack` of a `lsd_jax.config.Config`, one session, one row an implementation, and
+    one for each number of chips, `cores`, that can share the megakernel.
 
     A figure that the compiler does not give is None, and `note` says why; `kinds` names the figures
     of a row that are not of its `kind`: bytes and VMEM of the kernel are its plan's. Raises
     ValueError where nothing can be compiled.
     """
     shape = streamed_stack(config)
-    rows = []
-    for implementation in IMPLEMENTATIONS:
-        row: dict[str, Any] = {"impl": implementation, "chip": chip.name, "kind": "compiled"}
-        row |= {"libtpu": aot.libtpu_version()}
+    libtpu, rows = aot.libtpu_version(), []
+
+    def add(figures: Callable[..., dict], implementation: str, *how: Any, **named: Any) -> None:
+        row = {"impl": implementation, "chip": chip.name, "kind": "compiled", "libtpu": libtpu}
         try:
-            rows.append(row | _figures(shape, chip, implementation))
+            rows.append(row | named | figures(shape, chip, *how))
         except (NotImplementedError, ValueError) as refusal:
-            rows.append(row | {"note": str(refusal)})
+            rows.append(row | named | {"note": str(refusal)})
+
+    for implementation in IMPLEMENTATIONS:
+        add(_figures, implementation, implementation)
+    for chips in SHARED_BY:
+        if not shape.heads % chips:
+            add(shared_figures, "pallas", chips, cores=chips)
     if all("launches" not in row for row in rows):
         raise ValueError("; ".join(row["note"] for row in rows))
     return rows
@@ -134,14 +145,13 @@ def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str
     """The megakernel's time by its own cost model, what bounds it, and its plan; see
     `lsd_jax.hw.plan.KERNELS`. Raises NotImplementedError where the kernel refuses the shape.
     """
-    if ranks > 1:
-        raise NotImplementedError("it runs on one core")
-    chosen = choose_for(shape, chip)
-    traffic = chosen.total.compute_cycles < chosen.total.cycles
+    chosen = choose_for(shape, chip, ranks)
+    bound = "HBM" if chosen.total.compute_cycles < chosen.total.cycles else "MXU"
     seconds = float(chosen.total.cycles) / chip["clock"]
+    links = all_reduce_seconds(shape, chip, ranks)
     return (
-        seconds,
-        "HBM" if traffic else "MXU",
+        seconds + links,
+        "links" if links > seconds else bound,
         f"stack by the megakernel: {chosen.plan.describe()}",
     )
 
@@ -149,6 +159,29 @@ def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str
 def stacks_seconds(shapes: list[StackShape], chip: Chip) -> np.ndarray:
     """`stack_seconds` of many stacks on one core each, infinity where the kernel refuses."""
     return choose_cycles(shapes, chip) / chip["clock"]
+
+
+def shared_figures(shape: StackShape, chip: Chip, chips: int) -> dict[str, Any]:
+    """Of the megakernel on several chips: compiled for all of them, which says that it is legal and
+    fits; and one chip's share by itself, since the compiler's profiler stops at copies between
+    chips. What the links take is modelled beside it, as if nothing hid it."""
+    plan = choose(shape, chip.name, chips).plan
+    options = {"implementation": "pallas", **asdict(shape)}
+    found = aot.compile_for(chip.name, STACK, options, profile=False, chips=chips)
+    alone = _figures(plan.shape, chip, "pallas")
+    links_us = 1e6 * all_reduce_seconds(shape, chip, chips)
+    known = {
+        "launches": found.launches,
+        "code_bytes": found.code_bytes,
+        "vmem_peak_bytes": plan.vmem_bytes,
+        "plan": plan.describe(),
+        "note": f"cycles are of one chip's share, compiled alone; the links' {links_us:.1f} us are "
+        "modelled, and nothing hides them",
+    }
+    if "us" not in alone:
+        return alone | known | {"note": alone["note"]}
+    kinds = alone["kinds"] | {"us": "modelled"}
+    return alone | known | {"us": alone["us"] + links_us, "kinds": kinds}
 
 
 def no_profile(found: aot.Compiled) -> str:
@@ -167,18 +200,17 @@ def compile_stack(shape: StackShape, chip: Chip, implementation: str, layers: in
     """The seam. If only so many `layers` of it are profiled, its cycles, and the launches and bytes
     of XLA's, are those of so many, times all layers over them: a little too many, since what is
     paid once for a pass is then counted more often."""
-    case = "pallas_kernels.tpu.cases:stack"
     options = {"implementation": implementation, **asdict(shape)}
     if layers == shape.layers:
-        return aot.compile_for(chip.name, case, options)
+        return aot.compile_for(chip.name, STACK, options)
     fewer = {"layers": layers, "planned_layers": shape.layers}
-    part, times = aot.compile_for(chip.name, case, options | fewer), shape.layers / layers
+    part, times = aot.compile_for(chip.name, STACK, options | fewer), shape.layers / layers
     cycles = part.cycles and round(part.cycles * times)
     if implementation != "pallas":
         counted = ("launches", "argument_bytes", "output_bytes")
         scaled = {name: round(getattr(part, name) * times) for name in counted}
         return replace(part, cycles=cycles, **scaled)
-    whole = aot.compile_for(chip.name, case, options, profile=False)
+    whole = aot.compile_for(chip.name, STACK, options, profile=False)
     return replace(whole, cycles=cycles, no_profile=part.no_profile)
 
 

@@ -16,6 +16,7 @@ from pallas_kernels.tpu.plan import LANES, Plan, Shape, up
 from pallas_kernels.tpu.schedule import (
     Attend,
     Await,
+    Combine,
     Emit,
     Instruction,
     Loop,
@@ -58,6 +59,7 @@ them on other shapes. Copies: our reading of the same compiler's profile of sing
 REGISTER = 1024  # elements of a vector register
 ROUNDING = 14  # operations that bring an element into eight bits, fitted to two stacks on a v6e
 SCALING = 3  # of an element of a product of int8: from int32, and by two scales
+COMBINE = 8  # of an element of the residual stream: shares are added up, then added to it
 UPDATE = 24  # operations of an element of the residual stream: its product comes, `x += gate * y`
 
 
@@ -163,6 +165,8 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
             elements = plan.rows * (hidden * plan.chunk + (UPDATE + scaling) * s.dim)
             each = both(mxu, elements * vector, chip) + r.block
             return Cost(blocks * each, macs=2 * s.rows * s.dim * plan.chunk)
+        case Combine():  # what the links take is counted beside it, `hw.plan.all_reduce_seconds`
+            return Cost(COMBINE * s.rows * s.dim * vector + blocks * r.block)
     return Cost()
 
 

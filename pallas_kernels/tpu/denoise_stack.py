@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from pallas_kernels.tpu.launch import launch
 from pallas_kernels.tpu.plan import Plan, Shape
 from pallas_kernels.tpu.planner import choose, limit_bytes
 from pallas_kernels.tpu.schedule import program
+from pallas_kernels.tpu.tensor_parallel import chips_here, over_chips
 
 Result = tuple[Float[Array, "b t d"], Float[Array, "l b t h k"], Float[Array, "l b t h k"]]
 
@@ -28,16 +30,18 @@ def denoise_stack(
     rope: Rope,
     planned_layers: int = 0,
 ) -> Result:
-    """`ops.denoise_stack` on the TPU that this is traced for; in tiles for a stack of
-    `planned_layers`, if given, since some of many layers are profiled in the tiles of all.
+    """`ops.denoise_stack` on the TPU that this is traced for, or on those of the mesh in use that
+    lie along its axis `tensor`; in tiles for a stack of `planned_layers`, if given, since some of
+    many layers are profiled in the tiles of all.
 
     Raises NotImplementedError where that is none, or the shape is not one for it.
     """
-    chip, shape = chip_here(), shape_of(x, weights, kv, modulation)
+    chip, shape, chips = chip_here(), shape_of(x, weights, kv, modulation), chips_here()
     planned = replace(shape, layers=planned_layers or shape.layers)
-    plan = replace(choose(planned, chip.name).plan, shape=shape)
-    out = launch(plan, program(plan), x, weights, kv, bias, modulation, rope, limit_bytes(chip))
-    return as_seam(plan, out)
+    plan = choose(planned, chip.name, chips).plan
+    plan = replace(plan, shape=replace(plan.shape, layers=shape.layers))
+    arguments = x, weights, kv, bias, modulation, rope
+    return by_kernel(plan, *arguments, vmem_limit_bytes=limit_bytes(chip))
 
 
 def interpreted(
@@ -48,11 +52,24 @@ def interpreted(
     modulation: Float[Array, "l #b 6 d"],
     rope: Rope,
 ) -> Result:
-    """The same kernel, as planned for a v6e, interpreted on whatever is here: slow, and right."""
-    plan = choose(shape_of(x, weights, kv, modulation), "v6e").plan
-    simulated = pltpu.InterpretParams()
-    arguments = (x, weights, kv, bias, modulation, rope)
-    return as_seam(plan, launch(plan, program(plan), *arguments, interpret=simulated))
+    """The same kernel, as planned for v6e, interpreted on whatever is here: slow, and right.
+
+    Virtual devices of a CPU wait for one another in threads of one pool: with a mesh, the process
+    needs more of them than the mesh has, or they wait for ever.
+    """
+    plan = choose(shape_of(x, weights, kv, modulation), "v6e", chips_here()).plan
+    arguments = x, weights, kv, bias, modulation, rope
+    return by_kernel(plan, *arguments, interpret=pltpu.InterpretParams())
+
+
+def by_kernel(plan: Plan, *arguments: Any, **options: Any) -> Result:
+    """`ops.denoise_stack` of `arguments` by one launch, or by one on each chip of the plan; for
+    `options` see `launch`."""
+
+    def run(*arguments):
+        return as_seam(plan, launch(plan, program(plan), *arguments, **options))
+
+    return (over_chips(run) if plan.chips > 1 else run)(*arguments)
 
 
 def shape_of(x: jax.Array, weights: StackWeights, kv: KVBuffer, modulation: jax.Array) -> Shape:

@@ -15,15 +15,17 @@ import jax.numpy as jnp
 
 from lsd_jax.ops.eight_bits import eight_bits
 from lsd_jax.types import KVBuffer, Rope, StackWeights
-from pallas_kernels.tpu.kernel import EPSILON
+from pallas_kernels.tpu.kernel import AXIS, EPSILON
 from pallas_kernels.tpu.plan import Plan
 from pallas_kernels.tpu.schedule import (
     Attend,
     Await,
+    Combine,
     Drain,
     Emit,
     Fill,
     Load,
+    Meet,
     Mlp,
     Modulate,
     Part,
@@ -106,6 +108,11 @@ class Interpreter:
                 hidden = self.product(*self.h, up, "up", layer, features)
                 hidden = self.operand(jax.nn.gelu(hidden, approximate=True))
                 self.add("mlp", layer, self.product(*hidden, down, "down", layer))
+            case Combine():
+                self.buffers["x"] += jax.lax.psum(self.buffers["share"], AXIS)
+                self.buffers["share"] = jnp.zeros_like(self.buffers["share"])
+            case Meet():
+                self.buffers["share"] = jnp.zeros_like(self.buffers["share"])
             case Store():
                 self.buffers["x_out"] = self.buffers["x"]
             case Drain():
@@ -205,7 +212,8 @@ class Interpreter:
         return x @ weight * scale * by_column
 
     def add(self, part: Part, layer: int, share: jax.Array) -> None:
-        self.buffers["x"] += self.rows_of(part, layer)[2] * share
+        added_to = "x" if self.plan.chips == 1 else "share"
+        self.buffers[added_to] += self.rows_of(part, layer)[2] * share
 
     def rows_of(self, part: Part, layer: int) -> list[jax.Array]:
         """Shift, scale and gate of each row of the residual stream, `[R, D]`."""

@@ -75,6 +75,9 @@ def launch(
         "mlp_arrived": pltpu.SemaphoreType.DMA((plan.ahead, 2)),
         "left": pltpu.SemaphoreType.DMA((2,)),
     }
+    if plan.chips > 1:
+        scratch["sent"] = pltpu.SemaphoreType.DMA((2, plan.chips))
+        scratch["received"] = pltpu.SemaphoreType.DMA((2, plan.chips))
     dumped = [f"dump_{name}" for name in dump]
     names = ("age", *small, *streamed, *out, *out_hbm, *dumped, *scratch)
     sram, vmem, hbm = (
@@ -93,7 +96,9 @@ def launch(
         in_specs=[sram, *(vmem for _ in small), *(hbm for _ in streamed)],
         out_specs=(vmem, hbm, hbm, *(vmem for _ in dump)),
         scratch_shapes=list(scratch.values()),
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem_limit_bytes),
+        compiler_params=pltpu.CompilerParams(
+            vmem_limit_bytes=vmem_limit_bytes, collective_id=0 if plan.chips > 1 else None
+        ),
         name="denoise_stack",
         interpret=interpret,
     )(age, *small.values(), *streamed.values())

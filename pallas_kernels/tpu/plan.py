@@ -39,14 +39,18 @@ class Plan:
     Weights and remembered keys stream through two rings: one holds groups of `group` heads (their
     columns of the projections, their rows of the output projection, their keys and values), the
     other `chunk` features of the MLP. `ahead` tiles of each are in VMEM at once.
+
+    Each of several `chips` has all rows of the residual stream, and adds up the chips' shares in
+    `owned` of them.
     """
 
-    shape: Shape
+    shape: Shape  # of this chip's share, where there are several
     group: int  # heads of a tile
     chunk: int  # MLP features of a tile
     rows: int  # of the residual stream, in one matrix product
     queries: int  # of one session, against all keys
     ahead: int = 2  # tiles that a ring holds: one in use, the others on their way
+    chips: int = 1  # that share each layer's heads and MLP features
 
     @property
     def groups(self) -> int:
@@ -57,6 +61,16 @@ class Plan:
     def chunks(self) -> int:
         """Tiles of the MLP in a layer."""
         return self.shape.mlp // self.chunk
+
+    @property
+    def owned(self) -> int:
+        """Rows in which one chip adds up what all chips add to the residual stream."""
+        return self.shape.rows // self.chips
+
+    @property
+    def piece(self) -> int:
+        """Rows that are offered at once to the chip that adds them up."""
+        return min(self.rows, self.owned)
 
     def tiles(self, ring: str) -> int:
         """Tiles of a ring in a layer."""
@@ -94,7 +108,16 @@ class Plan:
             "up": Buffer((self.ahead, s.dim, self.chunk), weights),
             "down": Buffer((self.ahead, self.chunk, s.dim), weights),
         }
-        return kept | ({"h_scale": Buffer((s.rows, 1), "float32")} if s.weight_dtype else {})
+        if s.weight_dtype:
+            kept["h_scale"] = Buffer((s.rows, 1), "float32")
+        if self.chips > 1:
+            kept |= {
+                "share": Buffer((s.rows, s.dim), "float32"),
+                "offered": Buffer((s.rows, s.dim), s.dtype),
+                "inbox": Buffer((self.chips, self.owned, s.dim), s.dtype),
+                "total": Buffer((s.rows, s.dim), s.dtype),
+            }
+        return kept
 
     @cached_property
     def arguments(self) -> dict[str, Buffer]:
@@ -128,8 +151,9 @@ class Plan:
 
     def describe(self) -> str:
         """The choice in a line."""
+        shared = f"{self.chips} chips, each " if self.chips > 1 else ""
         return (
-            f"{self.groups} x {self.group} heads, {self.chunks} x {self.chunk} MLP features, "
+            f"{shared}{self.groups} x {self.group} heads, {self.chunks} x {self.chunk} MLP features, "
             f"{self.ahead} tiles ahead, blocks of {self.rows} rows and {self.queries} queries, "
             f"{self.vmem_bytes / 1e6:.1f} MB of VMEM"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -29,19 +29,21 @@ class Choice:
     total: Total
 
 
-def choose(shape: Shape, chip_name: str) -> Choice:
-    """The plan of fewest modelled cycles that fits, on a shipped chip.
+def choose(shape: Shape, chip_name: str, chips: int = 1) -> Choice:
+    """The plan of fewest modelled cycles that fits, on a shipped chip or on several that share the
+    stack; the plan's shape is then the share of one.
 
     Raises NotImplementedError, with reason and remedy, for a shape that the kernel does not take.
     """
-    return choose_for(shape, load(chip_name))
+    return choose_for(shape, load(chip_name), chips)
 
 
 @lru_cache(maxsize=64)
-def choose_for(shape: Shape, chip: Chip) -> Choice:
+def choose_for(shape: Shape, chip: Chip, chips: int = 1) -> Choice:
     """`choose` on any chip."""
+    shape = share(shape, chips)
     check(shape, chip)
-    options = plans(shape)
+    options = plans(shape, chips)
     costs = total(program(options), options, chip)
     room = limit_bytes(chip) - SPARE_BYTES
     fits = options.vmem_bytes <= room
@@ -52,7 +54,7 @@ def choose_for(shape: Shape, chip: Chip) -> Choice:
             "or backend xla"
         )
     (best,) = preferred(costs, fits, np.zeros(1, int))
-    plan = Plan(shape, *(int(x[best]) for x in tiles_of(options)))
+    plan = Plan(shape, *(int(x[best]) for x in tiles_of(options)), chips=chips)
     return Choice(plan, total(program(plan), plan, chip))
 
 
@@ -134,7 +136,27 @@ def _refusal(shape: Shape, chip: Chip) -> str | None:
     return None if shape.keys else "the buffer has no keys; pin some tokens, or backend xla"
 
 
-def plans(shape: Shape) -> Any:
+def share(shape: Shape, chips: int) -> Shape:
+    """Of one of several chips: as many heads and MLP features as any other. Raises
+    NotImplementedError where they cannot be shared out like that."""
+    if chips == 1:
+        return shape
+    for name in ("heads", "mlp"):
+        if getattr(shape, name) % chips:
+            raise NotImplementedError(
+                f"{name}={getattr(shape, name)} cannot be shared by {chips} chips; take as many "
+                "as divide it, or backend xla"
+            )
+    sublanes = 32 // shape.itemsize
+    if shape.rows % (chips * sublanes):
+        raise NotImplementedError(
+            f"{shape.rows} tokens are no multiple of {chips} chips x {sublanes} ({shape.dtype} "
+            "tiles); use fewer chips, or backend xla"
+        )
+    return replace(shape, heads=shape.heads // chips, mlp=shape.mlp // chips)
+
+
+def plans(shape: Shape, chips: int = 1) -> Any:
     """All plans worth a look, whole tiles and equal blocks of rows: one `Plan` of arrays."""
     groups = [n for n in range(1, shape.heads + 1) if shape.heads % n == 0]
     chunks = [n for n in range(LANES, shape.mlp + 1, LANES) if shape.mlp % n == 0]
@@ -142,11 +164,16 @@ def plans(shape: Shape) -> Any:
     blocks = {whole, *BLOCKS} | {shape.tokens}
     sublanes = 32 // min(shape.itemsize, shape.weight_itemsize)
     takes = [n for n in blocks if n <= BLOCKS[0] and n % sublanes == 0]
-    rows = [n for n in takes if whole % n == 0 and _fits_sessions(n, shape)]
+    owned = shape.rows // chips
+    rows = [
+        n
+        for n in takes
+        if whole % n == 0 and _divides(n, shape.tokens) and (chips == 1 or _divides(n, owned))
+    ]
     queries = [n for n in takes if shape.tokens % n == 0]
     options = np.meshgrid(groups, chunks, rows, queries, indexing="ij")
     tiles: Any = [x.ravel() for x in options]
-    return Plan(shape, *tiles)
+    return Plan(shape, *tiles, chips=chips)
 
 
 def tiles_of(plan: Plan) -> tuple[Any, ...]:
@@ -154,5 +181,5 @@ def tiles_of(plan: Plan) -> tuple[Any, ...]:
     return plan.group, plan.chunk, plan.rows, plan.queries
 
 
-def _fits_sessions(rows: int, shape: Shape) -> bool:
-    return rows % shape.tokens == 0 or shape.tokens % rows == 0
+def _divides(a: int, b: int) -> bool:
+    return a % b == 0 or b % a == 0

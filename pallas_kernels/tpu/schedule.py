@@ -8,6 +8,12 @@ A tile comes in three steps. `Fill` starts the copies of a ring's first tiles, b
 layer. `Await` waits for the tile of this step. `Refill` says that it was used, and starts copying
 the one that is due when the ring has come round, maybe of the next layer, into its place. `Emit`
 starts the way back of new keys and values, `Drain` waits until they are there.
+
+Where several chips share the heads and the MLP features of a layer, each has all rows of the
+residual stream and its share of what is to be added to them. `ProjectOut` and `Mlp` then offer each
+block of rows to the chip that adds it up as soon as the last tile has passed over it, so that it
+travels under the products of the next block; `Combine` adds up, tells all others, and waits for
+what they tell.
 """
 
 from __future__ import annotations
@@ -20,6 +26,11 @@ from pallas_kernels.tpu.plan import Plan
 
 Ring = Literal["heads", "mlp"]
 Part = Literal["attention", "mlp"]
+
+
+@dataclass(frozen=True)
+class Meet:
+    """Waits until all chips are here: before, nobody may write to another's memory."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +97,18 @@ class Mlp:
 
 
 @dataclass(frozen=True)
+class Combine:
+    """`x += ` the sum of all chips' shares, the same to the last bit on each of them."""
+
+
+@dataclass(frozen=True)
 class Store:
     """The residual stream out of its float32 buffer."""
 
 
 Instruction = (
-    Load
+    Meet
+    | Load
     | Fill
     | Await
     | Refill
@@ -102,6 +119,7 @@ Instruction = (
     | ProjectOut
     | Drain
     | Mlp
+    | Combine
     | Store
 )
 
@@ -130,15 +148,19 @@ Program = tuple[Instruction | Loop | Step, ...]
 def program(plan: Plan) -> Program:
     """The whole pass."""
     heads = (Await("heads"), Project(), Emit(), Attend(), ProjectOut(), Refill("heads"))
+    together = (Combine(),) if plan.chips > 1 else ()
     layer = (
         Modulate("attention"),
         Loop("tile", plan.groups, heads),
+        *together,
         Modulate("mlp"),
         Loop("tile", plan.chunks, (Await("mlp"), Mlp(), Refill("mlp"))),
+        *together,
         Loop("tile", plan.groups, (Drain(),)),
     )
     layers = Loop("layer", plan.shape.layers, layer)
-    return Fill("heads"), Fill("mlp"), Load(), layers, Store()
+    meet = (Meet(),) if plan.chips > 1 else ()
+    return Fill("heads"), Fill("mlp"), Load(), *meet, layers, Store()
 
 
 def steps(program: Program, layer: int = 0, tile: int = 0) -> Iterator[Step]:

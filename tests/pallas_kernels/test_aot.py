@@ -15,7 +15,8 @@ from lsd_jax.cli import bench_cases
 from lsd_jax.cli.main import main
 from lsd_jax.config import Config, ModelConfig, StreamConfig
 from lsd_jax.hw import chips
-from lsd_jax.hw.stack import least_bytes, least_macs, stack_of
+from lsd_jax.hw.plan import all_reduce_seconds
+from lsd_jax.hw.stack import least_bytes, least_macs, stack_of, streamed_stack
 from pallas_kernels import aot, aot_worker, bench
 from pallas_kernels.tpu.plan import Shape
 
@@ -266,7 +267,9 @@ def test_rows_of_pixels_keep_what_is_refused(monkeypatch):
 def test_of_many_layers_few_are_profiled(monkeypatch):
     """The profiler keeps all that it runs, and would run out of memory on twelve wide layers."""
 
-    def compiled(chip, case, options, profile=True):
+    def compiled(chip, case, options, profile=True, chips=1):
+        if chips > 1:
+            raise ValueError("not asked for here")
         layers, planned = options["layers"], options.get("planned_layers")
         assert profile == (planned is not None) and planned in (None, 12)
         cycles = layers * 700_000 if profile else None
@@ -274,7 +277,7 @@ def test_of_many_layers_few_are_profiled(monkeypatch):
 
     monkeypatch.setattr(aot, "libtpu_version", lambda: "0")
     monkeypatch.setattr(aot, "compile_for", compiled)
-    pallas, xla, _ = bench.stack_rows(configs.load("base"), chips.load("v5e"))
+    pallas, xla, *_ = bench.stack_rows(configs.load("base"), chips.load("v5e"))
     assert pallas["cycles"] == xla["cycles"] == 12 * 700_000
     assert pallas["code_bytes"] == 12 and xla["launches"] == 12 and xla["hbm_bytes"] == 24
     assert pallas["kinds"]["cycles"] == pallas["kinds"]["mxu_busy"] == "modelled"
@@ -301,11 +304,44 @@ def test_rows_without_cycles_are_kept(monkeypatch):
         bench.stack_rows(configs.load("reference"), chips.load("v6e"))
 
 
+def test_rows_of_several_chips_add_what_the_links_take(monkeypatch):
+    """One chip's share is profiled by itself; all of them together are only compiled."""
+
+    def compiled(chip, case, options, profile=True, chips=1):
+        assert profile == (chips == 1) and options["heads"] == (4 if chips > 1 else 4 // asked)
+        return aot.Compiled(40_000 if profile else None, chips, 1, {}, {}, 9, 9, 0, 1, "0")
+
+    monkeypatch.setattr(aot, "compile_for", compiled)
+    chip, shape = chips.load("v6e"), streamed_stack(configs.load("reference"))
+    for asked in (2, 4):
+        row = bench.shared_figures(shape, chip, asked)
+        links_us = 1e6 * all_reduce_seconds(shape, chip, asked)
+        assert row["launches"] == asked and row["cycles"] == 40_000
+        assert row["us"] == pytest.approx(40_000 / chip["clock"] * 1e6 + links_us)
+        assert row["kinds"]["us"] == "modelled" and "share, compiled alone" in row["note"]
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("chip", "chips"), [("v6e", 8), ("v5e", 4)])
+def test_a_megakernel_of_several_chips_compiles(chip, chips):
+    """Copies to other chips and their semaphores are legal code, and all fits."""
+    options = {"implementation": "pallas", **asdict(replace(SMALL, heads=8, mlp=1024, tokens=128))}
+    found = aot.compile_for(chip, CASE, options, profile=False, chips=chips)
+    assert found.kernels == 1 and found.cycles is None
+    weights = SMALL.layers * 2 * 256 * (4 * 8 * 128 + 2 * 1024)
+    assert weights / chips < found.argument_bytes < 2 * weights / chips  # of one device
+
+
+def test_what_chips_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="up to 8 devices, not for 9"):
+        aot.compile_for("v6e", CASE, OPTIONS, chips=9)
+
+
 def test_the_command_prints_rows_and_writes_them(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(aot, "libtpu_version", lambda: "0")
     cycles = {"pallas": 50_000, "xla": 80_000}
 
-    def compiled(chip, case, options, limit_s=0):
+    def compiled(chip, case, options, profile=True, chips=1):
         name = options["implementation"]
         if name not in cycles:
             raise ValueError("the profiler stopped")
@@ -317,7 +353,8 @@ def test_the_command_prints_rows_and_writes_them(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "xla-scan: the profiler stopped" in printed
     assert "VMEM peak modelled" in " ".join(printed.split())
-    pallas, xla, scan = json.loads(path.read_text())["rows"]
+    pallas, xla, scan, *shared = json.loads(path.read_text())["rows"]
+    assert [row["cores"] for row in shared] == [2, 4]  # heads, and so no eight
     assert pallas["kind"] == "compiled" and pallas["cycles"] == 50_000 and scan["cycles"] is None
     assert pallas["kinds"] == {"hbm_bytes": "modelled", "vmem_peak_bytes": "modelled"}
     assert not xla["kinds"] and xla["vmem_peak_bytes"] is None

@@ -1,0 +1,54 @@
+"""Runs the megakernel on eight virtual chips, maybe not waiting, and prints what was noticed.
+
+python tests/pallas_kernels/eight_chips.py FAULT
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Each chip's thread blocks while it waits for another's; with as many devices none is left over.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=16"
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.experimental.pallas import tpu as pltpu  # noqa: E402
+from jax.sharding import Mesh  # noqa: E402
+
+from lsd_jax.ops.denoise_stack import denoise_stack  # noqa: E402
+from pallas_kernels.tpu.denoise_stack import by_kernel, shape_of  # noqa: E402
+from pallas_kernels.tpu.kernel import Machine  # noqa: E402
+from pallas_kernels.tpu.plan import Plan  # noqa: E402
+from pallas_kernels.tpu.planner import share  # noqa: E402
+from tests.pallas_kernels import races  # noqa: E402
+from tests.pallas_kernels.examples import arguments  # noqa: E402
+
+CHIPS = 8
+
+
+def main(fault: str) -> None:
+    if fault == "unheard":  # no chip waits for what others send
+        Machine.received = lambda self, what, other: None
+    args = arguments(b=2, heads=CHIPS, mlp=128 * CHIPS, layers=1)
+    x, weights, kv, _, modulation, _ = args
+    part = share(shape_of(x, weights, kv, modulation), CHIPS)
+    plan = Plan(part, group=1, chunk=128, rows=16, queries=16, chips=CHIPS)
+    simulated = pltpu.InterpretParams(detect_races=True)
+    error, near = None, False
+    try:
+        with jax.set_mesh(Mesh(np.array(jax.devices()[:CHIPS]), ("tensor",))):
+            ours = jax.jit(lambda *args: by_kernel(plan, *args, interpret=simulated))(*args)
+            ours = np.asarray(ours[0])
+        theirs = np.asarray(jax.jit(denoise_stack)(*args)[0])
+        near = bool(np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max())
+    except Exception as failure:
+        error = str(failure)[:200]
+    raced = error is None and bool(races.found())
+    print(json.dumps({"raced": raced, "near": near, "error": error}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,146 @@
+"""The megakernel on several chips, interpreted, against the float32 specification."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import Mesh
+
+from lsd_jax.hw.chips import load
+from lsd_jax.ops.denoise_stack import denoise_stack
+from lsd_jax.quantize import quantize_stack
+from pallas_kernels.tpu import schedule
+from pallas_kernels.tpu.denoise_stack import as_seam, by_kernel, interpreted, shape_of
+from pallas_kernels.tpu.interpret import interpret
+from pallas_kernels.tpu.plan import Plan
+from pallas_kernels.tpu.planner import choose, limit_bytes, share
+from pallas_kernels.tpu.tensor_parallel import chips_here, over_chips
+from tests.pallas_kernels import races
+from tests.pallas_kernels.examples import arguments
+from tests.pallas_kernels.test_megakernel import TOLERANCE, assert_near
+
+pytestmark = pytest.mark.multidevice
+
+
+def mesh_of(chips):
+    return Mesh(np.array(jax.devices()[:chips]), ("tensor",))
+
+
+def plan_of(args, chips, group=1, chunk=128, rows=16, queries=16):
+    x, weights, kv, _, modulation, _ = args
+    whole = shape_of(x, weights, kv, modulation)
+    return Plan(share(whole, chips), group, chunk, rows, queries, chips=chips)
+
+
+def run(args, plan, **options):
+    """The seam on as many virtual devices, with races looked for."""
+    simulated = pltpu.InterpretParams(detect_races=True, **options)
+    with jax.set_mesh(mesh_of(plan.chips)):
+        out = jax.jit(lambda *args: by_kernel(plan, *args, interpret=simulated))(*args)
+        out = jax.block_until_ready(out)
+    assert not races.found()
+    return out
+
+
+@pytest.mark.parametrize(
+    ("chips", "dtype", "shape", "tiles"),
+    [
+        (2, "float32", dict(heads=4, mlp=512), dict()),
+        (2, "float32", dict(b=2, heads=2), dict(rows=64, chunk=128)),  # one block, of two owners
+        (4, "bfloat16", dict(b=2, heads=4, mlp=512), dict(rows=32)),
+    ],
+)
+def test_equals_the_specification(chips, dtype, shape, tiles):
+    args, exact = arguments(dtype, **shape), arguments(**shape)
+    if tiles.get("rows") == 64:  # sessions of one block share their modulation
+        args, exact = ((*a[:4], a[4][:, :1], a[5]) for a in (args, exact))
+    ours = run(args, plan_of(args, chips, **tiles))
+    assert {a.dtype.name for a in ours} == {dtype}
+    assert_near(ours, jax.jit(denoise_stack)(*exact), TOLERANCE[dtype])
+    copies = [np.asarray(copy.data) for copy in ours[0].addressable_shards]
+    assert len(copies) == chips and all(np.array_equal(copies[0], copy) for copy in copies)
+
+
+def test_copies_that_are_done_at_once_change_nothing():
+    args = arguments(heads=2, mlp=256)
+    ours = run(args, plan_of(args, 2), dma_execution_mode="eager")
+    assert_near(ours, jax.jit(denoise_stack)(*args), TOLERANCE["float32"])
+
+
+def test_weights_in_eight_bits():
+    exact = arguments(heads=2, mlp=256)
+    x, weights, *rest = exact
+    args = x, quantize_stack(weights, "float32"), *rest
+    assert_near(run(args, plan_of(args, 2)), jax.jit(denoise_stack)(*exact), 3e-2)
+
+
+def test_the_interpreter_adds_up_as_the_kernel_does():
+    args = arguments(heads=2, mlp=256)
+    plan = plan_of(args, 2)
+    steps = list(schedule.steps(schedule.program(plan)))
+    kinds = [type(s.instruction).__name__ for s in steps]
+    assert kinds.count("Combine") == 2 * plan.shape.layers and kinds.count("Meet") == 1
+
+    def one(*args):
+        return as_seam(plan, interpret(plan, steps, *args))
+
+    with jax.set_mesh(mesh_of(2)):
+        theirs = jax.jit(over_chips(one))(*args)
+    assert_near(run(args, plan), theirs, TOLERANCE["float32"])
+
+
+def test_the_mesh_in_use_says_how_many_chips_there_are():
+    args = arguments(heads=2, mlp=256)
+    assert chips_here() == 1
+    with jax.set_mesh(mesh_of(2)):
+        assert chips_here() == 2
+        ours = jax.jit(interpreted)(*args)
+    assert len(ours[1].addressable_shards) == 2
+    assert ours[1].addressable_shards[0].data.shape[3] == 1  # each keeps the keys of its heads
+    assert_near(ours, jax.jit(denoise_stack)(*args), TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("fault", ["none", "unheard"])
+def test_eight_chips_and_chips_that_do_not_wait(fault):
+    """In a process of its own, which needs more virtual devices than it uses."""
+    script = Path(__file__).with_name("eight_chips.py")
+    done = subprocess.run(
+        [sys.executable, script, fault], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert (seen == {"raced": False, "near": True, "error": None}) == (fault == "none"), seen
+
+
+def test_a_share_is_a_part_of_all_heads_and_features():
+    args = arguments(heads=4, mlp=512)
+    whole = shape_of(*args[:3], args[4])
+    part = share(whole, 4)
+    assert (part.heads, part.mlp, part.dim, part.rows) == (1, 128, whole.dim, whole.rows)
+    for chips, change, match in (
+        (3, dict(), "heads=4 cannot be shared by 3 chips"),
+        (4, dict(mlp=514), "mlp=514 cannot be shared by 4 chips"),
+        (4, dict(tokens=24), "24 tokens are no multiple of 4 chips x 8"),
+    ):
+        with pytest.raises(NotImplementedError, match=match):
+            share(replace(whole, **change), chips)
+
+
+@pytest.mark.parametrize("chips", [2, 4, 8])
+def test_plans_of_several_chips_fit_and_send_whole_pieces(chips):
+    reference = replace(
+        shape_of(*arguments("bfloat16")[:3], arguments("bfloat16")[4]),
+        tokens=256, dim=1024, heads=8, mlp=4096, modulations=1,
+    )  # fmt: skip
+    alone, plan = choose(reference, "v6e").plan, choose(reference, "v6e", chips).plan
+    assert plan.chips == chips and plan.shape.heads * chips == reference.heads
+    assert plan.owned * chips == plan.shape.rows
+    assert plan.owned % plan.piece == 0 and plan.rows % plan.piece == 0
+    assert {"share", "inbox"} <= set(plan.buffers) and "share" not in alone.buffers
+    assert plan.vmem_bytes <= limit_bytes(load("v6e"))
