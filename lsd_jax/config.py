@@ -9,6 +9,8 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lsd_jax.data.prompts import SCENE_KINDS
+
 _POSITIVE = (
     "height", "width", "patch", "dim", "layers", "heads", "mlp", "window", "prompt_bytes",
     "prompt_tokens", "reference_tokens", "text_dim", "text_layers", "detail_patch", "detail_dim",
@@ -155,6 +157,7 @@ class TrainConfig:
     frames: int = 4  # frames per clip
     old_frames: int = 0  # the first of them, from long before the others: what a memory holds
     carry_on: float = 0.0  # share of the clips whose prompt is taken back after some frames
+    away: float = 0.0  # share of the clips with old frames whose edited object is gone for a while
     steps: int = 20_000
     learning_rate: float = 1e-3
     warmup: int = 200
@@ -164,6 +167,7 @@ class TrainConfig:
     pure_noise: float = 0.5  # share of frames denoised from nothing, as the first pass does
     prompt_drop: float = 0.05
     scene_fraction: float = 0.5  # of the prompts, those that edit the scene
+    scene_edits: tuple[str, ...] = ()  # the kinds of these; empty: all
     edit_weight: float = 1.0  # of the region that an edit changes, in frames; 0: by its area
     video_fraction: float = 0.0  # of the clips that are no own streams, from the folder of videos
     keep_zeros: bool = False  # of the weights, as a 2:4 pattern needs; else they learn again
@@ -185,12 +189,17 @@ class TrainConfig:
             "video_fraction",
             "mask_fraction",
             "carry_on",
+            "away",
         ):
             _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} not in [0, 1]")
         _require(
             0 <= self.old_frames < self.frames,
             f"old_frames={self.old_frames} must leave some of the frames={self.frames}",
         )
+        for kind in self.scene_edits:
+            _require(
+                kind in SCENE_KINDS, f"unknown scene edit {kind!r}; known: {', '.join(SCENE_KINDS)}"
+            )
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from lsd_jax.config import ModelConfig, TrainConfig
 from lsd_jax.data import edits, prompts, textures, worlds
 from lsd_jax.data.batch import Batch
+from lsd_jax.data.scene import OBJECTS
 from lsd_jax.data.worlds import BACKGROUNDS, COLOURS, KINDS, SHAPES, SceneEdit, World
 from lsd_jax.stream import control_planes
 from lsd_jax.types import Conditioning
@@ -31,13 +32,14 @@ GROUPS = 16  # footage clips are edited in at most so many groups, one prompt me
 @dataclass(frozen=True)
 class Plan:
     """Worlds, what is asked of each, the frame number at which each begins, and how many frames
-    behind that the frames of its clip lie."""
+    behind that the frames of its clip lie, and the size of each object in them, in its own."""
 
     drawn: World
     scene_edits: dict[str, Array]
     footage: Int[Array, "groups 2"]
     starts: Int[Array, " b"]
     offsets: Int[Array, "b f"]
+    scale: Float[Array, "b f objects"]
     carried: Int[Array, " b"] | None
     old: Int[Array, " b"] | None
     masks: UInt8[Array, "b height width"]
@@ -55,7 +57,7 @@ def draw_plan(model: ModelConfig, train: TrainConfig, rng: np.random.Generator, 
     edits."""
     scenes = round(train.scene_fraction * clips)
     drawn = sample_worlds(rng.integers(HELD_OUT_WORLDS, size=clips, dtype=np.int32))
-    scene_edits, scene_texts = draw_scene_edits(rng, drawn, random_kinds(rng, scenes))
+    scene_edits, scene_texts = draw_scene_edits(rng, drawn, random_kinds(rng, train, scenes))
     footage, footage_texts = draw_footage_edits(rng, clips - scenes)
     texts = scene_texts + footage_texts
     prompt = np.stack([prompts.encode(text, model.prompt_bytes) for text in texts])
@@ -64,7 +66,8 @@ def draw_plan(model: ModelConfig, train: TrainConfig, rng: np.random.Generator, 
     masks = draw_masks(rng, model, clips, train.mask_fraction)
     offsets, carried = draw_offsets(rng, model, train, clips), draw_carried(rng, train, clips)
     old = np.full(clips, train.old_frames, np.int32) if train.old_frames else None
-    numbers = (scene_edits, footage, starts, offsets, carried, old, masks, prompt)
+    scale = draw_scale(rng, train, scene_edits, clips)
+    numbers = (scene_edits, footage, starts, offsets, scale, carried, old, masks, prompt)
     return Plan(drawn, *jax.tree.map(jnp.asarray, numbers))
 
 
@@ -100,9 +103,27 @@ def draw_carried(
     `train.carry_on` of the clips, and None where that is 0."""
     if not train.carry_on:
         return None
-    first = np.maximum(rng.integers(train.old_frames, train.frames, size=clips), 1)
+    first = rng.integers(1, train.frames, size=clips)
     taken_back = rng.random(clips) < train.carry_on
     return np.where(taken_back, first, train.frames).astype(np.int32)
+
+
+def draw_scale(
+    rng: np.random.Generator, train: TrainConfig, scene_edits: dict[str, np.ndarray], clips: int
+) -> Float[np.ndarray, "b f objects"]:
+    """How large each object is in each frame, in its own size. In a share `train.away` of the
+    clips with old frames the edited object is there in the oldest frame, gone in those behind it,
+    and comes back in a frame of the window, out of the distance: only the memory has seen it."""
+    scale = np.ones((clips, train.frames, OBJECTS), np.float32)
+    if not (train.away and train.old_frames and scene_edits):
+        return scale
+    edited = scene_edits["object"]
+    scenes, frames = np.arange(len(edited)), np.arange(train.frames)
+    back = rng.integers(train.old_frames, train.frames, size=len(edited))[:, None]
+    near = np.clip((frames - back + 1) * rng.choice([0.25, 1.0], len(edited))[:, None], 0, 1)
+    gone = rng.random(len(edited)) < train.away
+    scale[scenes, :, edited] = np.where(gone[:, None] & (frames > 0), near, 1)
+    return scale
 
 
 @jax.jit
@@ -127,9 +148,10 @@ def draw_scene_edits(
     return {name: np.array(values, np.int32) for name, values in fields.items()}, texts
 
 
-def random_kinds(rng: np.random.Generator, count: int) -> Iterator[int]:
-    """Kinds of scene edits, each drawn when it is asked for."""
-    return (int(rng.integers(1, len(KINDS))) for _ in range(count))
+def random_kinds(rng: np.random.Generator, train: TrainConfig, count: int) -> Iterator[int]:
+    """Kinds of scene edits among those trained, each drawn when it is asked for."""
+    kinds = [KINDS.index(name) for name in train.scene_edits or KINDS[1:]]
+    return (kinds[int(rng.integers(len(kinds)))] for _ in range(count))
 
 
 def scene_edit(
@@ -215,7 +237,7 @@ def _render(plan: Plan, after, bank, *, size, controls) -> Batch:
     scenes = scene_edits["kind"].shape[0] if scene_edits else 0
     times = plan.starts[:, None] + after + plan.offsets
     frames = times.shape[1]
-    source = render_at(drawn, times, size, bank)  # [B, F, H, W, 3] in [0, 1]
+    source = render_at(drawn, times, size, bank, plan.scale)  # [B, F, H, W, 3] in [0, 1]
     reference = jnp.zeros_like(source[:, 0])
     targets = []
     if scenes:
@@ -225,7 +247,7 @@ def _render(plan: Plan, after, bank, *, size, controls) -> Batch:
         reference = reference.at[:scenes].set(jnp.roll(first, 1, axis=0))
         edit = SceneEdit(**scene_edits, reference=reference[:scenes])
         worlds_after = jax.vmap(worlds.edit_world)(worlds_before, edit)
-        targets.append(render_at(worlds_after, times[:scenes], size, bank))
+        targets.append(render_at(worlds_after, times[:scenes], size, bank, plan.scale[:scenes]))
     if groups:
         index = times[scenes:].reshape(groups, -1)
         plain = source[scenes:].reshape(groups, -1, *size, 3)
@@ -251,16 +273,23 @@ def _render(plan: Plan, after, bank, *, size, controls) -> Batch:
 
 def render_clips(drawn: World, starts, frames: int, size: tuple[int, int], bank) -> jax.Array:
     """`frames` frames of each world from its start on, `[B, F, H, W, 3]` in [0, 1]."""
-    return render_at(drawn, starts[:, None] + jnp.arange(frames, dtype=jnp.int32), size, bank)
+    times = starts[:, None] + jnp.arange(frames, dtype=jnp.int32)
+    return render_at(drawn, times, size, bank, jnp.ones((*times.shape, OBJECTS)))
 
 
-def render_at(drawn: World, times: Int[Array, "b f"], size: tuple[int, int], bank) -> jax.Array:
-    """Each world at its times, `[B, F, H, W, 3]` in [0, 1]."""
+def render_at(
+    drawn: World,
+    times: Int[Array, "b f"],
+    size: tuple[int, int],
+    bank,
+    scale: Float[Array, "b f objects"],
+) -> jax.Array:
+    """Each world at its times, its objects scaled, `[B, F, H, W, 3]` in [0, 1]."""
 
-    def one(world, time):
-        return worlds.render(world, time, *size, bank)
+    def one(world, time, scale):
+        return worlds.render(worlds.scaled(world, scale), time, *size, bank)
 
-    return jax.vmap(jax.vmap(one, (None, 0)))(drawn, times)
+    return jax.vmap(jax.vmap(one, (None, 0, 0)))(drawn, times, scale)
 
 
 def to_bytes(x: jax.Array) -> jax.Array:

@@ -23,13 +23,14 @@ from lsd_jax.data.textures import BACKGROUNDS
 
 __all__ = [
     "BACKGROUNDS", "COLOURS", "KINDS", "SHAPES", "SceneEdit", "World",
-    "clip", "describe", "edit_world", "render", "sample_world",
+    "clip", "describe", "edit_world", "render", "sample_world", "scaled",
 ]  # fmt: skip
 
 KINDS = (
     "none", "reshape", "recolour", "remove", "background",
     "background_from_reference", "object_from_reference",
 )  # fmt: skip
+SMALLEST = 1e-3  # of its size, that an object can be seen at
 
 
 @no_type_check  # in a batch each field has leading axes
@@ -192,6 +193,12 @@ def clip(
 ) -> UInt8[Array, "count height width 3"]:
     """Frames `start` to `start + count`, as bytes."""
     return _clip(world, start, textures.bank() if bank is None else bank, count, height, width)
+
+
+def scaled(world: World, scale: Float[Array, " o"]) -> World:
+    """The world with each object at so many times its size; below `SMALLEST` it is not there."""
+    size = world.size * jnp.maximum(scale, SMALLEST)  # of nothing there is no texture
+    return replace(world, size=size, visible=world.visible & (scale > SMALLEST))
 
 
 def edit_world(world: World, edit: SceneEdit) -> World:

@@ -21,6 +21,7 @@ from lsd_jax.data import edits, prompts, rendered, textures, worlds
 from lsd_jax.data.worlds import KINDS, SceneEdit
 
 CHUNK = 32  # frames rendered at once
+RENDERED = 16  # of one world among `OneOfEach`
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def clips(model: ModelConfig, count: int, frames: int, seed: int) -> Iterator[Cl
         texts = [_text(rng, ask, chosen, shape[i], colour[i]) for ask in ASKS]
         fields = {name: np.array([c[name] for c in chosen], np.int32) for name in chosen[0]}
         world, other = (jax.tree.map(lambda x, k=k: x[k], drawn) for k in (i, count + i))
-        reference = _first_frame(other, starts[count + i], bank, size=size)
+        reference = first_frame(other, starts[count + i], bank, size=size)
         parts = []
         for offset in range(0, frames, CHUNK):
             part = _truths(
@@ -119,7 +120,8 @@ def _text(rng: np.random.Generator, ask: Ask, chosen: list[dict], shape, colour)
 
 
 @partial(jax.jit, static_argnames="size")
-def _first_frame(world, start, bank, *, size: tuple[int, int]):
+def first_frame(world, start, bank, *, size: tuple[int, int]):
+    """`[H, W, 3]` in [0, 1]."""
     return worlds.render(world, start, *size, bank)
 
 
@@ -176,34 +178,41 @@ class OneOfEach:
         self.texts += texts
         self._fields = {k: np.concatenate([v, edits[k]]) for k, v in self._fields.items()}
         ours = jax.tree.map(lambda x: x[:count], drawn)
-        others = jax.tree.map(lambda x: x[count:], drawn)
         self._drawn = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), self._drawn, ours)
         self._starts = np.concatenate([self._starts, starts[:count]])
-        pictures = rendered.render_clips(others, starts[count:], 1, self._size, textures.bank())
-        self._pictures[-count:] = np.asarray(pictures)[:, 0]
+        for i in range(count):
+            other = jax.tree.map(lambda x, i=i: x[count + i], drawn)
+            picture = first_frame(other, starts[count + i], textures.bank(), size=self._size)
+            self._pictures[i - count] = np.asarray(picture)
 
     def frames(self, some: slice, after: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Input and truth of some of the worlds, `count` frames from `after` behind their starts
         on, each `[B, F, H, W, 3]` bytes."""
-        drawn = jax.tree.map(lambda x: x[some], self._drawn)
-        edit = {name: values[some] for name, values in self._fields.items()}
-        starts = self._starts[some] + np.int32(after)
-        made = _edited(
-            drawn, edit, self._pictures[some], self._slots[some], starts, textures.bank(),
-            frames=count, size=self._size,
-        )  # fmt: skip
-        return np.asarray(made[0]), np.asarray(made[1])
+        made = [self._clip(i, after, count) for i in range(len(self.names))[some]]
+        source, truth = (np.stack(clips) for clips in zip(*made, strict=True))
+        return source, truth
+
+    def _clip(self, i: int, after: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Input and truth of one world, as many frames at a time as are always compiled."""
+        world = jax.tree.map(lambda x: x[i], self._drawn)
+        edit = {name: values[i] for name, values in self._fields.items()}
+        parts = [
+            _edited(
+                world, edit, self._pictures[i], self._slots[i],
+                self._starts[i] + np.int32(after + offset), textures.bank(), size=self._size,
+            )
+            for offset in range(0, count, RENDERED)
+        ]  # fmt: skip
+        source, truth = (np.concatenate(clips)[:count] for clips in zip(*parts, strict=True))
+        return source, truth
 
 
-@partial(jax.jit, static_argnames=("frames", "size"))
-def _edited(drawn, edit, pictures, slots, starts, bank, *, frames, size):
-    """Input and truth of each world's frames, `[B, F, H, W, 3]` bytes."""
-    changed = jax.vmap(worlds.edit_world)(drawn, SceneEdit(**edit, reference=pictures))
-    source, plain = (
-        rendered.render_clips(world, starts, frames, size, bank) for world in (drawn, changed)
-    )
-    index = starts[:, None] + jnp.arange(frames, dtype=jnp.int32)
-    edited = jax.lax.map(
-        lambda x: edits.compose(x[0][0], x[0][1], x[1], x[2]), (slots, plain, index)
-    )
+@partial(jax.jit, static_argnames="size")
+def _edited(world, edit, picture, slots, start, bank, *, size):
+    """Input and truth of a world's next `RENDERED` frames, `[F, H, W, 3]` bytes."""
+    changed = worlds.edit_world(world, SceneEdit(**edit, reference=picture))
+    both = jax.tree.map(lambda *x: jnp.stack(x), world, changed)
+    source, plain = rendered.render_clips(both, jnp.stack([start] * 2), RENDERED, size, bank)
+    index = start + jnp.arange(RENDERED, dtype=jnp.int32)
+    edited = edits.compose(slots[0], slots[1], plain, index)
     return rendered.to_bytes(source), rendered.to_bytes(edited)

@@ -33,9 +33,18 @@ def save_plots(
     if visits:
         drawn["memory.png"] = _memory(visits)
     for name, figure in drawn.items():
-        with replacing(directory / name) as beside:
-            figure.savefig(beside, format="png", dpi=100)
+        _save(figure, directory / name)
     return [directory / name for name in drawn]
+
+
+def save_memory(visits: dict[str, np.ndarray], path: Path) -> None:
+    """Writes the pictures from `returning.measure` alone."""
+    _save(_memory(visits), path)
+
+
+def _save(figure, path: Path) -> None:
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=100)
 
 
 def _figure(width: float, height: float, layout: str | None = "constrained"):
@@ -132,11 +141,11 @@ def _contact(outcomes: Sequence[Outcome]):
 
 def _memory(visits: dict[str, np.ndarray]):
     """A stream of each kind of edit: what it was given, should show and showed over time."""
-    figure = _figure(9.0, 12.0)
-    figure.suptitle("the prompt is taken back when the object goes away", fontsize=10)
     names = ("input", "truth", "told", "with", "without")
     titles = ("input", "truth", "prompt kept", "with memory", "without memory")
     edits = visits["truth"].shape[0]
+    figure = _figure(9.0, 4.0 * edits)
+    figure.suptitle("the prompt is taken back when the object goes away", fontsize=10)
     for i, axes in enumerate(figure.subplots(edits * len(names), 1, squeeze=False).flat):
         edit, row = divmod(i, len(names))
         axes.imshow(np.concatenate(list(visits[names[row]][edit]), axis=1))

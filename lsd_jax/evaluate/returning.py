@@ -7,7 +7,7 @@ is to look: only the memory does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -32,7 +32,6 @@ SEEN, TURNING, GONE, BACK = 24, 4, 40, 12
 
 FRAMES = SEEN + TURNING + GONE + TURNING + BACK
 SHOWN = [SEEN - 1, SEEN + 2, SEEN + TURNING + GONE // 2, FRAMES - BACK - 2, FRAMES - BACK + 2, -1]
-FAR = 1e-3  # of its size: not to be seen
 
 
 @dataclass(frozen=True)
@@ -52,18 +51,21 @@ def measure(
     count: int,
     seed: int,
     done: Callable[[int], None],
+    edits: Sequence[str] = OBJECT_EDITS,
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """How near the returned object is to its truth, for a model with a memory.
 
     Args:
         denoiser: with the weights of `remembering`, as they were before these were cast.
+        edits: which of `OBJECT_EDITS` are asked for.
 
     Returns:
         PSNR, in dB, of the pixels that the edit changes, over the frames after the return, a mean
-        over `count` worlds for each of `OBJECT_EDITS`: `with` the memory; `without`, by the same
-        weights with no memory slots; `told`, with a prompt that says it all the time; `input`, for
-        the input unchanged; and `by_edit`, the same for each. And pictures of the first of them
-        at the times `SHOWN`, `[len(OBJECT_EDITS), len(SHOWN), H, W, 3]` each.
+        over `count` worlds for each of `edits`: `with` the memory; `without`, by the same weights
+        with no memory slots; `told`, with a prompt that says it all the time; `input`, for the
+        input unchanged; and `nearer`, the share of the objects that come back nearer to their truth
+        with the memory than without. `by_edit` has the same for each. And pictures of the first of
+        them at the times `SHOWN`, `[len(edits), len(SHOWN), H, W, 3]` each.
     """
     config, batch = remembering.config, remembering.batch
     bare = replace(config, model=replace(config.model, memory=0))
@@ -72,7 +74,7 @@ def measure(
     streams = {"with": remembering, "without": without, "told": remembering}
     found: dict[str, list[np.ndarray]] = {name: [] for name in (*streams, "input")}
     kinds, strips = [], {}
-    for visits in draw(config.model, count, batch, seed):
+    for visits in draw(config.model, count, batch, seed, edits):
         kinds += visits.kinds
         shown = {"input": visits.source}
         for name, opened in streams.items():
@@ -82,15 +84,18 @@ def measure(
             found[name].append(likeness(frames, visits))
         if not strips:
             some = {**shown, "truth": visits.truth}
-            strips = {name: frames[: len(OBJECT_EDITS), SHOWN] for name, frames in some.items()}
+            strips = {name: frames[: len(edits), SHOWN] for name, frames in some.items()}
     joined = {name: np.concatenate(parts) for name, parts in found.items()}
 
     def means(of: np.ndarray) -> dict[str, float]:
-        return {name: float(np.nanmean(values[of])) for name, values in joined.items()}
+        figures = {name: float(np.nanmean(values[of])) for name, values in joined.items()}
+        pairs = np.stack([joined["with"], joined["without"]])[:, of]
+        pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
+        return figures | {"nearer": float(np.mean(pairs[0] > pairs[1]))}
 
     of_kind = np.array(kinds)
     figures = means(of_kind != "")
-    return figures | {"by_edit": {kind: means(of_kind == kind) for kind in OBJECT_EDITS}}, strips
+    return figures | {"by_edit": {kind: means(of_kind == kind) for kind in edits}}, strips
 
 
 def play(streams: Stream, visits: Visits, taken_back: bool) -> UInt8[np.ndarray, "b f h w 3"]:
@@ -111,62 +116,65 @@ def likeness(shown: np.ndarray, visits: Visits) -> Float[np.ndarray, " b"]:
     return metrics.psnr_db(np.array([mse.mean() if mse.size else np.nan for mse in seen]))
 
 
-def draw(model: ModelConfig, count: int, batch: int, seed: int) -> Iterator[Visits]:
-    """`count` held-out worlds for each of `OBJECT_EDITS`, at most `batch` at once."""
+def draw(
+    model: ModelConfig,
+    count: int,
+    batch: int,
+    seed: int,
+    edits: Sequence[str] = OBJECT_EDITS,
+) -> Iterator[Visits]:
+    """`count` held-out worlds for each of `edits`, at most `batch` at once."""
     rng = np.random.default_rng([seed, 5])
-    total, size, bank = count * len(OBJECT_EDITS), (model.height, model.width), textures.bank()
+    total, size, bank = count * len(edits), (model.height, model.width), textures.bank()
     drawn, starts = held_out.draw(rng, total + count)
-    kinds = [OBJECT_EDITS[i % len(OBJECT_EDITS)] for i in range(total)]
+    kinds = [edits[i % len(edits)] for i in range(total)]
     chosen, texts = rendered.draw_scene_edits(rng, drawn, [KINDS.index(kind) for kind in kinds])
     scale = jnp.asarray(distance_scale())
     for low in range(0, total, batch):
-        some = list(range(low, min(low + batch, total)))
-        others = [total + i // len(OBJECT_EDITS) for i in some]
-        pictures = rendered.render_clips(_of(drawn, others), starts[others], 1, size, bank)[:, 0]
-        fields = {name: values[some] for name, values in chosen.items()}
-        source, truth = _visit(
-            _of(drawn, some), fields, pictures, starts[some], scale, bank, size=size
-        )
-        references = np.asarray(rendered.to_bytes(pictures))
+        some = range(low, min(low + batch, total))
+        others = [total + i // len(edits) for i in some]
+        pictures = [held_out.first_frame(_of(drawn, i), starts[i], bank, size=size) for i in others]
+        made = [
+            _visit(
+                _of(drawn, i), {name: values[i] for name, values in chosen.items()}, picture,
+                starts[i], scale, bank, size=size,
+            )
+            for i, picture in zip(some, pictures, strict=True)
+        ]  # fmt: skip
+        source, truth = (np.stack(clips) for clips in zip(*made, strict=True))
         yield Visits(
-            np.asarray(source),
-            np.asarray(truth),
+            source,
+            truth,
             [
-                r if kinds[i].endswith("from_reference") else None
-                for i, r in zip(some, references, strict=True)
+                np.asarray(rendered.to_bytes(picture))
+                if kinds[i].endswith("from_reference")
+                else None
+                for i, picture in zip(some, pictures, strict=True)
             ],
             [texts[i] for i in some],
             [kinds[i] for i in some],
         )
 
 
-def _of(drawn: World, some: list[int]) -> World:
-    return jax.tree.map(lambda x: x[np.array(some)], drawn)
+def _of(drawn: World, i: int) -> World:
+    return jax.tree.map(lambda x: x[i], drawn)
 
 
 def distance_scale() -> Float[np.ndarray, " f"]:
     """The size of the object in each frame, as a share of its own."""
-    going = np.linspace(1, FAR, TURNING + 1)[1:]
+    going = np.linspace(1, 0, TURNING + 1)[1:]
     return np.concatenate(
-        [np.ones(SEEN), going, np.full(GONE, FAR), going[::-1], np.ones(BACK)]
+        [np.ones(SEEN), going, np.zeros(GONE), going[::-1], np.ones(BACK)]
     ).astype(np.float32)
 
 
 @partial(jax.jit, static_argnames="size")
-def _visit(drawn, fields, references, starts, scale, bank, *, size: tuple[int, int]):
-    """Input and truth of each world, `[B, F, H, W, 3]` bytes."""
-
-    def frames(world, target, start):
-        def one(offset, scale):
-            scales = jnp.where(jnp.arange(OBJECTS) == target, scale, 1.0)
-            there = replace(world, size=world.size * scales, visible=world.visible & (scales > FAR))
-            return worlds.render(there, start + offset, *size, bank)
-
-        return jax.vmap(one)(jnp.arange(scale.shape[0], dtype=jnp.int32), scale)
-
-    def both(item):
-        world, fields, reference, start = item
-        edited = worlds.edit_world(world, SceneEdit(**fields, reference=reference))
-        return [rendered.to_bytes(frames(w, fields["object"], start)) for w in (world, edited)]
-
-    return jax.lax.map(both, (drawn, fields, references, starts))
+def _visit(world, fields, reference, start, scale, bank, *, size: tuple[int, int]):
+    """Input and truth of a world, `[F, H, W, 3]` bytes."""
+    edited = worlds.edit_world(world, SceneEdit(**fields, reference=reference))
+    chosen = jnp.arange(OBJECTS) == fields["object"]
+    times = start + jnp.arange(scale.shape[0], dtype=jnp.int32)
+    scales = jnp.where(chosen, scale[:, None], 1.0)
+    both = jax.tree.map(lambda *x: jnp.stack(x), world, edited)
+    times, scales = (jnp.stack([x, x]) for x in (times, scales))
+    return tuple(rendered.to_bytes(rendered.render_at(both, times, size, bank, scales)))

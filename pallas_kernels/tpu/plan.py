@@ -153,8 +153,9 @@ class Plan:
         """The choice in a line."""
         shared = f"{self.chips} chips, each " if self.chips > 1 else ""
         return (
-            f"{shared}{self.groups} x {self.group} heads, {self.chunks} x {self.chunk} MLP features, "
-            f"{self.ahead} tiles ahead, blocks of {self.rows} rows and {self.queries} queries, "
+            f"{shared}{self.groups} x {self.group} heads, "
+            f"{self.chunks} x {self.chunk} MLP features, {self.ahead} tiles ahead, "
+            f"blocks of {self.rows} rows and {self.queries} queries, "
             f"{self.vmem_bytes / 1e6:.1f} MB of VMEM"
         )
 

@@ -126,7 +126,7 @@ def test_prompts_are_readable_and_some_are_dropped(small_config, train, drawn):
         assert text == prompts.normalise(text)
 
 
-def test_nothing_held_out_is_drawn(small_config):
+def test_nothing_held_out_is_drawn(train):
     """Many draws, of numbers only: worlds, paraphrases and pairs."""
     rng = np.random.default_rng(0)
     held_out = {prompt.text for prompt in prompts.footage_prompts(held_out=True)}
@@ -140,9 +140,11 @@ def test_nothing_held_out_is_drawn(small_config):
     world = rendered.sample_worlds(np.arange(32, dtype=np.int32))
     scene_said = set()
     for _ in range(10):
-        scene_said.update(rendered.draw_scene_edits(rng, world, rendered.random_kinds(rng, 32))[1])
+        kinds = rendered.random_kinds(rng, train, 32)
+        scene_said.update(rendered.draw_scene_edits(rng, world, kinds)[1])
     assert not scene_said & held_out_scenes() and len(scene_said) > 100
-    kept = rendered.draw_scene_edits(rng, world, rendered.random_kinds(rng, 32), held_out=True)[1]
+    kinds = rendered.random_kinds(rng, train, 32)
+    kept = rendered.draw_scene_edits(rng, world, kinds, held_out=True)[1]
     assert set(kept) <= held_out_scenes()
 
 
@@ -200,12 +202,18 @@ def test_batches_of_one_kind(small_config, train, fraction):
     assert np.any(batch.target != batch.source)
 
 
+def at_offsets(plan, offsets):
+    """The plan with other frames, every object at its own size."""
+    scale = jnp.ones((*offsets.shape, plan.scale.shape[2]))
+    return dataclasses.replace(plan, offsets=offsets, scale=scale)
+
+
 def test_a_plan_goes_on_where_its_last_clip_ended(small_config, train):
     """The frames behind it are those of a longer clip; prompt and reference stay."""
     model = small_config.model
     plan = rendered.draw_plan(model, train, np.random.default_rng(3), CLIPS)
     offsets = jnp.tile(jnp.arange(4), (CLIPS, 1))
-    longer = rendered.render(dataclasses.replace(plan, offsets=offsets), model)
+    longer = rendered.render(at_offsets(plan, offsets), model)
     later = rendered.render(plan, model, after=2)
     for name in ("source", "target"):
         np.testing.assert_array_equal(getattr(later, name), getattr(longer, name)[:, 2:])
@@ -226,7 +234,7 @@ def test_old_frames_lie_as_far_back_as_a_memory_reaches(small_config, train):
     plan = rendered.draw_plan(model, old, np.random.default_rng(1), CLIPS)
     clips = rendered.render(plan, model)
     whole = jnp.tile(jnp.arange(int(plan.offsets.max()) + 1), (CLIPS, 1))
-    stream = rendered.render(dataclasses.replace(plan, offsets=whole), model)
+    stream = rendered.render(at_offsets(plan, whole), model)
     for i, offsets in enumerate(np.asarray(plan.offsets)):
         np.testing.assert_array_equal(clips.source[i], stream.source[i, offsets])
         difference = np.abs(clips.target[i].astype(int) - stream.target[i, offsets].astype(int))
@@ -238,5 +246,39 @@ def test_prompts_are_taken_back_after_the_first_frame(train):
     first = rendered.draw_carried(np.random.default_rng(0), taken, 1000)
     assert set(first) == {1, 2, 3, 4} and 0.4 < np.mean(first < 4) < 0.6
     late = dataclasses.replace(taken, old_frames=2, carry_on=1.0)
-    assert set(rendered.draw_carried(np.random.default_rng(0), late, 100)) == {2, 3}
+    assert set(rendered.draw_carried(np.random.default_rng(0), late, 100)) == {1, 2, 3}
     assert rendered.draw_carried(np.random.default_rng(0), train, 3) is None
+
+
+def test_only_the_scene_edits_that_are_trained_are_drawn(train):
+    some = dataclasses.replace(train, scene_edits=("remove", "recolour"))
+    kinds = set(rendered.random_kinds(np.random.default_rng(0), some, 50))
+    assert {worlds.KINDS[kind] for kind in kinds} == {"remove", "recolour"}
+    assert len(set(rendered.random_kinds(np.random.default_rng(0), train, 200))) == 6
+    with pytest.raises(ValueError, match="unknown scene edit 'paint'; known: reshape"):
+        dataclasses.replace(train, scene_edits=("paint",))
+
+
+def test_an_object_goes_away_and_comes_back_under_a_prompt_taken_back(small_config, train):
+    """There in the oldest frame, gone behind it, and back in the window, maybe from far away."""
+    away = dataclasses.replace(
+        train, frames=5, old_frames=2, away=1.0, scene_fraction=1.0, scene_edits=("recolour",),
+        mask_fraction=0.0,
+    )  # fmt: skip
+    edited = {"object": np.arange(200) % 2}
+    scale = rendered.draw_scale(np.random.default_rng(0), away, edited, 200)
+    mine = scale[np.arange(200), :, edited["object"]]
+    assert np.all(mine[:, 0] == 1) and np.all(mine[:, 1] == 0) and np.all(mine[:, 4] > 0)
+    assert np.all(np.diff(mine[:, 1:]) >= 0) and {0, 0.25, 0.5, 0.75, 1} == set(mine.ravel())
+    others = np.arange(scale.shape[2]) != edited["object"][:, None]
+    assert np.all(np.moveaxis(scale, 1, 2)[others] == 1)
+    for unchanged in (dict(away=0.0), dict(old_frames=0)):
+        still = dataclasses.replace(away, **unchanged)
+        assert np.all(rendered.draw_scale(np.random.default_rng(0), still, edited, 200) == 1)
+
+    plan = rendered.draw_plan(small_config.model, away, np.random.default_rng(1), CLIPS)
+    clips = rendered.render(plan, small_config.model)
+    changed = np.any(clips.source != clips.target, axis=(2, 3, 4))
+    sizes = np.asarray(plan.scale)[np.arange(CLIPS), :, np.asarray(plan.scene_edits["object"])]
+    assert np.any(sizes == 0) and not np.any(changed[sizes == 0])
+    assert np.all(changed[:, 0])
