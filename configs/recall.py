@@ -5,7 +5,7 @@
 trains it: "make the heart green", and the heart is green too when it comes back.
 """
 
-from lsd_jax.config import Config, HistoryConfig, ModelConfig, ShortcutConfig, TrainConfig
+from lsd_jax.config import Config, HistoryConfig, ModelConfig, TrainConfig
 
 config = Config(
     name="recall",
@@ -16,8 +16,7 @@ config = Config(
     train=TrainConfig(
         batch=16, frames=4, old_frames=2, carry_on=0.6, away=0.5,
         scene_fraction=1.0, scene_edits=("recolour",), mask_fraction=0.0,
-        steps=3000, learning_rate=1e-3, warmup=20, ema=0.99, pure_noise=0.85, prompt_drop=0.0,
+        steps=1000, learning_rate=1e-3, warmup=20, ema=0.99, pure_noise=0.85, prompt_drop=0.0,
     ),
     history=HistoryConfig(corrupted=0.25, rolled_out=0.25),
-    shortcut=ShortcutConfig(),
 )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from lsd_jax import stream
@@ -45,7 +46,8 @@ class Clock:
 
 
 class Session:
-    """A compiled stream of one session, cold and ready for its first frame."""
+    """A compiled stream of one session, cold and ready for its first frame; on a `mesh`, its
+    devices share each frame."""
 
     def __init__(
         self,
@@ -53,12 +55,13 @@ class Session:
         config: Config,
         seed: int = 0,
         mask: UInt8[np.ndarray, "h w"] | None = None,
+        mesh: Mesh | None = None,
     ):
         if config.model.external_text_dim:
             raise ValueError("this model takes prompts as embeddings; stream it from Python")
         self.config, self.clock = config, Clock()
         prepared = stream.prepare(model, config)
-        self._compiled = stream.compile_stream(prepared, config)
+        self._compiled = stream.compile_stream(prepared, config, mesh=mesh)
         init = jax.jit(stream.init_state, static_argnums=0)
         self._state = self._compiled.place(init(config, jnp.full(1, seed, jnp.int32)))
         height, width = config.model.height, config.model.width

@@ -36,6 +36,15 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     return Mesh(devices.reshape(sizes), AXES)
 
 
+def sharing(chips: int) -> Mesh | None:
+    """The mesh of so many devices that share a frame, None for one. Raises ValueError where there
+    are fewer."""
+    here = jax.devices()
+    if chips > len(here):
+        raise ValueError(f"{chips} devices cannot share a frame: there are {len(here)} here")
+    return None if chips == 1 else make_mesh(1, 1, chips, here[:chips])
+
+
 def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Where a weight of these named axes lies.
 

@@ -9,15 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
 
 from lsd_jax import diffusion, placement, ring
 from lsd_jax.codec import PixelCodec
 from lsd_jax.config import Config
-from lsd_jax.hw.stack import abstract_arguments, streamed_stack
+from lsd_jax.hw.stack import abstract_arguments, share, streamed_stack
 from lsd_jax.model import Denoiser, abstract_model
 from lsd_jax.ops import dispatch
 from lsd_jax.ops.denoise_stack import denoise_stack
+from lsd_jax.ops.partition import AXIS
 from lsd_jax.quantize import quantize_stack
 from lsd_jax.types import Conditioning, Frame, KVBuffer, StreamState
 
@@ -237,12 +239,23 @@ def adapt(model: StreamModel, config: Config, batch: int) -> StreamModel:
     return model if prepare is None else replace(model, denoiser=model.denoiser.prepared(prepare))
 
 
-def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> CompiledStream:
+def compile_stream(
+    model: StreamModel, config: Config, batch: int = 1, mesh: Mesh | None = None
+) -> CompiledStream:
     """Compiles the frame step and the change of condition for `batch` sessions, ahead of time.
 
-    The results refuse any other shape, dtype or placement instead of compiling again. Raises
-    ValueError where `config.stream.backend` is unknown or cannot serve this config.
+    The results refuse any other shape, dtype or placement instead of compiling again. On a `mesh`,
+    the devices along its axis `tensor` share each frame: heads and MLP features of the blocks, with
+    the keys and values of these heads. Raises ValueError where `config.stream.backend` is unknown
+    or cannot serve this config, or so many devices cannot share it.
     """
+    if mesh is None:
+        return _compile(model, config, batch, None)
+    with jax.set_mesh(mesh):
+        return _compile(model, config, batch, mesh)
+
+
+def _compile(model: StreamModel, config: Config, batch: int, mesh: Mesh | None) -> CompiledStream:
     state, frame, controls = abstract_inputs(config, batch)
     flags = jax.ShapeDtypeStruct((batch,), jnp.bool_)
     one_by_one = batch > 1 and jax.default_backend() == "cpu"
@@ -250,11 +263,13 @@ def compile_stream(model: StreamModel, config: Config, batch: int = 1) -> Compil
     next_frame = partial(frame_step, one_by_one=one_by_one)
     with dispatch.using(config.stream.backend) as backends:
         try:
+            if mesh is not None:
+                share(streamed_stack(config, batch), mesh.shape[AXIS])
             model = adapt(model, config, batch)
-            step = placement.compile_step(next_frame, model, state, frame, controls)
+            step = placement.compile_step(next_frame, model, state, frame, controls, mesh=mesh)
         except NotImplementedError as refusal:
             raise ValueError(f"backend {config.stream.backend}: {refusal}") from refusal
-    model_lies, state_lies = placement.formats(step)
+    model_lies, state_lies = placement.everywhere(step, model, state, mesh)
     change = jax.jit(
         partial(condition, one_by_one=one_by_one),
         donate_argnums=1,

@@ -8,6 +8,8 @@ import re
 import time
 from pathlib import Path
 
+from lsd_jax.cli.options import at_least
+
 UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -33,10 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", help="who computes the blocks, such as xla or pallas; default: the best here"
     )
+    parser.add_argument(
+        "--chips", type=int, default=1, help="devices that share each frame (default: 1)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
+    at_least(args, chips=1)
     schedule = [(0.0, args.prompt), *((parse_time(t), prompt) for t, prompt in args.at)]
 
     if args.backend == "nki-sim":
@@ -59,17 +65,19 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.pretrained import load_model
     from lsd_jax.reports import write_json
     from lsd_jax.session import Session, play
+    from lsd_jax.sharding import sharing
 
     overrides = [*args.set, f"stream.backend={args.backend}"] if args.backend else args.set
     waiting = Console(stderr=True).status("loading and compiling")
     with waiting:
+        mesh = sharing(args.chips)
         model, config = load_model(args.checkpoint, overrides)
     height, width = config.model.height, config.model.width
     reference = load_picture(args.reference, height, width) if args.reference else None
     mask = resize(read_image(args.mask), height, width)[..., 0] if args.mask else None
     with VideoSource(args.input, height, width) as source:
         with waiting:
-            session = Session(model, config, args.seed, mask)
+            session = Session(model, config, args.seed, mask, mesh)
         session.check(schedule)
         with VideoSink(
             args.output, size=source.size, fps=source.fps, audio_from=args.input

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -90,6 +90,18 @@ def streamed_stack(config: Any, sessions: int = 1, commit: bool = False) -> Stac
     """`stack_of` a `lsd_jax.config.Config`, in the dtypes in which it is streamed."""
     stream = config.stream
     return stack_of(config.model, stream.compute_dtype, sessions, commit, stream.weight_dtype)
+
+
+def share(shape: StackShape, chips: int) -> StackShape:
+    """Of one of several chips: as many heads and MLP features as any other. Raises
+    NotImplementedError where they cannot be shared out like that."""
+    for name in ("heads", "mlp"):
+        if getattr(shape, name) % chips:
+            raise NotImplementedError(
+                f"{name}={getattr(shape, name)} cannot be shared by {chips} chips; take as many as "
+                "divide it"
+            )
+    return replace(shape, heads=shape.heads // chips, mlp=shape.mlp // chips)
 
 
 def least_macs(s: StackShape) -> int:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from lsd_jax.hw.stack import StackShape, abstract_arguments
+from lsd_jax.ops import partition
 from lsd_jax.ops.denoise_stack import denoise_stack as op
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 from pallas_kernels.tpu.denoise_stack import denoise_stack
-from pallas_kernels.tpu.tensor_parallel import specs
 
 Case = tuple[Callable, tuple, tuple[int, ...], tuple]
 """A function, its abstract arguments, the numbers of those donated, where they lie on a mesh."""
@@ -25,7 +25,7 @@ def stack(implementation: str, planned_layers: int = 0, **shape) -> Case:
     kernel = partial(denoise_stack, planned_layers=planned_layers)
     run = {"pallas": kernel, "xla": unrolled, "xla-scan": op.reference}[implementation]
     stack_shape = StackShape(**shape)
-    return run, abstract_arguments(stack_shape), (), specs(bool(stack_shape.weight_dtype))
+    return run, abstract_arguments(stack_shape), (), partition.arguments(stack_shape.weight_dtype)
 
 
 def unrolled(x, weights: StackWeights, kv: KVBuffer, bias, modulation, rope: Rope):

@@ -27,6 +27,7 @@ from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.kernel import dot, loop
 from pallas_kernels.tpu.plan import LANES
 from pallas_kernels.tpu.planner import limit_bytes
+from pallas_kernels.tpu.tensor_parallel import one_chip
 
 
 def commit(
@@ -61,6 +62,7 @@ def launch(
     interpret: pltpu.InterpretParams | bool = False,
 ) -> KVBuffer:
     """One `pallas_call`, of buffers with heads before keys, as the megakernel takes them."""
+    one_chip("commit")
     place = Place.of(kv, k, retention)
     layers, batch, tokens, heads, k_dim = k.shape
     place.check(k_dim, k.dtype)

@@ -31,6 +31,7 @@ from pallas_kernels.tpu.pictures import (
 )
 from pallas_kernels.tpu.plan import LANES
 from pallas_kernels.tpu.planner import limit_bytes
+from pallas_kernels.tpu.tensor_parallel import one_chip
 
 
 def embed(
@@ -70,6 +71,7 @@ def launch(
     interpret: pltpu.InterpretParams | bool = False,
 ) -> Float[Array, "b t d"]:
     """One `pallas_call`, a session after the other, in at most `room` bytes of VMEM."""
+    one_chip("embed")
     batch, height, width, channels = source.shape
     tokens, dim = position.shape
     used = 2 * channels + controls.shape[3]

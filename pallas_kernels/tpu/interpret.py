@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from lsd_jax.ops.eight_bits import eight_bits
+from lsd_jax.ops.partition import AXIS
 from lsd_jax.types import KVBuffer, Rope, StackWeights
-from pallas_kernels.tpu.kernel import AXIS, EPSILON
+from pallas_kernels.tpu.kernel import EPSILON
 from pallas_kernels.tpu.plan import Plan
 from pallas_kernels.tpu.schedule import (
     Attend,

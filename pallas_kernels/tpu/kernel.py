@@ -23,11 +23,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lsd_jax.ops.eight_bits import eight_bits
+from lsd_jax.ops.partition import AXIS
 from pallas_kernels.tpu import schedule
 from pallas_kernels.tpu.plan import Plan
 from pallas_kernels.tpu.schedule import Loop, Program, Step
 
-AXIS = "tensor"  # of the mesh, along which chips share a stack
 EPSILON = 1e-6
 SAFE_EXPONENT = 96.0  # of 2; sums of thousands of such terms stay far below float32's 2^127
 LOG2_E = math.log2(math.e)

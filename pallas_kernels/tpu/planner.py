@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from lsd_jax.hw import stack
 from lsd_jax.hw.chips import Chip, load
 from pallas_kernels.tpu.cost import Total, total
 from pallas_kernels.tpu.plan import LANES, Plan, Shape
@@ -137,23 +138,15 @@ def _refusal(shape: Shape, chip: Chip) -> str | None:
 
 
 def share(shape: Shape, chips: int) -> Shape:
-    """Of one of several chips: as many heads and MLP features as any other. Raises
-    NotImplementedError where they cannot be shared out like that."""
-    if chips == 1:
-        return shape
-    for name in ("heads", "mlp"):
-        if getattr(shape, name) % chips:
-            raise NotImplementedError(
-                f"{name}={getattr(shape, name)} cannot be shared by {chips} chips; take as many "
-                "as divide it, or backend xla"
-            )
+    """Of one of several chips. Raises NotImplementedError where rows or weights cannot be shared
+    out evenly."""
     sublanes = 32 // shape.itemsize
-    if shape.rows % (chips * sublanes):
+    if chips > 1 and shape.rows % (chips * sublanes):
         raise NotImplementedError(
             f"{shape.rows} tokens are no multiple of {chips} chips x {sublanes} ({shape.dtype} "
             "tiles); use fewer chips, or backend xla"
         )
-    return replace(shape, heads=shape.heads // chips, mlp=shape.mlp // chips)
+    return stack.share(shape, chips)
 
 
 def plans(shape: Shape, chips: int = 1) -> Any:

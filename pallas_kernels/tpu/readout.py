@@ -36,6 +36,7 @@ from pallas_kernels.tpu.pictures import (
 )
 from pallas_kernels.tpu.plan import LANES
 from pallas_kernels.tpu.planner import limit_bytes
+from pallas_kernels.tpu.tensor_parallel import one_chip
 
 CELL, SQUARE = 2, 8
 STRIP = PATCH // CELL  # rows of cells
@@ -136,6 +137,7 @@ def launch(
     interpret: pltpu.InterpretParams | bool = False,
 ) -> Float[Array, "b h w c"]:
     """One `pallas_call`, a session after the other, in at most `room` bytes of VMEM."""
+    one_chip("readout")
     batch, height, width, _ = source.shape
     dtype = tokens.dtype
     rows, columns = height // sizes.patch, width // sizes.patch

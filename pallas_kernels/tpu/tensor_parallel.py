@@ -1,5 +1,4 @@
-"""The megakernel on several chips: each has a share of the heads and of the MLP features, and the
-whole residual stream (tensor parallelism, Shoeybi et al. 2019).
+"""The megakernel on several chips, each with its share of a stack, see `lsd_jax.ops.partition`.
 
 The chips' shares of what is added to the residual stream are added up inside the kernel; see
 `schedule.Combine`.
@@ -8,19 +7,11 @@ The chips' shares of what is added to the residual stream are added up inside th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
 
-from lsd_jax.types import KVBuffer, MatrixScales, Rope, StackWeights
-from pallas_kernels.tpu.kernel import AXIS
-
-# Specs stand in the place of arrays.
-WHOLE: Any = PartitionSpec()
-HEADS: Any = PartitionSpec(None, None, None, AXIS)
-COLUMNS: Any = PartitionSpec(None, None, AXIS)
-ROWS: Any = PartitionSpec(None, AXIS)
+from lsd_jax.ops import partition
+from lsd_jax.ops.partition import AXIS, HEADS, WHOLE
 
 
 def chips_here() -> int:
@@ -28,15 +19,10 @@ def chips_here() -> int:
     return dict(jax.sharding.get_abstract_mesh().shape).get(AXIS, 1)
 
 
-def specs(eight_bits: bool) -> tuple:
-    """Where the arguments of `ops.denoise_stack` lie on the mesh, weights in eight bits or not."""
-    scales = MatrixScales(qkv=COLUMNS, out=WHOLE, up=ROWS, down=WHOLE)
-    weights = StackWeights(
-        qkv=HEADS, q_scale=WHOLE, k_scale=WHOLE, out=ROWS, up=COLUMNS, down=ROWS,
-        age_k=COLUMNS, age_v=COLUMNS, matrix_scales=scales if eight_bits else None,
-    )  # fmt: skip
-    kv = KVBuffer(k=HEADS, v=HEADS, pinned=WHOLE, age=WHOLE, memory=WHOLE)
-    return WHOLE, weights, kv, WHOLE, WHOLE, Rope(WHOLE, WHOLE)
+def one_chip(kernel: str) -> None:
+    """Raises NotImplementedError where several chips share a stack."""
+    if (chips := chips_here()) > 1:
+        raise NotImplementedError(f"{kernel} runs on one chip, and here are {chips}; use xla")
 
 
 def over_chips(run: Callable) -> Callable:
@@ -44,9 +30,12 @@ def over_chips(run: Callable) -> Callable:
     of the mesh in use. The result `x` is the same on each, to the last bit."""
 
     def shared(x, weights, *others):
-        arguments = specs(weights.matrix_scales is not None)
+        eight_bits = "" if weights.matrix_scales is None else weights.up.dtype.name
         mapped = jax.shard_map(
-            run, in_specs=arguments, out_specs=(WHOLE, HEADS, HEADS), check_vma=False
+            run,
+            in_specs=partition.arguments(eight_bits),
+            out_specs=(WHOLE, HEADS, HEADS),
+            check_vma=False,
         )
         return mapped(x, weights, *others)
 

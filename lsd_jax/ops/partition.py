@@ -1,0 +1,42 @@
+"""How several chips share a denoise stack: what of which array each of them has.
+
+Each has as many heads and MLP features as any other, and the whole residual stream (tensor
+parallelism, Shoeybi et al. 2019). The axes are those of `lsd_jax.types`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax.sharding import PartitionSpec
+
+from lsd_jax.types import KVBuffer, MatrixScales, Rope, StackWeights
+
+AXIS = "tensor"
+"""Of the mesh, along which chips share a stack."""
+
+# Specs stand in the place of arrays.
+WHOLE: Any = PartitionSpec()
+HEADS: Any = PartitionSpec(None, None, None, AXIS)
+COLUMNS: Any = PartitionSpec(None, None, AXIS)
+ROWS: Any = PartitionSpec(None, AXIS)
+
+BUFFER = KVBuffer(k=HEADS, v=HEADS, pinned=WHOLE, age=WHOLE, memory=WHOLE)
+
+
+def weights(weight_dtype: str) -> StackWeights:
+    """Of the blocks, with matrices in `int8`, in `float8_e4m3`, or in no eight bits (empty)."""
+    scales = {
+        "": None,
+        "int8": MatrixScales(qkv=COLUMNS, out=WHOLE, up=ROWS, down=WHOLE),
+        "float8_e4m3": MatrixScales(qkv=WHOLE, out=WHOLE, up=WHOLE, down=WHOLE),
+    }
+    return StackWeights(
+        qkv=HEADS, q_scale=WHOLE, k_scale=WHOLE, out=ROWS, up=COLUMNS, down=ROWS,
+        age_k=COLUMNS, age_v=COLUMNS, matrix_scales=scales[weight_dtype],
+    )  # fmt: skip
+
+
+def arguments(weight_dtype: str) -> tuple:
+    """Of `ops.denoise_stack`."""
+    return WHOLE, weights(weight_dtype), BUFFER, WHOLE, WHOLE, Rope(WHOLE, WHOLE)
