@@ -266,7 +266,9 @@ def _compile(model: StreamModel, config: Config, batch: int, mesh: Mesh | None) 
             if mesh is not None:
                 share(streamed_stack(config, batch), mesh.shape[AXIS])
             model = adapt(model, config, batch)
-            step = placement.compile_step(next_frame, model, state, frame, controls, mesh=mesh)
+            # Of a mesh's model only the shapes: it lies somewhere else yet.
+            shapes = model if mesh is None else jax.eval_shape(lambda x: x, model)
+            step = placement.compile_step(next_frame, shapes, state, frame, controls, mesh=mesh)
         except NotImplementedError as refusal:
             raise ValueError(f"backend {config.stream.backend}: {refusal}") from refusal
     model_lies, state_lies = placement.everywhere(step, model, state, mesh)
@@ -275,7 +277,7 @@ def _compile(model: StreamModel, config: Config, batch: int, mesh: Mesh | None) 
         donate_argnums=1,
         in_shardings=(model_lies, state_lies, None, None),
         out_shardings=state_lies,
-    ).lower(model, state, abstract_condition(config, batch), flags)
+    ).lower(shapes, state, abstract_condition(config, batch), flags)
     blank = jax.jit(
         forget, donate_argnums=0, in_shardings=(state_lies, None), out_shardings=state_lies
     ).lower(state, flags)

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.multidevice
 
 def shown(model, config, mesh, count=5):
     """Pictures of a stream that is asked twice, and what it ran with."""
-    compiled = stream.compile_stream(stream.prepare(model, config), config, mesh=mesh)
+    prepared = jax.device_put(stream.prepare(model, config), jax.devices()[0])  # as if just read
+    compiled = stream.compile_stream(prepared, config, mesh=mesh)
     state = compiled.place(stream.init_state(config, jnp.zeros(1, jnp.int32)))
     size = config.model.height, config.model.width
     frames = np.random.default_rng(0).integers(0, 256, (count, 1, *size, 3), np.uint8)
