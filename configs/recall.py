@@ -1,8 +1,8 @@
-"""64x64, 1.5 M parameters, one edit: shows what a memory does where the edit itself is no trouble.
+"""64x64, 1.5 M parameters, one edit: what a memory does where the edit itself is no trouble.
 
     recipes/recall.sh
 
-trains it: "make the heart green", and the heart is green too when it comes back.
+trains `checkpoints/recall`: "make the heart green", and it is to be green when it comes back.
 """
 
 from lsd_jax.config import Config, HistoryConfig, ModelConfig, TrainConfig

@@ -157,7 +157,7 @@ class TrainConfig:
     frames: int = 4  # frames per clip
     old_frames: int = 0  # the first of them, from long before the others: what a memory holds
     carry_on: float = 0.0  # share of the clips whose prompt is taken back after some frames
-    away: float = 0.0  # share of the clips with old frames whose edited object is gone for a while
+    away: float = 0.0  # share of the scene edits with old frames whose object is gone for a while
     steps: int = 20_000
     learning_rate: float = 1e-3
     warmup: int = 200

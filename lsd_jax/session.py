@@ -69,7 +69,8 @@ class Session:
             mask = np.full((height, width), 255, np.uint8)
         elif "mask" not in config.model.controls:
             raise ValueError("this model has no mask plane; train one with controls=('mask',)")
-        self._controls = stream.control_planes(config.model.controls, jnp.asarray(mask)[None])
+        controls = stream.control_planes(config.model.controls, jnp.asarray(mask)[None])
+        self._controls = self._compiled.place_input(controls)
         self._everything = np.ones(1, bool)
 
     def check(self, schedule: Schedule) -> None:
@@ -110,6 +111,11 @@ class Session:
             times.append((time.perf_counter() - start) * 1e3)
             self._state = self._compiled.place(jax.block_until_ready(self._state))
         return float(np.median(times))
+
+    @property
+    def chips(self) -> int:
+        """Devices that share each frame."""
+        return len(self._controls.sharding.device_set)
 
     @property
     def backends(self) -> dict[str, str]:
@@ -170,6 +176,7 @@ def play(
         "config": session.config.name,
         "backend": jax.default_backend(),
         "ops": session.backends,
+        "chips": session.chips,
         "kind": "measured",
         **provenance(),
     }

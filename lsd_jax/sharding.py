@@ -7,12 +7,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor")
+from lsd_jax.ops.partition import AXIS
+
+AXES = ("data", "fsdp", AXIS)
 
 RULES: dict[str, str] = {
     "embed": "fsdp",  # weights are gathered where they are used, as in ZeRO-3
-    "heads": "tensor",  # attention and MLP split over chips, as in Megatron
-    "mlp": "tensor",
+    "heads": AXIS,  # attention and MLP split over chips, as in Megatron
+    "mlp": AXIS,
 }
 """Axis name in the model to axis of the mesh; a name that is not here is replicated."""
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from lsd_jax import diffusion, placement, ring
 from lsd_jax.codec import PixelCodec
 from lsd_jax.config import Config
-from lsd_jax.hw.stack import abstract_arguments, share, streamed_stack
+from lsd_jax.hw.stack import abstract_arguments, streamed_stack
 from lsd_jax.model import Denoiser, abstract_model
 from lsd_jax.ops import dispatch
 from lsd_jax.ops.denoise_stack import denoise_stack
@@ -230,12 +230,19 @@ class CompiledStream:
         """A state from elsewhere, as the executables take it."""
         return placement.place(state, placement.formats(self.step)[1])
 
+    def place_input(self, controls: jax.Array) -> jax.Array:
+        """Control planes that stay the same, where the step reads them."""
+        return jax.device_put(controls, self.step.input_shardings[0][3])
+
 
 def adapt(model: StreamModel, config: Config, batch: int) -> StreamModel:
     """The model with the weights of its blocks as the backend takes them that is to compute them:
     what it would else bring into its order in every pass, it is given in that order once."""
     seam = abstract_arguments(streamed_stack(config, batch))
-    prepare = denoise_stack.preparing(denoise_stack.choose(*seam))
+    backend = denoise_stack.choose(*seam)
+    prepare = denoise_stack.preparing(backend)
+    if prepare is not None:  # it may refuse, though it was asked for by name
+        jax.eval_shape(denoise_stack.implementation(backend), *seam)
     return model if prepare is None else replace(model, denoiser=model.denoiser.prepared(prepare))
 
 
@@ -251,6 +258,13 @@ def compile_stream(
     """
     if mesh is None:
         return _compile(model, config, batch, None)
+    chips, heads, mlp = mesh.shape[AXIS], config.model.heads, config.model.mlp
+    if heads % chips or mlp % chips:
+        able = ", ".join(str(n) for n in range(1, heads + 1) if not (heads % n or mlp % n))
+        raise ValueError(
+            f"{chips} devices cannot share a model of {heads} heads and {mlp} MLP features; "
+            f"{able} can"
+        )
     with jax.set_mesh(mesh):
         return _compile(model, config, batch, mesh)
 
@@ -263,8 +277,6 @@ def _compile(model: StreamModel, config: Config, batch: int, mesh: Mesh | None) 
     next_frame = partial(frame_step, one_by_one=one_by_one)
     with dispatch.using(config.stream.backend) as backends:
         try:
-            if mesh is not None:
-                share(streamed_stack(config, batch), mesh.shape[AXIS])
             model = adapt(model, config, batch)
             # Of a mesh's model only the shapes: it lies somewhere else yet.
             shapes = model if mesh is None else jax.eval_shape(lambda x: x, model)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from lsd_jax.ops.partition import one_chip
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 from nki_kernels import _compat, pack
 from nki_kernels.denoise_stack import make_kernel
@@ -32,6 +33,7 @@ def denoise_stack(
             "nki-sim simulates the kernel anywhere"
         )
     _compat.require_real()
+    one_chip("the kernel")
     return _call(x, weights, kv, bias, modulation, rope, _on_device)
 
 
@@ -49,6 +51,7 @@ def simulated(
     x: Array, weights: pack.AnyWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope
 ) -> tuple[Array, Array, Array]:
     """The same on a simulated trn2: slow, exact, and every rule of the hardware checked."""
+    one_chip("the simulated kernel")
     if _compat.REAL:
         raise NotImplementedError("with the real `nki` installed its own simulator is in charge")
     if threads() < 2 and len(jax.devices()) < 2:

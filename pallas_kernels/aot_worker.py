@@ -18,13 +18,15 @@ from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from lsd_jax.ops.partition import AXIS
+
 SMALLEST_LAUNCH = 30  # cycles; below it an operation is scalar bookkeeping
 
 
 def main(wanted: dict, out: Path) -> None:
     """Writes what was found, or `{"error": ...}` for what the compiler refuses."""
     devices = topologies.get_topology_desc(wanted["topology"], "tpu").devices[: wanted["chips"]]
-    mesh = Mesh(np.array(devices), ("tensor",))
+    mesh = Mesh(np.array(devices), (AXIS,))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         try:
             case = pkgutil.resolve_name(wanted["case"])

@@ -14,9 +14,10 @@ from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.plan import all_reduce_seconds
 from lsd_jax.hw.stack import StackShape, least_bytes, streamed_stack
 from pallas_kernels import aot
-from pallas_kernels.tpu.cost import least_cycles, total
+from pallas_kernels.tpu.cost import cost, least_cycles, total
+from pallas_kernels.tpu.plan import Plan
 from pallas_kernels.tpu.planner import choose, choose_cycles, choose_for
-from pallas_kernels.tpu.schedule import program
+from pallas_kernels.tpu.schedule import Combine, program
 
 IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
 SHARED_BY = (2, 4, 8)  # chips
@@ -168,20 +169,19 @@ def shared_figures(shape: StackShape, chip: Chip, chips: int) -> dict[str, Any]:
     plan = choose(shape, chip.name, chips).plan
     options = {"implementation": "pallas", **asdict(shape)}
     found = aot.compile_for(chip.name, STACK, options, profile=False, chips=chips)
-    alone = _figures(plan.shape, chip, "pallas")
+    alone = _figures(plan.shape, chip, "pallas", plan)
+    added_us = 1e6 * 2 * shape.layers * float(cost(Combine(), plan, chip).cycles) / chip["clock"]
     links_us = 1e6 * all_reduce_seconds(shape, chip, chips)
-    known = {
-        "launches": found.launches,
-        "code_bytes": found.code_bytes,
-        "vmem_peak_bytes": plan.vmem_bytes,
-        "plan": plan.describe(),
-        "note": f"cycles are of one chip's share, compiled alone; the links' {links_us:.1f} us are "
-        "modelled, and nothing hides them",
-    }
+    known = {"launches": found.launches, "code_bytes": found.code_bytes}
     if "us" not in alone:
-        return alone | known | {"note": alone["note"]}
+        return alone | known
+    note = (
+        f"cycles are of one chip's share, compiled alone; {added_us:.1f} us to add up and "
+        f"{links_us:.1f} us of the links are modelled, and nothing hides them"
+    )
     kinds = alone["kinds"] | {"us": "modelled"}
-    return alone | known | {"us": alone["us"] + links_us, "kinds": kinds}
+    us = alone["us"] + added_us + links_us
+    return alone | known | {"us": us, "kinds": kinds, "note": note}
 
 
 def no_profile(found: aot.Compiled) -> str:
@@ -196,11 +196,14 @@ def profiled_layers(shape: StackShape, chip: Chip) -> int:
     return max(1, min(shape.layers, int(PROFILED_CYCLES / a_layer)))
 
 
-def compile_stack(shape: StackShape, chip: Chip, implementation: str, layers: int) -> aot.Compiled:
-    """The seam. If only so many `layers` of it are profiled, its cycles, and the launches and bytes
-    of XLA's, are those of so many, times all layers over them: a little too many, since what is
-    paid once for a pass is then counted more often."""
+def compile_stack(
+    shape: StackShape, chip: Chip, implementation: str, layers: int, share_of: int = 1
+) -> aot.Compiled:
+    """The seam, or one chip's share of it by itself. If only so many `layers` of it are profiled,
+    its cycles, and the launches and bytes of XLA's, are those of so many, times all layers over
+    them: a little too many, since what is paid once for a pass is then counted more often."""
     options = {"implementation": implementation, **asdict(shape)}
+    options |= {"share_of": share_of} if share_of > 1 else {}
     if layers == shape.layers:
         return aot.compile_for(chip.name, STACK, options)
     fewer = {"layers": layers, "planned_layers": shape.layers}
@@ -214,10 +217,13 @@ def compile_stack(shape: StackShape, chip: Chip, implementation: str, layers: in
     return replace(whole, cycles=cycles, no_profile=part.no_profile)
 
 
-def _figures(shape: StackShape, chip: Chip, implementation: str) -> dict[str, Any]:
-    plan = choose(shape, chip.name).plan if implementation == "pallas" else None
+def _figures(
+    shape: StackShape, chip: Chip, implementation: str, shared: Plan | None = None
+) -> dict[str, Any]:
+    """Of a stack; or of one chip's share of it by itself, in the tiles of the plan `shared`."""
+    plan = shared or (choose(shape, chip.name).plan if implementation == "pallas" else None)
     layers = profiled_layers(shape, chip)
-    found = compile_stack(shape, chip, implementation, layers)
+    found = compile_stack(shape, chip, implementation, layers, shared.chips if shared else 1)
     least = least_cycles(shape, chip)
     moved = found.argument_bytes + found.output_bytes
     if plan:

@@ -12,6 +12,7 @@ from lsd_jax import placement, sharding, stream
 from lsd_jax.cli.main import main
 from lsd_jax.conditioning import ask
 from lsd_jax.model import Denoiser
+from lsd_jax.session import Session, count_compiles
 
 pytestmark = pytest.mark.multidevice
 
@@ -87,11 +88,29 @@ def test_the_kernel_is_shared_too(small_config):
 
 def test_what_cannot_be_shared_is_refused(small_config, small_model):
     model = stream.prepare(small_model, small_config)
-    with pytest.raises(ValueError, match="heads=2 cannot be shared by 4 chips"):
+    with pytest.raises(ValueError, match="4 devices cannot share a model of 2 heads .*; 1, 2 can"):
         stream.compile_stream(model, small_config, mesh=sharding.sharing(4))
     with pytest.raises(ValueError, match="9 devices cannot share a frame: there are 8 here"):
         sharding.sharing(9)
     assert sharding.sharing(1) is None
+
+
+def test_a_kernel_of_one_chip_says_so(small_config, small_model):
+    streamed = dataclasses.replace(small_config.stream, backend="nki-sim")
+    config = dataclasses.replace(small_config, stream=streamed)
+    model = stream.prepare(small_model, config)
+    with pytest.raises(ValueError, match="the simulated kernel runs on one chip, and 2 share this"):
+        stream.compile_stream(model, config, mesh=sharding.sharing(2))
+
+
+def test_a_session_is_shared_and_says_by_how_many(small_config, small_model):
+    session = Session(small_model, small_config, mesh=sharding.sharing(2))
+    alone = Session(small_model, small_config)
+    picture = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
+    with count_compiles(session.clock):
+        shown = [s.step(picture).astype(int) for s in (session, alone) for _ in range(2)]
+    assert (session.chips, alone.chips, session.clock.compiles) == (2, 1, 0)
+    assert np.abs(shown[1] - shown[3]).max() <= 1
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):

@@ -103,7 +103,7 @@ def draw_carried(
     `train.carry_on` of the clips, and None where that is 0."""
     if not train.carry_on:
         return None
-    first = rng.integers(1, train.frames, size=clips)
+    first = rng.integers(1, max(train.frames, 2), size=clips)
     taken_back = rng.random(clips) < train.carry_on
     return np.where(taken_back, first, train.frames).astype(np.int32)
 

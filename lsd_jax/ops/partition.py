@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 from jax.sharding import PartitionSpec
 
 from lsd_jax.types import KVBuffer, MatrixScales, Rope, StackWeights
@@ -22,6 +23,17 @@ COLUMNS: Any = PartitionSpec(None, None, AXIS)
 ROWS: Any = PartitionSpec(None, AXIS)
 
 BUFFER = KVBuffer(k=HEADS, v=HEADS, pinned=WHOLE, age=WHOLE, memory=WHOLE)
+
+
+def chips_here() -> int:
+    """Chips along the axis `tensor` of the mesh in use, which share a stack; 1 without a mesh."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get(AXIS, 1)
+
+
+def one_chip(kernel: str) -> None:
+    """Raises NotImplementedError where several chips share a stack."""
+    if (chips := chips_here()) > 1:
+        raise NotImplementedError(f"{kernel} runs on one chip, and {chips} share this; use xla")
 
 
 def weights(weight_dtype: str) -> StackWeights:

@@ -22,12 +22,12 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from lsd_jax.ops.commit import Retention
+from lsd_jax.ops.partition import one_chip
 from lsd_jax.types import EMPTY, SINK, KVBuffer
 from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.kernel import dot, loop
 from pallas_kernels.tpu.plan import LANES
 from pallas_kernels.tpu.planner import limit_bytes
-from pallas_kernels.tpu.tensor_parallel import one_chip
 
 
 def commit(

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from lsd_jax.ops.partition import chips_here
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.launch import launch
 from pallas_kernels.tpu.plan import Plan, Shape
 from pallas_kernels.tpu.planner import choose, limit_bytes
 from pallas_kernels.tpu.schedule import program
-from pallas_kernels.tpu.tensor_parallel import chips_here, over_chips
+from pallas_kernels.tpu.tensor_parallel import over_chips
 
 Result = tuple[Float[Array, "b t d"], Float[Array, "l b t h k"], Float[Array, "l b t h k"]]
 
@@ -29,17 +30,25 @@ def denoise_stack(
     modulation: Float[Array, "l #b 6 d"],
     rope: Rope,
     planned_layers: int = 0,
+    share_of: int = 1,
 ) -> Result:
     """`ops.denoise_stack` on the TPU that this is traced for, or on those of the mesh in use that
-    lie along its axis `tensor`; in tiles for a stack of `planned_layers`, if given, since some of
-    many layers are profiled in the tiles of all.
+    lie along its axis `tensor`.
+
+    What is profiled is less than what is streamed, in the tiles of the latter: some of
+    `planned_layers`, if given, and by itself what is a chip's among `share_of`.
 
     Raises NotImplementedError where that is none, or the shape is not one for it.
     """
     chip, shape, chips = chip_here(), shape_of(x, weights, kv, modulation), chips_here()
-    planned = replace(shape, layers=planned_layers or shape.layers)
-    plan = choose(planned, chip.name, chips).plan
-    plan = replace(plan, shape=replace(plan.shape, layers=shape.layers))
+    planned = replace(
+        shape,
+        layers=planned_layers or shape.layers,
+        heads=shape.heads * share_of,
+        mlp=shape.mlp * share_of,
+    )
+    plan = choose(planned, chip.name, max(chips, share_of)).plan
+    plan = replace(plan, shape=replace(plan.shape, layers=shape.layers), chips=chips)
     arguments = x, weights, kv, bias, modulation, rope
     return by_kernel(plan, *arguments, vmem_limit_bytes=limit_bytes(chip))
 
@@ -54,10 +63,15 @@ def interpreted(
 ) -> Result:
     """The same kernel, as planned for v6e, interpreted on whatever is here: slow, and right.
 
-    Virtual devices of a CPU wait for one another in threads of one pool: with a mesh, the process
-    needs more of them than the mesh has, or they wait for ever.
+    Virtual devices of a CPU wait for one another in threads of one pool, so a process needs more of
+    them than share a stack. Raises NotImplementedError where it has not.
     """
-    plan = choose(shape_of(x, weights, kv, modulation), "v6e", chips_here()).plan
+    if 1 < (chips := chips_here()) >= len(jax.devices()):
+        raise NotImplementedError(
+            f"{chips} devices that share an interpreted kernel wait for ever without more threads; "
+            f"set XLA_FLAGS=--xla_force_host_platform_device_count={2 * chips}"
+        )
+    plan = choose(shape_of(x, weights, kv, modulation), "v6e", chips).plan
     arguments = x, weights, kv, bias, modulation, rope
     return by_kernel(plan, *arguments, interpret=pltpu.InterpretParams())
 

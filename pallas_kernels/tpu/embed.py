@@ -19,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from lsd_jax.ops.embed import patch_of
+from lsd_jax.ops.partition import one_chip
 from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.kernel import dot, loop
 from pallas_kernels.tpu.pictures import (
@@ -31,7 +32,6 @@ from pallas_kernels.tpu.pictures import (
 )
 from pallas_kernels.tpu.plan import LANES
 from pallas_kernels.tpu.planner import limit_bytes
-from pallas_kernels.tpu.tensor_parallel import one_chip
 
 
 def embed(

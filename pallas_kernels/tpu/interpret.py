@@ -101,19 +101,18 @@ class Interpreter:
                 out = self.buffers["out"][self.slot("heads", layer, tile)]
                 attended = self.operand(self.buffers["attended"])
                 share = self.product(*attended, out.reshape(-1, out.shape[-1]), "out", layer)
-                self.add("attention", layer, share)
+                self.add("attention", layer, tile, share)
             case Mlp():
                 slot = self.slot("mlp", layer, tile)
                 up, down = self.buffers["up"][slot], self.buffers["down"][slot]
                 features = slice(tile * plan.chunk, (tile + 1) * plan.chunk)
                 hidden = self.product(*self.h, up, "up", layer, features)
                 hidden = self.operand(jax.nn.gelu(hidden, approximate=True))
-                self.add("mlp", layer, self.product(*hidden, down, "down", layer))
+                self.add("mlp", layer, tile, self.product(*hidden, down, "down", layer))
             case Combine():
                 self.buffers["x"] += jax.lax.psum(self.buffers["share"], AXIS)
-                self.buffers["share"] = jnp.zeros_like(self.buffers["share"])
             case Meet():
-                self.buffers["share"] = jnp.zeros_like(self.buffers["share"])
+                pass  # `psum` waits for all
             case Store():
                 self.buffers["x_out"] = self.buffers["x"]
             case Drain():
@@ -212,9 +211,12 @@ class Interpreter:
         by_column = 1.0 if scales is None else getattr(scales, name)[layer, columns]
         return x @ weight * scale * by_column
 
-    def add(self, part: Part, layer: int, share: jax.Array) -> None:
-        added_to = "x" if self.plan.chips == 1 else "share"
-        self.buffers[added_to] += self.rows_of(part, layer)[2] * share
+    def add(self, part: Part, layer: int, tile: int, share: jax.Array) -> None:
+        share = self.rows_of(part, layer)[2] * share
+        if self.plan.chips == 1:
+            self.buffers["x"] += share
+        else:  # the first tile of a layer begins anew
+            self.buffers["share"] = share + self.buffers["share"] if tile else share
 
     def rows_of(self, part: Part, layer: int) -> list[jax.Array]:
         """Shift, scale and gate of each row of the residual stream, `[R, D]`."""

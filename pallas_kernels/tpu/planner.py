@@ -43,8 +43,12 @@ def choose(shape: Shape, chip_name: str, chips: int = 1) -> Choice:
 def choose_for(shape: Shape, chip: Chip, chips: int = 1) -> Choice:
     """`choose` on any chip."""
     shape = share(shape, chips)
-    check(shape, chip)
+    each = f" (on each of {chips} chips)" if chips > 1 else ""
+    if refusal := _refusal(shape, chip):
+        raise NotImplementedError(refusal + each)
     options = plans(shape, chips)
+    if not np.size(options.group):
+        raise NotImplementedError(f"no block of rows divides {shape.rows} tokens{each}; use xla")
     costs = total(program(options), options, chip)
     room = limit_bytes(chip) - SPARE_BYTES
     fits = options.vmem_bytes <= room
@@ -63,7 +67,11 @@ def choose_cycles(shapes: list[Shape], chip: Chip) -> np.ndarray:
     """Cycles of the plan that `choose` takes for each of these shapes, of the same dtypes and one
     row of modulation a layer; infinity where it refuses."""
     cycles = np.full(len(shapes), np.inf)
-    taken = [i for i, shape in enumerate(shapes) if _refusal(shape, chip) is None]
+    taken = [
+        i
+        for i, shape in enumerate(shapes)
+        if _refusal(shape, chip) is None and np.size(plans(shape).group)
+    ]
     for first in range(0, len(taken), TOGETHER):
         numbers = taken[first : first + TOGETHER]
         options = [plans(shapes[i]) for i in numbers]
@@ -107,13 +115,8 @@ def limit_bytes(chip: Chip) -> int:
     return int(chip["vmem_bytes"]) // XLA_SHARE * (XLA_SHARE - 1)
 
 
-def check(shape: Shape, chip: Chip) -> None:
-    """Raises NotImplementedError where the kernel's layouts do not hold this shape."""
-    if refusal := _refusal(shape, chip):
-        raise NotImplementedError(refusal)
-
-
 def _refusal(shape: Shape, chip: Chip) -> str | None:
+    """Why the kernel's layouts do not hold this shape, if they do not."""
     if shape.dtype not in ("bfloat16", "float32"):
         return f"{shape.dtype} is not streamed; use bfloat16"
     if shape.weight_dtype not in ("", "int8"):

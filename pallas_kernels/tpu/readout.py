@@ -23,6 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from lsd_jax.ops.partition import one_chip
 from lsd_jax.ops.readout import ReadoutWeights, Sizes, interpolation
 from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.kernel import dot, gelu, loop, norm
@@ -36,7 +37,6 @@ from pallas_kernels.tpu.pictures import (
 )
 from pallas_kernels.tpu.plan import LANES
 from pallas_kernels.tpu.planner import limit_bytes
-from pallas_kernels.tpu.tensor_parallel import one_chip
 
 CELL, SQUARE = 2, 8
 STRIP = PATCH // CELL  # rows of cells

@@ -11,18 +11,7 @@ from collections.abc import Callable
 import jax
 
 from lsd_jax.ops import partition
-from lsd_jax.ops.partition import AXIS, HEADS, WHOLE
-
-
-def chips_here() -> int:
-    """Chips along the axis `tensor` of the mesh in use, which share a stack; 1 without a mesh."""
-    return dict(jax.sharding.get_abstract_mesh().shape).get(AXIS, 1)
-
-
-def one_chip(kernel: str) -> None:
-    """Raises NotImplementedError where several chips share a stack."""
-    if (chips := chips_here()) > 1:
-        raise NotImplementedError(f"{kernel} runs on one chip, and here are {chips}; use xla")
+from lsd_jax.ops.partition import HEADS, WHOLE
 
 
 def over_chips(run: Callable) -> Callable:

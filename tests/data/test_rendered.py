@@ -248,6 +248,8 @@ def test_prompts_are_taken_back_after_the_first_frame(train):
     late = dataclasses.replace(taken, old_frames=2, carry_on=1.0)
     assert set(rendered.draw_carried(np.random.default_rng(0), late, 100)) == {1, 2, 3}
     assert rendered.draw_carried(np.random.default_rng(0), train, 3) is None
+    single = dataclasses.replace(taken, frames=1)
+    assert set(rendered.draw_carried(np.random.default_rng(0), single, 9)) == {1}
 
 
 def test_only_the_scene_edits_that_are_trained_are_drawn(train):

@@ -1,6 +1,7 @@
 """The proof of a long memory, on streams that are known to remember or to forget."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from lsd_jax.evaluate.held_out import OBJECT_EDITS
 from lsd_jax.evaluate.returning import BACK, FRAMES, GONE, SEEN, TURNING
 from lsd_jax.evaluate.streams import ModelStreams
 from lsd_jax.model import abstract_model
+from lsd_jax.pretrained import load_model
 
 MODEL = ModelConfig(height=32, width=32, patch=8, memory=2)
 
@@ -86,3 +88,14 @@ def test_what_streams_remember_is_what_is_reported(visits, monkeypatch):
     assert sum(counted) == 3 * FRAMES * len(OBJECT_EDITS)
     assert set(seen) == {"input", "with", "without", "told", "truth"}
     np.testing.assert_array_equal(seen["with"], seen["truth"])
+
+
+@pytest.mark.slow
+def test_the_shipped_memory_brings_an_edit_back():
+    """A minute: objects of held-out worlds, by the weights that docs/recipes.md speaks of."""
+    path = Path(__file__).parent.parent.parent / "checkpoints" / "recall"
+    model, config = load_model(path, [])
+    streams = ModelStreams(model, config, 8, 0)
+    found, _ = returning.measure(model, streams, 16, 0, lambda frames: None, ["recolour"])
+    assert found["with"] > found["without"] + 6 and found["with"] > found["told"] - 4
+    assert found["nearer"] > 0.8 and found["told"] > found["input"] + 10

@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 
 from lsd_jax.hw.chips import load
 from lsd_jax.ops.denoise_stack import denoise_stack
+from lsd_jax.ops.partition import chips_here
 from lsd_jax.quantize import quantize_stack
 from pallas_kernels.tpu import schedule
 from pallas_kernels.tpu.denoise_stack import as_seam, by_kernel, interpreted, shape_of
 from pallas_kernels.tpu.interpret import interpret
 from pallas_kernels.tpu.plan import Plan
-from pallas_kernels.tpu.planner import choose, limit_bytes, share
-from pallas_kernels.tpu.tensor_parallel import chips_here, over_chips
+from pallas_kernels.tpu.planner import choose, choose_cycles, limit_bytes, share
+from pallas_kernels.tpu.tensor_parallel import over_chips
 from tests.pallas_kernels import races
 from tests.pallas_kernels.examples import arguments
 from tests.pallas_kernels.test_megakernel import TOLERANCE, assert_near
@@ -130,6 +131,24 @@ def test_a_share_is_a_part_of_all_heads_and_features():
     ):
         with pytest.raises(NotImplementedError, match=match):
             share(replace(whole, **change), chips)
+
+
+def test_without_spare_threads_the_interpreter_is_refused():
+    """It would wait for ever."""
+    args = arguments(heads=8, mlp=1024)
+    with jax.set_mesh(mesh_of(8)), pytest.raises(NotImplementedError, match="device_count=16"):
+        jax.eval_shape(interpreted, *args)
+
+
+def test_what_leaves_no_block_of_rows_is_refused():
+    """880 tokens have no divisor that is a multiple of the 32 that int8 comes in."""
+    shape = replace(shape_of(*arguments("bfloat16")[:3], arguments("bfloat16")[4]), tokens=880)
+    eight = replace(shape, sessions=1, modulations=1, weight_dtype="int8")
+    with pytest.raises(NotImplementedError, match="no block of rows divides 880 tokens"):
+        choose(eight, "v6e")
+    assert np.all(np.isinf(choose_cycles([eight, eight], load("v6e"))))
+    with pytest.raises(NotImplementedError, match="use mlp=.*on each of 2 chips"):
+        choose(replace(shape, heads=2, mlp=128, tokens=64), "v6e", 2)
 
 
 @pytest.mark.parametrize("chips", [2, 4, 8])
