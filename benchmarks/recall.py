@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from lsd_jax.data.worlds import OBJECT_EDITS
 from lsd_jax.evaluate import returning
-from lsd_jax.evaluate.held_out import OBJECT_EDITS
 from lsd_jax.evaluate.plots import save_memory
 from lsd_jax.evaluate.streams import ModelStreams
 from lsd_jax.pretrained import load_model

@@ -131,10 +131,11 @@ def fidelity_and_drift(streams, args: argparse.Namespace, bar):
 def react(model, streams, args: argparse.Namespace, found: dict, bar) -> dict:
     """Adds to the report how streams react and what they remember for long; gives pictures of
     the latter."""
-    from lsd_jax.evaluate import held_out, reactions, returning
+    from lsd_jax.data import worlds
+    from lsd_jax.evaluate import reactions, returning
 
     config = streams.config
-    visits = 3 * returning.FRAMES * len(held_out.OBJECT_EDITS) * args.worlds
+    visits = 3 * returning.FRAMES * len(worlds.OBJECT_EDITS) * args.worlds
     done = _counter(bar, config, reactions.FRAMES + (visits if config.model.memory else 0))
     found |= reactions.measure(streams.anew(), config.model, args.seed, done)
     if not config.model.memory:

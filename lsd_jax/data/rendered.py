@@ -16,7 +16,7 @@ from lsd_jax.config import ModelConfig, TrainConfig
 from lsd_jax.data import edits, prompts, textures, worlds
 from lsd_jax.data.batch import Batch
 from lsd_jax.data.scene import OBJECTS
-from lsd_jax.data.worlds import BACKGROUNDS, COLOURS, KINDS, SHAPES, SceneEdit, World
+from lsd_jax.data.worlds import BACKGROUNDS, COLOURS, KINDS, OBJECT_EDITS, SHAPES, SceneEdit, World
 from lsd_jax.stream import control_planes
 from lsd_jax.types import Conditioning
 
@@ -122,6 +122,7 @@ def draw_scale(
     back = rng.integers(train.old_frames, train.frames, size=len(edited))[:, None]
     near = np.clip((frames - back + 1) * rng.choice([0.25, 1.0], len(edited))[:, None], 0, 1)
     gone = rng.random(len(edited)) < train.away
+    gone &= np.isin(scene_edits["kind"], [KINDS.index(name) for name in OBJECT_EDITS])
     scale[scenes, :, edited] = np.where(gone[:, None] & (frames > 0), near, 1)
     return scale
 

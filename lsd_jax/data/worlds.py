@@ -22,7 +22,7 @@ from lsd_jax.data.shapes import COLOURS, SHAPES
 from lsd_jax.data.textures import BACKGROUNDS
 
 __all__ = [
-    "BACKGROUNDS", "COLOURS", "KINDS", "SHAPES", "SceneEdit", "World",
+    "BACKGROUNDS", "COLOURS", "KINDS", "OBJECT_EDITS", "SHAPES", "SceneEdit", "World",
     "clip", "describe", "edit_world", "render", "sample_world", "scaled",
 ]  # fmt: skip
 
@@ -30,6 +30,8 @@ KINDS = (
     "none", "reshape", "recolour", "remove", "background",
     "background_from_reference", "object_from_reference",
 )  # fmt: skip
+OBJECT_EDITS = ("recolour", "reshape", "object_from_reference")
+"""The scene edits after which the object is still there, looking otherwise."""
 SMALLEST = 1e-3  # of its size, that an object can be seen at
 
 

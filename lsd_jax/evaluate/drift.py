@@ -13,8 +13,9 @@ from jaxtyping import Float
 
 from lsd_jax.config import ModelConfig
 from lsd_jax.data import edits
+from lsd_jax.data.worlds import OBJECT_EDITS
 from lsd_jax.evaluate import metrics
-from lsd_jax.evaluate.held_out import OBJECT_EDITS, OneOfEach
+from lsd_jax.evaluate.held_out import OneOfEach
 from lsd_jax.evaluate.streams import Advance, Resumable, Stream
 from lsd_jax.files import replacing
 

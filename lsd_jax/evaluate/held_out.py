@@ -35,8 +35,6 @@ class Ask:
 
 PAIRS = tuple("+".join(pair) for pair in prompts.HELD_OUT_PAIRS)
 SCENES = KINDS[1:]
-OBJECT_EDITS = ("recolour", "reshape", "object_from_reference")
-"""The scene edits after which the object is still there, looking otherwise."""
 IDENTITY = "identity"
 CANDIDATES = (IDENTITY, *edits.NAMES, *SCENES, *PAIRS)
 FOOTAGE_SLOTS = [edits.slots(names) for names in ((), *((n,) for n in edits.NAMES))]

@@ -21,9 +21,8 @@ from lsd_jax.config import ModelConfig
 from lsd_jax.data import rendered, textures, worlds
 from lsd_jax.data.prompts import CARRY_ON
 from lsd_jax.data.scene import OBJECTS
-from lsd_jax.data.worlds import KINDS, SceneEdit, World
+from lsd_jax.data.worlds import KINDS, OBJECT_EDITS, SceneEdit, World
 from lsd_jax.evaluate import held_out, metrics
-from lsd_jax.evaluate.held_out import OBJECT_EDITS
 from lsd_jax.evaluate.streams import ModelStreams, Stream
 from lsd_jax.model import Denoiser, build
 

@@ -45,6 +45,13 @@ def prepare(name: str, config: Config, videos: Path | None, mesh: Mesh) -> Stage
             f"train.old_frames={config.train.old_frames} need as many slots, and model.memory is "
             f"{config.model.memory}; set them alike"
         )
+    if config.train.away and not (config.train.old_frames and config.train.carry_on):
+        raise ValueError(
+            "objects that go away teach a memory: set train.old_frames and train.carry_on too, or "
+            "train.away=0"
+        )
+    if config.train.scene_edits and not config.train.scene_fraction:
+        raise ValueError("train.scene_edits needs scene edits; set train.scene_fraction")
     if config.train.carry_on and config.model.external_text_dim:
         raise ValueError("carry_on is a prompt of bytes, not of embeddings; set train.carry_on=0")
     if name == "forcing":

@@ -267,13 +267,16 @@ def test_an_object_goes_away_and_comes_back_under_a_prompt_taken_back(small_conf
         train, frames=5, old_frames=2, away=1.0, scene_fraction=1.0, scene_edits=("recolour",),
         mask_fraction=0.0,
     )  # fmt: skip
-    edited = {"object": np.arange(200) % 2}
+    kinds = np.full(200, worlds.KINDS.index("recolour"))
+    edited = {"object": np.arange(200) % 2, "kind": kinds}
     scale = rendered.draw_scale(np.random.default_rng(0), away, edited, 200)
     mine = scale[np.arange(200), :, edited["object"]]
     assert np.all(mine[:, 0] == 1) and np.all(mine[:, 1] == 0) and np.all(mine[:, 4] > 0)
     assert np.all(np.diff(mine[:, 1:]) >= 0) and {0, 0.25, 0.5, 0.75, 1} == set(mine.ravel())
     others = np.arange(scale.shape[2]) != edited["object"][:, None]
     assert np.all(np.moveaxis(scale, 1, 2)[others] == 1)
+    behind = edited | {"kind": np.full(200, worlds.KINDS.index("background"))}
+    assert np.all(rendered.draw_scale(np.random.default_rng(0), away, behind, 200) == 1)
     for unchanged in (dict(away=0.0), dict(old_frames=0)):
         still = dataclasses.replace(away, **unchanged)
         assert np.all(rendered.draw_scale(np.random.default_rng(0), still, edited, 200) == 1)

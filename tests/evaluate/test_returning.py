@@ -8,8 +8,8 @@ import pytest
 
 from lsd_jax.config import Config, ModelConfig
 from lsd_jax.data.prompts import CARRY_ON
+from lsd_jax.data.worlds import OBJECT_EDITS
 from lsd_jax.evaluate import returning
-from lsd_jax.evaluate.held_out import OBJECT_EDITS
 from lsd_jax.evaluate.returning import BACK, FRAMES, GONE, SEEN, TURNING
 from lsd_jax.evaluate.streams import ModelStreams
 from lsd_jax.model import abstract_model

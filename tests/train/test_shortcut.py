@@ -170,3 +170,13 @@ def test_the_command_line_knows_every_stage():
     from lsd_jax.cli.train import STAGES
 
     assert STAGES == stages.NAMES
+
+
+def test_what_would_be_trained_to_no_end_is_refused(small_config):
+    for change, match in (
+        (dict(away=0.5), "set train.old_frames and train.carry_on too"),
+        (dict(scene_edits=("remove",), scene_fraction=0.0), "set train.scene_fraction"),
+    ):
+        train = dataclasses.replace(small_config.train, **change)
+        with pytest.raises(ValueError, match=match):
+            stages.prepare("history", dataclasses.replace(small_config, train=train), None, MESH)
