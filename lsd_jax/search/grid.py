@@ -82,7 +82,10 @@ def run(path: Path, folder: Path, most: int = 0) -> dict[str, Any]:
     ValueError for a file of other settings.
     """
     settings: dict[str, Any] = {"kind": "measured", "train": asdict(TRAIN), "scored": SCORED}
+    settings = json.loads(json.dumps(settings))  # as they are read
     found = json.loads(path.read_text()) if path.is_file() else settings | {"runs": []}
+    # A field that is newer than the file was at its default.
+    found["train"] = json.loads(json.dumps(asdict(TrainConfig()))) | found["train"]
     if any(found[key] != value for key, value in settings.items()):
         raise ValueError(f"{path} holds runs of other settings; move it away to begin anew")
     done = {entry["name"] for entry in found["runs"]}
