@@ -338,19 +338,21 @@ def _parse(kind, text: str, whole: str):
         raise ValueError(f"--set {whole}={text}: expected {kind.__name__}") from None
 
 
+def section_from_dict(section: str, stored: dict) -> typing.Any:
+    """One of `SECTIONS`; a field that is newer than what is stored is at its default. Raises
+    ValueError for one that is unknown."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    known = {f.name for f in dataclasses.fields(SECTIONS[section])}
+    if unknown := set(fields) - known:
+        raise ValueError(f"unknown {section} fields {sorted(unknown)}; known: {sorted(known)}")
+    return SECTIONS[section](**fields)
+
+
 def from_dict(values: dict) -> Config:
     """The inverse of `dataclasses.asdict`, for configs stored beside a checkpoint."""
     newer = {"history": {}, "shortcut": {}, "distill": {}}  # than some stored ones
     values = newer | values
-    built = {}
-    for section, cls in SECTIONS.items():
-        stored = values[section]
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = set(fields) - known
-        if unknown:
-            raise ValueError(f"unknown {section} fields {sorted(unknown)}; known: {sorted(known)}")
-        built[section] = cls(**fields)
+    built = {section: section_from_dict(section, values[section]) for section in SECTIONS}
     return Config(name=values["name"], **built)
 
 

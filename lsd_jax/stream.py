@@ -241,7 +241,7 @@ def adapt(model: StreamModel, config: Config, batch: int) -> StreamModel:
     seam = abstract_arguments(streamed_stack(config, batch))
     backend = denoise_stack.choose(*seam)
     prepare = denoise_stack.preparing(backend)
-    if prepare is not None:  # it may refuse, though it was asked for by name
+    if prepare and backend == config.stream.backend:  # nobody has asked yet whether it refuses
         jax.eval_shape(denoise_stack.implementation(backend), *seam)
     return model if prepare is None else replace(model, denoiser=model.denoiser.prepared(prepare))
 

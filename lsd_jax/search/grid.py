@@ -21,7 +21,7 @@ from flax import nnx
 
 from lsd_jax import diffusion
 from lsd_jax.checkpoint import load_weights
-from lsd_jax.config import Config, ModelConfig, TrainConfig
+from lsd_jax.config import Config, ModelConfig, TrainConfig, section_from_dict
 from lsd_jax.data.batch import Batch
 from lsd_jax.data.pipeline import batches
 from lsd_jax.model import Denoiser, build
@@ -82,11 +82,11 @@ def run(path: Path, folder: Path, most: int = 0) -> dict[str, Any]:
     ValueError for a file of other settings.
     """
     settings: dict[str, Any] = {"kind": "measured", "train": asdict(TRAIN), "scored": SCORED}
-    settings = json.loads(json.dumps(settings))  # as they are read
-    found = json.loads(path.read_text()) if path.is_file() else settings | {"runs": []}
-    # A field that is newer than the file was at its default.
-    found["train"] = json.loads(json.dumps(asdict(TrainConfig()))) | found["train"]
-    if any(found[key] != value for key, value in settings.items()):
+    found: dict[str, Any] = (
+        json.loads(path.read_text()) if path.is_file() else settings | {"runs": []}
+    )
+    same = all(found[key] == settings[key] for key in ("kind", "scored"))
+    if not same or section_from_dict("train", found["train"]) != TRAIN:
         raise ValueError(f"{path} holds runs of other settings; move it away to begin anew")
     done = {entry["name"] for entry in found["runs"]}
     missing = [model for model in (*FITTED, *HELD_OUT) if name_of(model) not in done]

@@ -25,7 +25,8 @@ from lsd_jax.ops.commit import Retention
 from lsd_jax.ops.partition import one_chip
 from lsd_jax.types import EMPTY, SINK, KVBuffer
 from pallas_kernels.tpu.chip import chip_here
-from pallas_kernels.tpu.kernel import dot, loop
+from pallas_kernels.tpu.kernel import dot
+from pallas_kernels.tpu.loops import loop
 from pallas_kernels.tpu.plan import LANES
 from pallas_kernels.tpu.planner import limit_bytes
 

@@ -21,7 +21,8 @@ from jaxtyping import Array, Float
 from lsd_jax.ops.embed import patch_of
 from lsd_jax.ops.partition import one_chip
 from pallas_kernels.tpu.chip import chip_here
-from pallas_kernels.tpu.kernel import dot, loop
+from pallas_kernels.tpu.kernel import dot
+from pallas_kernels.tpu.loops import loop
 from pallas_kernels.tpu.pictures import (
     INTERPRETED_ROOM,
     PATCH,

@@ -10,12 +10,10 @@ Pseudocode: `schedule.program`, an instruction a method of `Machine`.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +21,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lsd_jax.ops.eight_bits import eight_bits
-from lsd_jax.ops.partition import AXIS
-from pallas_kernels.tpu import schedule
+from pallas_kernels.tpu import exchange, schedule
+from pallas_kernels.tpu.loops import Index, Rows, aligned, loop
 from pallas_kernels.tpu.plan import Plan
 from pallas_kernels.tpu.schedule import Loop, Program, Step
 
 EPSILON = 1e-6
 SAFE_EXPONENT = 96.0  # of 2; sums of thousands of such terms stay far below float32's 2^127
 LOG2_E = math.log2(math.e)
-
-Index = Any  # an int, or a traced one
-Rows = Any  # of pl.ds
 
 
 @dataclass(frozen=True)
@@ -225,7 +220,7 @@ class Machine:
             (gate,) = self.modulation(layer, session, 2)
             attended = self.operand(at.attended[rows])
             share = gate * attended.times(weight, self.scale("out", layer))
-            self.add(rows, share, tile, self.plan.groups)
+            exchange.add(self, rows, share, tile, self.plan.groups)
 
         self.for_rows(block)
 
@@ -238,91 +233,9 @@ class Machine:
             hidden = self.operand(gelu(self.modulated(rows).times(at.up[slot], up_scale)))
             (gate,) = self.modulation(layer, session, 5)
             share = gate * hidden.times(at.down[slot], self.scale("down", layer))
-            self.add(rows, share, tile, self.plan.chunks)
+            exchange.add(self, rows, share, tile, self.plan.chunks)
 
         self.for_rows(block)
-
-    # Several chips
-
-    def meet(self, node: schedule.Meet, layer: Index, tile: Index) -> None:
-        here, barrier = jax.lax.axis_index(AXIS), pltpu.get_barrier_semaphore()
-        for other in self.others(here):
-            pl.semaphore_signal(barrier, 1, device_id={AXIS: other})
-        pl.semaphore_wait(barrier, self.plan.chips - 1)
-
-    def add(self, rows: Rows, share: jax.Array, tile: int, tiles: int) -> None:
-        """Adds to the residual stream, or to this chip's share of what is to be added; after the
-        last tile it starts on its way to the chips that add it up."""
-        at, piece = self.at, self.plan.piece
-        if self.plan.chips == 1:
-            at.x[rows] += share
-            return
-        share = share + at.share[rows] if tile else share
-        if tile < tiles - 1:
-            at.share[rows] = share
-            return
-        at.offered[rows] = share.astype(at.offered.dtype)
-        here = jax.lax.axis_index(AXIS)
-        for first in range(0, rows.size, piece):
-            offered = pl.ds(aligned(rows.start + first, piece), piece)
-            owner = offered.start // self.plan.owned
-
-            @pl.when(owner != here)
-            def _(offered=offered, owner=owner):
-                self.offer(offered, owner).start()
-
-    def offer(self, rows: Rows, owner: Index) -> Any:
-        """The copy of this chip's share in some rows to the inbox of the chip that owns them."""
-        at, here = self.at, jax.lax.axis_index(AXIS)
-        inside = pl.ds(aligned(rows.start % self.plan.owned, rows.size), rows.size)
-        return pltpu.make_async_remote_copy(
-            at.offered.at[rows], at.inbox.at[here, inside], at.sent.at[0, owner],
-            at.received.at[0, here], device_id={AXIS: owner},
-        )  # fmt: skip
-
-    def tell(self, owner: Index, other: Index) -> Any:
-        """The copy of an owner's sums to another chip."""
-        at, rows = self.at, self.rows_of(owner)
-        return pltpu.make_async_remote_copy(
-            at.total.at[rows], at.total.at[rows], at.sent.at[1, other],
-            at.received.at[1, owner], device_id={AXIS: other},
-        )  # fmt: skip
-
-    def combine(self, node: schedule.Combine, layer: Index, tile: Index) -> None:
-        at, here = self.at, jax.lax.axis_index(AXIS)
-        mine = self.rows_of(here)
-        at.inbox[here] = at.offered[mine]
-        for other in self.others(here):
-            self.received(0, other)
-        # In the order of the chips, for each of them the same.
-        shares = (at.inbox[chip].astype(jnp.float32) for chip in range(self.plan.chips))
-        at.total[mine] = functools.reduce(jnp.add, shares).astype(at.total.dtype)
-        for other in self.others(here):
-            self.tell(here, other).start()
-        for other in self.others(here):
-            self.received(1, other)
-
-        def block(rows: Rows, session: Index) -> None:
-            at.x[rows] += at.total[rows].astype(jnp.float32)
-
-        self.for_rows(block)
-        for other in self.others(here):
-            self.offer(self.rows_of(other), other).wait_send()
-            self.tell(here, other).wait_send()
-
-    def received(self, what: int, other: Index) -> None:
-        """Waits for all that another chip offers to this one, or tells it."""
-        at, rows = self.at, self.rows_of(other)
-        place = at.inbox.at[other] if what == 0 else at.total.at[rows]
-        pltpu.make_async_copy(place, place, at.received.at[what, other]).wait()
-
-    def others(self, here: Index) -> list[Index]:
-        """All other chips, the next one first: so no two of them write to the same one at once."""
-        return [(here + step) % self.plan.chips for step in range(1, self.plan.chips)]
-
-    def rows_of(self, chip: Index) -> Rows:
-        """The rows that a chip adds up."""
-        return pl.ds(aligned(chip * self.plan.owned, self.plan.owned), self.plan.owned)
 
     # Parts of instructions
 
@@ -385,7 +298,7 @@ class Machine:
 
 
 EMIT = {
-    schedule.Meet: Machine.meet,
+    schedule.Meet: exchange.meet,
     schedule.Fill: Machine.fill,
     schedule.Await: Machine.wait,
     schedule.Refill: Machine.refill,
@@ -397,7 +310,7 @@ EMIT = {
     schedule.Attend: Machine.attend,
     schedule.ProjectOut: Machine.project_out,
     schedule.Mlp: Machine.mlp,
-    schedule.Combine: Machine.combine,
+    schedule.Combine: exchange.combine,
     schedule.Store: Machine.store,
 }
 """What emits each instruction."""
@@ -463,16 +376,3 @@ def gelu(x: jax.Array) -> jax.Array:
     inner = x * (0.7978845608 + 0.0356774081 * (x * x))
     half = 0.5 * x
     return half + half * jnp.tanh(inner)
-
-
-def loop(times: int, body: Callable[[Index], None]) -> None:
-    """`body(i)`, `times` times; straight-line where once is enough."""
-    if times == 1:
-        body(0)
-    else:
-        jax.lax.fori_loop(0, times, lambda i, carry: (body(i), carry)[1], None)
-
-
-def aligned(start: Index, multiple: int) -> Index:
-    """A row number that is known to be a multiple."""
-    return start if isinstance(start, int) else pl.multiple_of(start, multiple)

@@ -26,7 +26,8 @@ from jaxtyping import Array, Float
 from lsd_jax.ops.partition import one_chip
 from lsd_jax.ops.readout import ReadoutWeights, Sizes, interpolation
 from pallas_kernels.tpu.chip import chip_here
-from pallas_kernels.tpu.kernel import dot, gelu, loop, norm
+from pallas_kernels.tpu.kernel import dot, gelu, norm
+from pallas_kernels.tpu.loops import loop
 from pallas_kernels.tpu.pictures import (
     INTERPRETED_ROOM,
     PATCH,

@@ -19,8 +19,8 @@ from jax.experimental.pallas import tpu as pltpu  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
 
 from lsd_jax.ops.denoise_stack import denoise_stack  # noqa: E402
+from pallas_kernels.tpu import exchange  # noqa: E402
 from pallas_kernels.tpu.denoise_stack import by_kernel, shape_of  # noqa: E402
-from pallas_kernels.tpu.kernel import Machine  # noqa: E402
 from pallas_kernels.tpu.plan import Plan  # noqa: E402
 from pallas_kernels.tpu.planner import share  # noqa: E402
 from tests.pallas_kernels import races  # noqa: E402
@@ -31,7 +31,7 @@ CHIPS = 8
 
 def main(fault: str) -> None:
     if fault == "unheard":  # no chip waits for what others send
-        Machine.received = lambda self, what, other: None
+        exchange.received = lambda machine, what, other: None
     args = arguments(b=2, heads=CHIPS, mlp=128 * CHIPS, layers=1)
     x, weights, kv, _, modulation, _ = args
     part = share(shape_of(x, weights, kv, modulation), CHIPS)

@@ -1,10 +1,6 @@
 """The megakernel, interpreted, against the float32 specification, and its program step by step."""
 
 import dataclasses
-import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +18,7 @@ from pallas_kernels.tpu.interpret import interpret
 from pallas_kernels.tpu.kernel import SAFE_EXPONENT
 from pallas_kernels.tpu.launch import launch
 from tests.pallas_kernels import races
-from tests.pallas_kernels.examples import arguments, plan_of
+from tests.pallas_kernels.examples import arguments, noticed, plan_of
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
@@ -183,12 +179,7 @@ def test_kernel_and_interpreter_agree_after_any_instruction(kind):
 @pytest.mark.parametrize("fault", ["none", "single_buffer", "missing_wait", "wrong_slot", "beyond"])
 def test_a_broken_program_is_caught(fault):
     """In a process of its own: one that waits for a copy that nobody started would never end."""
-    script = Path(__file__).with_name("broken.py")
-    done = subprocess.run(
-        [sys.executable, script, fault], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
+    seen = noticed("broken.py", fault)
     healthy = {"raced": False, "nan": False, "error": None}
     assert (seen == healthy) == (fault == "none"), seen
     if fault == "beyond":

@@ -1,10 +1,6 @@
 """The megakernel on several chips, interpreted, against the float32 specification."""
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,7 +19,7 @@ from pallas_kernels.tpu.plan import Plan
 from pallas_kernels.tpu.planner import choose, choose_cycles, limit_bytes, share
 from pallas_kernels.tpu.tensor_parallel import over_chips
 from tests.pallas_kernels import races
-from tests.pallas_kernels.examples import arguments
+from tests.pallas_kernels.examples import arguments, noticed
 from tests.pallas_kernels.test_megakernel import TOLERANCE, assert_near
 
 pytestmark = pytest.mark.multidevice
@@ -110,12 +106,7 @@ def test_the_mesh_in_use_says_how_many_chips_there_are():
 @pytest.mark.parametrize("fault", ["none", "unheard"])
 def test_eight_chips_and_chips_that_do_not_wait(fault):
     """In a process of its own, which needs more virtual devices than it uses."""
-    script = Path(__file__).with_name("eight_chips.py")
-    done = subprocess.run(
-        [sys.executable, script, fault], capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
+    seen = noticed("eight_chips.py", fault)
     assert (seen == {"raced": False, "near": True, "error": None}) == (fault == "none"), seen
 
 

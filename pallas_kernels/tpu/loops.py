@@ -1,0 +1,25 @@
+"""Loops and rows of a kernel's body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+
+Index = Any  # an int, or a traced one
+Rows = Any  # of pl.ds
+
+
+def loop(times: int, body: Callable[[Index], None]) -> None:
+    """`body(i)`, `times` times; straight-line where once is enough."""
+    if times == 1:
+        body(0)
+    else:
+        jax.lax.fori_loop(0, times, lambda i, carry: (body(i), carry)[1], None)
+
+
+def aligned(start: Index, multiple: int) -> Index:
+    """A row number that is known to be a multiple."""
+    return start if isinstance(start, int) else pl.multiple_of(start, multiple)
