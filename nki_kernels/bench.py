@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -114,7 +115,13 @@ def stack_seconds(stack: StackShape, chip: Chip, ranks: int) -> tuple[float, str
 @lru_cache(maxsize=1024)
 def layers_timed(shapes: Shapes, chip: Chip) -> Timeline:
     """The timeline of a stack."""
-    return schedule([trace(shapes, chip)], chip)[0]
+    collected = gc.isenabled()
+    gc.disable()  # all of a trace is in use: looking for garbage in it takes a third of the time
+    try:
+        return schedule([trace(shapes, chip)], chip)[0]
+    finally:
+        if collected:
+            gc.enable()
 
 
 def refused(impl: str, chip: Chip, ranks: int, why: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lsd_jax.config import Config
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.plan import FramePlan, cores_per_chip, plan_frame
+from lsd_jax.hw.plan import FramePlan, cores_per_chip, least_ms, plan_frame
 
 MOST_CHIPS = 64
 MOST_SESSIONS = 4096
@@ -29,8 +29,14 @@ def share_counts(config: Config, chip: Chip, chips: int) -> list[int]:
 
 def fastest(config: Config, chip: Chip, chips: int = 1) -> FramePlan:
     """One stream on at most so many chips, shared by as many cores as make it fastest."""
-    plans = [plan_frame(config, chip, ranks) for ranks in share_counts(config, chip, chips)]
-    return min(plans, key=lambda plan: (not plan.fits, plan.ms))
+    *fewer, most = share_counts(config, chip, chips)
+    best = plan_frame(config, chip, most)
+    for ranks in reversed(fewer):
+        if best.fits and least_ms(config, chip, ranks) >= best.ms:
+            continue  # whatever its plan, and those of few cores take longest to model
+        plan = plan_frame(config, chip, ranks)
+        best = min(best, plan, key=lambda plan: (not plan.fits, plan.ms))
+    return best
 
 
 def holds(plan: FramePlan, fps: int | float) -> bool:
@@ -41,6 +47,8 @@ def holds(plan: FramePlan, fps: int | float) -> bool:
 def chips_needed(config: Config, chip: Chip, fps: int | float) -> tuple[int, FramePlan] | None:
     """The smallest number of chips that holds one stream, and how; None where no number does."""
     for ranks in share_counts(config, chip, MOST_CHIPS):
+        if least_ms(config, chip, ranks) > 1000 / fps:
+            continue
         plan = plan_frame(config, chip, ranks)
         if holds(plan, fps):
             return -(-ranks // cores_per_chip(chip)), plan
@@ -50,12 +58,13 @@ def chips_needed(config: Config, chip: Chip, fps: int | float) -> tuple[int, Fra
 def sessions_per_chip(config: Config, chip: Chip, fps: int | float) -> int:
     """Streams that one chip holds at this rate, its cores shared in the best way; 0 where it holds
     none."""
-    cores = cores_per_chip(chip)
-    return max(
-        cores // ranks * sessions_together(config, chip, ranks, fps)
-        for ranks in share_counts(config, chip, 1)
-        if cores % ranks == 0
-    )
+    cores, best = cores_per_chip(chip), 0
+    for ranks in share_counts(config, chip, 1):
+        groups = cores // ranks
+        better = best // groups + 1  # sessions of each group
+        if cores % ranks == 0 and least_ms(config, chip, ranks, better) <= 1000 / fps:
+            best = max(best, groups * sessions_together(config, chip, ranks, fps))
+    return best
 
 
 def sessions_together(config: Config, chip: Chip, ranks: int, fps: int | float) -> int:

@@ -14,7 +14,7 @@ from lsd_jax.config import Config
 from lsd_jax.hw import cpu, roofline
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.memory import Held, held
-from lsd_jax.hw.stack import StackShape
+from lsd_jax.hw.stack import StackShape, attended_macs, dense_macs, least_bytes
 from lsd_jax.hw.work import Stage, frame_work, stack_ops
 
 KERNELS = {
@@ -93,6 +93,23 @@ def plan_frame(config: Config, chip: Chip, ranks: int = 1, sessions: int = 1) ->
     times.append(StageTime("launch", chip["launch_ns"] * 1e-6, "launch"))
     kept = held(config, sessions, by_kernel=not any(BY_XLA in note for note in notes))
     return FramePlan(sessions, ranks, tuple(times), kept, room, tuple(dict.fromkeys(notes)))
+
+
+def least_ms(config: Config, chip: Chip, ranks: int = 1, sessions: int = 1) -> float:
+    """Milliseconds that no `plan_frame` of these falls below, at next to no cost: its stacks at the
+    peak of the matrix units, twice that with weights of eight bits, or at HBM's bandwidth. 0 for a
+    CPU, whose plans cost as little."""
+    if chip.family == "cpu":
+        return 0.0
+    rates, total = roofline.rates(chip), chip["launch_ns"] * 1e-9
+    for stage in frame_work(config, sessions):
+        if (stack := stage.stack) is None:
+            total += stage_seconds(stage, chip, ranks)[0]
+        else:
+            dense = dense_macs(stack) / (2 if stack.weight_dtype else 1)
+            products = 2 * (dense + attended_macs(stack)) / rates.peak
+            total += max(products, least_bytes(stack) / rates.hbm) / ranks
+    return 1e3 * total
 
 
 def stage_seconds(stage: Stage, chip: Chip, ranks: int) -> tuple[float, str]:

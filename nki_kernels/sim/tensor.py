@@ -8,10 +8,9 @@ Without numerics a storage has no memory, and all but the values is still checke
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from enum import Enum
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,9 +34,8 @@ class Buffer(Enum):
     hbm = "hbm"
     shared_hbm = "shared_hbm"
 
-    @property
-    def on_chip(self) -> bool:
-        return self in (Buffer.sbuf, Buffer.psum)
+    def __init__(self, value: str):
+        self.on_chip = value in ("sbuf", "psum")
 
 
 class Storage:
@@ -51,7 +49,9 @@ class Storage:
             raise PartitionCountError(
                 f"{name or 'tensor'} {self.shape}: an on-chip tensor is (partitions <= 128, ...)"
             )
+        self.on_chip = buffer.on_chip
         self.free = prod(self.shape[1:]) if buffer.on_chip else prod(self.shape)
+        self.bytes_per_partition = self.free * dtype.itemsize  # on chip; of HBM, all
         self.data = self.written = None
         if not numerics:
             return
@@ -63,14 +63,8 @@ class Storage:
             self.data = np.full(size * dtype.itemsize, 0xFF, np.uint8)
             self.written = np.full(size, UNWRITTEN, np.uint8)
 
-    @property
-    def bytes_per_partition(self) -> int:
-        """Bytes that one partition holds of an on-chip storage."""
-        return self.free * self.dtype.itemsize
 
-
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """A box of a storage, partitions [p0, p1) by bytes [lo, hi) of each; HBM is one partition."""
 
     storage: int
@@ -80,18 +74,14 @@ class Region:
     hi: int
 
     def overlaps(self, other: Region) -> bool:
-        return (
-            self.storage == other.storage
-            and self.p0 < other.p1 and other.p0 < self.p1
-            and self.lo < other.hi and other.lo < self.hi
-        )  # fmt: skip
+        ours, p0, p1, lo, hi = self
+        theirs, q0, q1, low, high = other
+        return ours == theirs and p0 < q1 and q0 < p1 and lo < high and low < hi
 
     def covers(self, other: Region) -> bool:
-        return (
-            self.storage == other.storage
-            and self.p0 <= other.p0 and other.p1 <= self.p1
-            and self.lo <= other.lo and other.hi <= self.hi
-        )  # fmt: skip
+        ours, p0, p1, lo, hi = self
+        theirs, q0, q1, low, high = other
+        return ours == theirs and p0 <= q0 and q1 <= p1 and lo <= low and high <= hi
 
 
 class Tensor:
@@ -125,7 +115,7 @@ class Tensor:
 
     @property
     def on_chip(self) -> bool:
-        return self.buffer.on_chip
+        return self.storage.on_chip
 
     @property
     def partitions(self) -> int:
@@ -143,7 +133,7 @@ class Tensor:
     @property
     def _free(self) -> int:
         """Elements of the whole storage's partition, in this view's dtype."""
-        return self.storage.free * self.storage.dtype.itemsize // self.dtype.itemsize
+        return self.storage.bytes_per_partition // self.dtype.itemsize
 
     @property
     def run_bytes(self) -> int:
@@ -158,17 +148,19 @@ class Tensor:
 
     def region(self) -> Region:
         """The smallest box that holds the view."""
-        item, where = self.dtype.itemsize, self.storage.id
+        storage, item, shape, strides = self.storage, self.dtype.itemsize, self.shape, self.strides
+        size = storage.bytes_per_partition
         if self.dynamic is not None:  # anywhere
-            parts = self.storage.shape[0] if self.on_chip else 1
-            return Region(where, 0, parts, 0, self.storage.free * self.storage.dtype.itemsize)
-        span = [(n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)]
-        if not self.on_chip:
-            last = self.offset + sum(span)
-            return Region(where, 0, 1, self.offset * item, (last + 1) * item)
-        first, low = divmod(self.offset, self._free)
-        high = low + sum(span[1:]) + 1
-        return Region(where, first, first + span[0] // self._free + 1, low * item, high * item)
+            return Region(storage.id, 0, storage.shape[0] if storage.on_chip else 1, 0, size)
+        low, high = self.offset, self.offset + 1
+        for axis in range(storage.on_chip, len(shape)):
+            high += (shape[axis] - 1) * strides[axis]
+        if not storage.on_chip:
+            return Region(storage.id, 0, 1, low * item, high * item)
+        free = size // item
+        first, start = divmod(low, free)
+        last = first + (shape[0] - 1) * strides[0] // free
+        return Region(storage.id, first, last + 1, start * item, (high - low + start) * item)
 
     # Values: only with numerics.
 

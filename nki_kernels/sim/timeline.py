@@ -83,7 +83,7 @@ class Timeline:
         return path
 
 
-@dataclass
+@dataclass(slots=True)
 class _Access:
     """The last end of what engine did to a region, and by which instruction."""
 
@@ -105,7 +105,7 @@ class _Core:
     last: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LANES, -1))
     hbm_free: float = 0.0
     writes: dict[int, list[_Access]] = field(default_factory=dict)
-    reads: dict[int, list[_Access]] = field(default_factory=dict)
+    reads: dict[int, dict[tuple[str, Region], _Access]] = field(default_factory=dict)
     ends: list[float] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LANES, 0.0))
@@ -204,31 +204,28 @@ def _ready(core: _Core, ins: Instruction, chip: Chip, order: Order) -> tuple[flo
     """When what an instruction touches is ready, and the instruction that this hangs on."""
     if order == "serial":
         return (core.ends[-1], len(core.ends) - 1) if core.ends else (0.0, -1)
-    ready, why = 0.0, -1
+    ready, why, engine = 0.0, -1, ins.engine
     semaphore = chip["semaphore_ns"]
-
-    def wait(when: float, number: int) -> None:
-        nonlocal ready, why
-        if when > ready:
-            ready, why = when, number
-
     for region in ins.reads:
         for access in core.writes.get(region.storage, ()):
             if access.region.overlaps(region):
-                wait(
-                    access.ready + (semaphore if access.engine != ins.engine else 0), access.number
-                )
+                when = access.ready if access.engine == engine else access.ready + semaphore
+                if when > ready:
+                    ready, why = when, access.number
     for region in ins.writes:
         for access in core.writes.get(region.storage, ()):
             if access.region.overlaps(region):
-                same = access.engine == ins.engine
-                wait(access.end if same else access.ready + semaphore, access.number)
-        for access in core.reads.get(region.storage, ()):
+                when = access.end if access.engine == engine else access.ready + semaphore
+                if when > ready:
+                    ready, why = when, access.number
+        for access in core.reads.get(region.storage, {}).values():
             if access.region.overlaps(region):
-                same = access.engine == ins.engine
-                wait(access.end + (0 if same else semaphore), access.number)
+                when = access.end if access.engine == engine else access.end + semaphore
+                if when > ready:
+                    ready, why = when, access.number
     for number in ins.after:
-        wait(core.ends[number], number)
+        if core.ends[number] > ready:
+            ready, why = core.ends[number], number
     return ready, why
 
 
@@ -236,20 +233,19 @@ def _remember(core: _Core, ins: Instruction, lane: str, end: float, ready: float
     core.next += 1
     core.ends.append(max(end, ready))
     for region in ins.writes:
-        for accesses in (core.writes, core.reads):
-            kept = [a for a in accesses.get(region.storage, ()) if not region.covers(a.region)]
-            accesses[region.storage] = kept
-        core.writes[region.storage].append(_Access(region, lane, end, ready, ins.number))
+        writes = [a for a in core.writes.get(region.storage, ()) if not region.covers(a.region)]
+        writes.append(_Access(region, lane, end, ready, ins.number))
+        core.writes[region.storage] = writes
+        if reads := core.reads.get(region.storage):
+            core.reads[region.storage] = {
+                key: a for key, a in reads.items() if not region.covers(a.region)
+            }
     for region in ins.reads:
-        if region.storage not in core.written:
-            continue
-        accesses = core.reads.setdefault(region.storage, [])
-        for i, access in enumerate(accesses):
-            if access.engine == lane and access.region == region:
-                accesses[i] = _Access(region, lane, max(end, access.end), 0, ins.number)
-                break
-        else:
-            accesses.append(_Access(region, lane, end, 0, ins.number))
+        if region.storage in core.written:
+            reads = core.reads.setdefault(region.storage, {})
+            before = reads.get((lane, region))
+            last = max(end, before.end) if before else end
+            reads[lane, region] = _Access(region, lane, last, 0, ins.number)
 
 
 def _written_storages(trace: Trace) -> set[int]:

@@ -7,6 +7,7 @@ on the chip as it is, on either edge of its uncertainty, and on a recalibrated o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from lsd_jax.hw.chips import Chip
 from nki_kernels.sim.tensor import Region
@@ -18,8 +19,7 @@ NAMES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """`elements * product(chip[rates]) + sum(chip[extras]) + cycles` cycles of the engine's clock,
     at least its issue interval, and `fixed` nanoseconds beside."""
 
@@ -74,7 +74,7 @@ class Collective:
         )
 
 
-@dataclass
+@dataclass(slots=True)
 class Instruction:
     """One instruction of one engine."""
 

@@ -10,7 +10,7 @@ from lsd_jax.cli import info
 from lsd_jax.cli.main import main
 from lsd_jax.hw import capacity, chips, roofline
 from lsd_jax.hw.memory import held, parameters
-from lsd_jax.hw.plan import plan_frame
+from lsd_jax.hw.plan import least_ms, plan_frame
 from lsd_jax.hw.stack import stack_of
 from lsd_jax.hw.work import elementwise, matmul
 from nki_kernels import bench as nki
@@ -53,6 +53,18 @@ def test_the_stack_takes_what_its_kernel_says():
     assert stages["pass 0: stack"].ms == pytest.approx(1e3 * cycles / V6E["clock"])
     assert plan.ms == pytest.approx(sum(stage.ms for stage in plan.stages))
     assert plan.fits and plan.kind == "modelled"
+
+
+@pytest.mark.parametrize("weights", ["", "float8_e4m3"])
+@pytest.mark.parametrize("name", ["reference", "small", "lucy_1080p"])
+def test_what_is_not_planned_could_not_have_won(name, weights):
+    config = configs.override(configs.load(name), [f"stream.weight_dtype={weights}"])
+    for chip, chips_of_it in ((V6E, 8), (TRN2, 2), (chips.load("cpu"), 1)):
+        counts = capacity.share_counts(config, chip, chips_of_it)
+        plans = [plan_frame(config, chip, ranks) for ranks in counts]
+        for plan in plans:
+            assert least_ms(config, chip, plan.ranks) <= plan.ms
+        assert capacity.fastest(config, chip, chips_of_it).ms == min(plan.ms for plan in plans)
 
 
 def test_eight_bits_are_planned_and_proposed_where_they_help():
