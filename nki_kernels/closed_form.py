@@ -1,7 +1,8 @@
 """A closed form of the megakernel's timeline on a Trainium2: for searches, which ask for thousands.
 
-Fitted to the simulator's timelines of 350 random stacks; `tests/nki_kernels/test_closed_form.py`
-holds it to timelines of others. The planner takes the timeline itself.
+Fitted to the simulator's timelines of random stacks on 1 to 16 cores by
+`python -m benchmarks.closed_form_trn2`; `tests/nki_kernels/test_closed_form.py` holds it to
+timelines of others. The planner takes the timeline itself.
 """
 
 from __future__ import annotations
@@ -10,61 +11,69 @@ import numpy as np
 
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.stack import StackShape
-from nki_kernels.plan import LANE, TOKENS, share
+from nki_kernels.plan import LANE, Shapes, share
 
 PE_CLOCK = 2.4e9  # of the chip that it was fitted to
-FIRST_NS = 10_000.0  # that the first layer takes more than each of the others
+FIRST_NS = 18_900.0  # that the first layer takes more than each of the others
 LAYER_NS = {
-    "one": 14100.0,
-    "token": 31.1,
-    "projected": 0.793,
-    "hidden": 0.264,
-    "attended": 1.32,
-    "own": 4.27,
-    "weights": 72.0,
-    "pieces": 67.0,
-    "heads": 179.0,
-    "piece": 98.6,
-    "slot": 1080.0,
+    "tile": 4964.0,
+    "tile of a head": 1380.0,
+    "chunk": 1466.0,
+    "chunk of a head": 406.3,
+    "token": 28.33,
+    "normed": 4.862,
+    "projected": 0.4532,
+    "hidden": 0.5611,
+    "attended": 0.8443,
+    "own": 1.731,
+    "weights": 56.61,
+    "pieces": 160.6,
+    "slot": 292.1,
+    "meeting": 37030.0,
+    "sent": 4.975,
 }
 """Nanoseconds of each of `amounts` in a layer."""
 
 
-def amounts(s: StackShape) -> dict[str, float]:
-    """What one rank has to do in a layer, by the names of `LAYER_NS`. Lengths are in lanes."""
+def amounts(s: Shapes) -> dict[str, float]:
+    """What one core has to do in a layer, by the names of `LAYER_NS`. Lengths are in lanes."""
     across, inner = s.dim // LANE, s.mlp / LANE
-    own, tiles = -(-s.tokens // LANE), -(-s.tokens // TOKENS)
+    own, tiles = -(-s.tokens // LANE), len(s.token_tiles)
     pieces = -(-s.ageless // LANE) + s.slots * own
+    chunks = tiles * (len(s.buffer_chunks) + -(-own // s.buffering[0]))
     return {
-        "one": 1,
+        "tile": tiles,
+        "tile of a head": tiles * s.heads,
+        "chunk": chunks,
+        "chunk of a head": chunks * s.heads,
         "token": s.tokens,
+        "normed": s.tokens * across,
         "projected": s.tokens * across * s.heads,
         "hidden": s.tokens * across * inner,
         "attended": s.tokens * s.heads * pieces,
         "own": s.tokens * s.heads * own,
         "weights": across * (4 * s.heads + 2 * inner) * tiles,
         "pieces": s.heads * pieces,
-        "heads": s.heads,
-        "piece": pieces,
         "slot": s.slots,
+        "meeting": tiles * (s.ranks > 1),
+        "sent": s.tokens * across * (s.ranks - 1) / s.ranks,
     }
 
 
-def stacks_seconds(shapes: list[StackShape], chip: Chip) -> np.ndarray:
-    """Seconds of stacks on one core each, infinity where the kernel refuses.
+def stacks_seconds(shapes: list[StackShape], chip: Chip, ranks: int = 1) -> np.ndarray:
+    """Seconds of stacks that so many cores share, infinity where the kernel refuses.
 
     The form is a Trainium2's; other chips are taken to differ by the clock of their tensor engine.
     """
-    return np.array([_seconds(shape, chip) for shape in shapes])
+    return np.array([_seconds(shape, chip, ranks) for shape in shapes])
 
 
-def _seconds(shape: StackShape, chip: Chip) -> float:
+def _seconds(shape: StackShape, chip: Chip, ranks: int) -> float:
     if shape.weight_dtype:
         return np.inf  # it is of bfloat16 alone
     try:
-        share(shape, sbuf_bytes=int(chip["sbuf_bytes_per_partition"]))
+        mine = share(shape, ranks, sbuf_bytes=int(chip["sbuf_bytes_per_partition"]))
     except NotImplementedError:
         return np.inf
-    found = amounts(shape)
-    layer = sum(LAYER_NS[name] * amount for name, amount in found.items())
+    layer = sum(LAYER_NS[name] * amount for name, amount in amounts(mine).items())
     return (FIRST_NS + shape.layers * layer) * 1e-9 * PE_CLOCK / chip["pe_clock"]

@@ -157,9 +157,10 @@ def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str
     )
 
 
-def stacks_seconds(shapes: list[StackShape], chip: Chip) -> np.ndarray:
-    """`stack_seconds` of many stacks on one core each, infinity where the kernel refuses."""
-    return choose_cycles(shapes, chip) / chip["clock"]
+def stacks_seconds(shapes: list[StackShape], chip: Chip, ranks: int = 1) -> np.ndarray:
+    """`stack_seconds` of many stacks shared by so many cores, infinity where the kernel refuses."""
+    links = [all_reduce_seconds(shape, chip, ranks) for shape in shapes]
+    return choose_cycles(shapes, chip, ranks) / chip["clock"] + np.array(links)
 
 
 def shared_figures(shape: StackShape, chip: Chip, chips: int) -> dict[str, Any]:

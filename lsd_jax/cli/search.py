@@ -13,7 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", default="small", help="whose pictures, history and precision to keep"
     )
     parser.add_argument("--fps", type=float, default=30.0, help="frames a second to hold")
-    parser.add_argument("--sessions", type=int, default=1, help="streams at once on one core")
+    parser.add_argument("--chips", type=int, default=1, help="the most that share one stream")
+    parser.add_argument("--sessions", type=int, default=1, help="streams at once on these cores")
     parser.add_argument("--params-max", type=float, default=0.0, help="the most parameters")
     parser.add_argument("-o", "--out", type=Path, help="folder for the config files")
     parser.add_argument("--plot", metavar="PNG", help="draw the front")
@@ -54,7 +55,7 @@ def searched(args: argparse.Namespace) -> None:
     from lsd_jax.reports import write_json
     from lsd_jax.search import front, law
 
-    at_least(args, sessions=1)
+    at_least(args, sessions=1, chips=1)
     if not args.fps > 0:
         raise ValueError(f"--fps {args.fps}: give more than 0")
     base = configs.override(configs.load(args.config), args.set)
@@ -63,16 +64,19 @@ def searched(args: argparse.Namespace) -> None:
     quality = law.fit(runs)
     started = time.monotonic()
     with Console(stderr=True).status(f"searching for {chip.name}"):
-        found = front.search(base, chip, quality, args.fps, args.sessions, args.params_max)
+        found = front.search(
+            base, chip, quality, args.fps, args.sessions, args.params_max, args.chips
+        )
     seconds = time.monotonic() - started
     table = Table(title=f"{found.candidates:,} architectures for {chip.name} in {seconds:.1f} s")
-    for heading in ("config", "ms a frame", "expected error", "parameters", "passes"):
+    for heading in ("config", "ms a frame", "cores", "expected error", "parameters", "passes"):
         justify = "left" if heading == "config" else "right"
         table.add_column(heading, justify=justify, overflow="fold")
     for point in found.front:
         table.add_row(
-            point.config.name, f"{point.plan.ms:.3f}", f"{point.predicted_loss:.4f}",
-            f"{point.params / 1e6:.1f} M", str(point.config.stream.passes),
+            point.config.name, f"{point.plan.ms:.3f}", str(point.plan.ranks),
+            f"{point.predicted_loss:.4f}", f"{point.params / 1e6:.1f} M",
+            str(point.config.stream.passes),
         )  # fmt: skip
     table.caption = f"modelled; {found.within:,} hold {args.fps:g} fps; {says(quality)}"
     Console().print(table)
@@ -85,8 +89,8 @@ def searched(args: argparse.Namespace) -> None:
         draw(args.plot, found, chip.name)
     rows = [
         {"config": str(args.out / f"{point.config.name}.py") if args.out else point.config.name,
-         "ms_per_frame": point.plan.ms, "predicted_loss": point.predicted_loss,
-         "params": point.params}
+         "ms_per_frame": point.plan.ms, "cores": point.plan.ranks,
+         "predicted_loss": point.predicted_loss, "params": point.params}
         for point in found.front
     ]  # fmt: skip
     write_json(args.json, rows)
@@ -104,12 +108,14 @@ def describe(point: Any, args: argparse.Namespace) -> str:
     """The docstring of a found config: what it is, and the command that found it."""
     model = point.config.model
     options = [f"--chip {args.chip}", f"--config {args.config}", f"--fps {args.fps:g}"]
+    options += [f"--chips {args.chips}"] if args.chips > 1 else []
     options += [f"--sessions {args.sessions}"] if args.sessions > 1 else []
     options += [f"--params-max {args.params_max:g}"] if args.params_max else []
     options += [f"--set {assignment}" for assignment in args.set]
+    cores = f" on {point.plan.ranks} cores of" if point.plan.ranks > 1 else " on"
     return (
         f"{model.width}x{model.height}, {point.params / 1e6:.1f} M parameters, "
-        f"{point.plan.ms:.3f} ms a frame on {args.chip} (modelled).\n\nFound by\n\n"
+        f"{point.plan.ms:.3f} ms a frame{cores} {args.chip} (modelled).\n\nFound by\n\n"
         f"    lsd search {' '.join(options)}\n"
     )
 

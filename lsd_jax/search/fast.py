@@ -27,38 +27,47 @@ CLOSED_FORMS = {
     "trainium": "nki_kernels.closed_form:stacks_seconds",
     "tpu": "pallas_kernels.bench:stacks_seconds",
 }
-"""By the chip's family: `module:f`, where `f(shapes, chip)` gives an array of seconds, infinity
-where the kernel refuses."""
+"""By the chip's family: `module:f`, where `f(shapes, chip, ranks)` gives an array of seconds,
+infinity where the kernel refuses."""
 
 
-def frame_ms(found: Candidates, chip: Chip) -> np.ndarray:
-    """Milliseconds of one frame of one stream, of each candidate, on one core of a chip."""
+def frame_ms(found: Candidates, chip: Chip, ranks: int = 1) -> np.ndarray:
+    """Milliseconds of one frame of one stream, of each candidate, shared by so many cores; infinity
+    where its heads cannot be."""
+    ms = np.full(len(found), np.inf)
+    shared = found.heads % ranks == 0
+    if shared.any():
+        ms[shared] = _shared_ms(found.where(shared), chip, ranks)
+    return ms
+
+
+def _shared_ms(found: Candidates, chip: Chip, ranks: int) -> np.ndarray:
     dtype = found.base.stream.compute_dtype
 
     def timed(ops: Callable) -> Callable[[ModelConfig], float]:
-        return lambda model: stage_seconds(Stage("", tuple(ops(model, 1, dtype))), chip)
+        return lambda model: stage_seconds(Stage("", tuple(ops(model, 1, dtype))), chip, ranks)
 
     embed = by(found, ("dim", "patch"), timed(embed_ops))
     readout = by(found, ("dim", "patch"), timed(readout_ops))
     commit = by(found, ("layers", "heads", "head_dim", "patch"), timed(commit_ops))
-    each = embed + readout + stacks(found, chip, commit=False)
-    whole = found.passes * each + embed + stacks(found, chip, commit=True) + commit
-    return 1e3 * (whole + around(found, chip))
+    each = embed + readout + stacks(found, chip, ranks, commit=False)
+    whole = found.passes * each + embed + stacks(found, chip, ranks, commit=True) + commit
+    return 1e3 * (whole + around(found, chip, ranks))
 
 
-def around(found: Candidates, chip: Chip) -> float:
+def around(found: Candidates, chip: Chip, ranks: int) -> float:
     """Seconds of the stages that all candidates share."""
     shared = ("host in", "encode", "decode", "host out")
     work = [stage for stage in frame_work(found.base) if stage.name in shared]
     launch = chip["launch" if chip.family == "cpu" else "launch_ns"]
-    return sum(stage_seconds(stage, chip) for stage in work) + launch * 1e-9
+    return sum(stage_seconds(stage, chip, ranks) for stage in work) + launch * 1e-9
 
 
-def stage_seconds(stage: Stage, chip: Chip) -> float:
+def stage_seconds(stage: Stage, chip: Chip, ranks: int) -> float:
     """Of a stage without a kernel."""
     if chip.family == "cpu":
         return sum(cpu.seconds(op, chip) for op in stage.ops)
-    return plan.stage_seconds(stage, chip, 1)[0]
+    return plan.stage_seconds(stage, chip, ranks)[0]
 
 
 def by(found: Candidates, names: tuple[str, ...], seconds: Callable) -> np.ndarray:
@@ -74,54 +83,54 @@ def alike(found: Candidates, names: tuple[str, ...]) -> tuple[list[ModelConfig],
     return [found.model(i) for i in first.tolist()], where.ravel()
 
 
-def stacks(found: Candidates, chip: Chip, commit: bool) -> np.ndarray:
+def stacks(found: Candidates, chip: Chip, ranks: int, commit: bool) -> np.ndarray:
     """Seconds of each candidate's denoise stack."""
     models, where = alike(found, ("dim", "heads", "head_dim", "mlp", "patch"))
     dtype = found.base.stream.compute_dtype
     eight = found.base.stream.weight_dtype
     shapes = [stack_of(model, dtype, commit=commit, weight_dtype=eight) for model in models]
     deep = [[replace(shape, layers=depth) for shape in shapes] for depth in DEPTHS]
-    low, high = (kernel_seconds(each, chip) for each in deep)
+    low, high = (kernel_seconds(each, chip, ranks) for each in deep)
     doubtful = np.isfinite(low) & ~np.isfinite(high)
     high[doubtful] = low[doubtful]
     for i in np.flatnonzero(~np.isfinite(low)):
-        low[i], high[i] = (xla(each[i], chip) for each in deep)
+        low[i], high[i] = (xla(each[i], chip, ranks) for each in deep)
     each = (high - low) / (DEPTHS[1] - DEPTHS[0])
     seconds = low[where] + (found.layers - DEPTHS[0]) * each[where]
     for i in np.flatnonzero(doubtful):  # the kernel takes some depths, and refuses others
         own = np.flatnonzero(where == i)
         layers = found.layers[own].tolist()
-        exact = {n: one(replace(shapes[i], layers=n), chip) for n in set(layers)}
+        exact = {n: one(replace(shapes[i], layers=n), chip, ranks) for n in set(layers)}
         seconds[own] = [exact[n] for n in layers]
     return seconds
 
 
-def one(shape: StackShape, chip: Chip) -> float:
+def one(shape: StackShape, chip: Chip, ranks: int) -> float:
     """Seconds of one stack, by whoever takes it."""
-    kernel = float(kernel_seconds([shape], chip)[0])
-    return kernel if np.isfinite(kernel) else xla(shape, chip)
+    kernel = float(kernel_seconds([shape], chip, ranks)[0])
+    return kernel if np.isfinite(kernel) else xla(shape, chip, ranks)
 
 
-def kernel_seconds(shapes: list[StackShape], chip: Chip) -> Any:
+def kernel_seconds(shapes: list[StackShape], chip: Chip, ranks: int) -> Any:
     """Seconds of stacks by a kernel of ours, infinity where there is none or it refuses."""
     if chip.family not in CLOSED_FORMS:
         return np.full(len(shapes), np.inf)
-    return pkgutil.resolve_name(CLOSED_FORMS[chip.family])(shapes, chip)
+    return pkgutil.resolve_name(CLOSED_FORMS[chip.family])(shapes, chip, ranks)
 
 
-def xla(shape: StackShape, chip: Chip) -> float:
+def xla(shape: StackShape, chip: Chip, ranks: int) -> float:
     """Seconds of a stack by XLA."""
     if chip.family == "cpu":
-        return stage_seconds(Stage("", tuple(stack_ops(shape))), chip)
-    return plan.xla_seconds(shape, chip, 1, "")[0]
+        return stage_seconds(Stage("", tuple(stack_ops(shape))), chip, ranks)
+    return plan.xla_seconds(shape, chip, ranks, "")[0]
 
 
-def fits(found: Candidates, chip: Chip, sessions: int) -> np.ndarray:
-    """Which candidates' weights and states of so many sessions a core's memory holds."""
+def fits(found: Candidates, chip: Chip, sessions: int, ranks: int = 1) -> np.ndarray:
+    """Which candidates' weights and states of so many sessions the memory of these cores holds."""
     stream, model = found.base.stream, found.base.model
     size = np.dtype(stream.compute_dtype).itemsize
     saved = size - np.dtype(stream.weight_dtype or stream.compute_dtype).itemsize
     keys = model.pinned + model.memory * found.tokens // 4 + model.slots * found.tokens
     state = 2 * found.layers * keys * found.heads * found.head_dim * sessions
     held = size * (found.parameters + state) - saved * block_parameters(found)
-    return held <= plan.RESERVE * plan.memory_bytes(chip)
+    return held <= plan.RESERVE * ranks * plan.memory_bytes(chip)

@@ -11,10 +11,10 @@ from lsd_jax.config import SECTIONS, Config, ModelConfig
 from lsd_jax.files import replacing
 from lsd_jax.hw.capacity import eight_bits_of
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.plan import FramePlan, plan_frame
+from lsd_jax.hw.plan import FramePlan, cores_per_chip, plan_frame
 from lsd_jax.search import fast
 from lsd_jax.search.law import Law, supported
-from lsd_jax.search.space import Candidates, enumerate_all
+from lsd_jax.search.space import MOST_HEADS, Candidates, enumerate_all
 
 SHOWN = 12  # points of a front, spread evenly over the logarithm of time
 
@@ -41,25 +41,41 @@ class Searched:
 
 
 def search(
-    base: Config, chip: Chip, law: Law, fps: float, sessions: int = 1, params_max: float = 0.0
+    base: Config,
+    chip: Chip,
+    law: Law,
+    fps: float,
+    sessions: int = 1,
+    params_max: float = 0.0,
+    chips: int = 1,
 ) -> Searched:
-    """Searches all architectures with the pictures and history of `base`, its precision, and
-    weights in int8 where the chip multiplies those.
+    """Searches all architectures with the pictures and history of `base`, its precision, weights in
+    int8 where the chip multiplies those, and the numbers of cores that share a stream.
 
     Args:
-        fps: frames a second that each of `sessions` streams on one core needs.
+        fps: frames a second that each of `sessions` streams on these cores needs.
         params_max: the most parameters; 0: any number.
+        chips: the most whose cores a stream may be shared by: all of them, half of them, and so on.
 
     Raises ValueError, by how much, where not even the fastest holds the rate.
     """
     space = enumerate_all(base)
     if not len(space):
         raise ValueError(f"no patch of the space divides {base.model.width}x{base.model.height}")
-    spaces = [replace(space, base=choice) for choice in precisions(base, chip)]
-    ms = np.concatenate([fast.frame_ms(each, chip) for each in spaces])
+    ways = [
+        Way(choice, ranks) for choice in precisions(base, chip) for ranks in ranks_of(chip, chips)
+    ]
+    spaces = [replace(space, base=way.base) for way in ways]
+    ms = np.concatenate(
+        [fast.frame_ms(each, chip, way.ranks) for each, way in zip(spaces, ways, strict=True)]
+    )
     budget = 1000 / fps / sessions
     sound = supported(space) & (space.parameters <= (params_max or np.inf))
-    allowed = np.concatenate([fast.fits(each, chip, sessions) & sound for each in spaces])
+    fitting = [
+        fast.fits(each, chip, sessions, way.ranks) & sound
+        for each, way in zip(spaces, ways, strict=True)
+    ]
+    allowed = np.concatenate(fitting) & np.isfinite(ms)
     if not allowed.any():
         raise ValueError(
             f"nothing of at most {params_max:,.0f} parameters fits; the smallest of all has "
@@ -69,16 +85,40 @@ def search(
     if not len(within):
         least = ms[allowed].min()
         raise ValueError(
-            f"nothing holds {fps:g} fps for {sessions} sessions on a core of {chip.name}: the "
+            f"nothing holds {fps:g} fps for {sessions} sessions on {where(chip, chips)}: the "
             f"fastest takes {least:.2f} ms, {least / budget:.1f} times the {budget:.2f} ms of each"
         )
     losses = np.tile(law.predict(space, space.passes), len(spaces))[within]
     chosen = within[spread(ms[within], losses)]
     places = (divmod(int(i), len(space)) for i in chosen)
-    found = [planned(spaces[which], i, chip, law) for which, i in places]
+    found = [planned(spaces[which], i, chip, law, ways[which].ranks) for which, i in places]
     found = [point for point in found if point.plan.ms <= budget]  # the fast path is a little off
     front = [found[i] for i in pareto(*figures(found))]
     return Searched(len(ms), len(within), ms[within], losses, front)
+
+
+@dataclass(frozen=True)
+class Way:
+    """In which precision, and on how many cores, a candidate is streamed."""
+
+    base: Config
+    ranks: int
+
+
+def ranks_of(chip: Chip, chips: int) -> list[int]:
+    """All cores of so many chips, half of them and so on: numbers that may share a stream."""
+    if chip.family == "cpu":
+        return [1]
+    found, ranks = [], chips * cores_per_chip(chip)
+    while ranks > 1:
+        found.append(ranks)
+        ranks //= 2
+    return [1, *reversed([n for n in found if n <= MOST_HEADS])]
+
+
+def where(chip: Chip, chips: int) -> str:
+    """The place that a stream has, for people."""
+    return f"{chips} chips {chip.name}" if chips > 1 else f"a {chip.name}"
 
 
 def precisions(base: Config, chip: Chip) -> list[Config]:
@@ -110,12 +150,12 @@ def spread(ms: np.ndarray, losses: np.ndarray) -> np.ndarray:
     return front[np.unique([np.abs(at - w).argmin() for w in wanted])]
 
 
-def planned(space: Candidates, i: int, chip: Chip, law: Law) -> Found:
+def planned(space: Candidates, i: int, chip: Chip, law: Law, ranks: int) -> Found:
     """A candidate by the planner proper."""
     model = space.model(i)
     config = space.config(i, name_of(model, chip, space.base.stream.weight_dtype))
     loss = float(law.predict(model, int(space.passes[i])))
-    return Found(config, plan_frame(config, chip), loss, int(space.parameters[i]))
+    return Found(config, plan_frame(config, chip, ranks), loss, int(space.parameters[i]))
 
 
 def name_of(model: ModelConfig, chip: Chip, weight_dtype: str = "") -> str:

@@ -17,6 +17,7 @@ WIDTHS = (0.5, 1.0)  # of all heads together, over that of the residual stream
 RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 PATCHES = (4, 8, 16, 32)
 PASSES = (1, 2)
+MOST_HEADS = max(DIMS) // min(HEAD_DIMS)
 
 
 @dataclass(frozen=True)

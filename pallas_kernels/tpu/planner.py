@@ -63,28 +63,31 @@ def choose_for(shape: Shape, chip: Chip, chips: int = 1) -> Choice:
     return Choice(plan, total(program(plan), plan, chip))
 
 
-def choose_cycles(shapes: list[Shape], chip: Chip) -> np.ndarray:
+def choose_cycles(shapes: list[Shape], chip: Chip, chips: int = 1) -> np.ndarray:
     """Cycles of the plan that `choose` takes for each of these shapes, of the same dtypes and one
     row of modulation a layer; infinity where it refuses."""
     cycles = np.full(len(shapes), np.inf)
-    taken = [
-        i
-        for i, shape in enumerate(shapes)
-        if _refusal(shape, chip) is None and np.size(plans(shape).group)
-    ]
+    taken = {}
+    for i, whole in enumerate(shapes):
+        try:
+            shape = share(whole, chips)
+        except NotImplementedError:
+            continue
+        if _refusal(shape, chip) is None and np.size((options := plans(shape, chips)).group):
+            taken[i] = options
     for first in range(0, len(taken), TOGETHER):
-        numbers = taken[first : first + TOGETHER]
-        options = [plans(shapes[i]) for i in numbers]
+        numbers = list(taken)[first : first + TOGETHER]
+        options = [taken[i] for i in numbers]
         counts = [len(option.group) for option in options]
         starts = np.cumsum([0, *counts[:-1]])
         sizes: dict[str, Any] = {
-            name: np.repeat([getattr(shapes[i], name) for i in numbers], counts)
+            name: np.repeat([getattr(option.shape, name) for option in options], counts)
             for name in Shape.__dataclass_fields__
             if "dtype" not in name
         }
         dtypes = {name: getattr(shapes[numbers[0]], name) for name in ("dtype", "weight_dtype")}
         tiles: Any = (np.concatenate(each) for each in zip(*map(tiles_of, options), strict=True))
-        many: Any = Plan(Shape(**sizes, **dtypes), *tiles)
+        many: Any = Plan(Shape(**sizes, **dtypes), *tiles, chips=chips)
         costs = total(program(many), many, chip)
         fits = many.vmem_bytes <= limit_bytes(chip) - SPARE_BYTES
         best = preferred(costs, fits, starts)

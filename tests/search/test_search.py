@@ -15,6 +15,14 @@ from lsd_jax.search import fast, front, grid, law, space
 
 BASE = configs.override(configs.load("small"), ["stream.compute_dtype=bfloat16"])
 EVERYTHING = space.enumerate_all(BASE)
+V6E = chips.load("v6e")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A space of some thousands: checked types make a search slow."""
+    monkeypatch.setattr(space, "DIMS", (128, 256, 512, 768))
+    monkeypatch.setattr(space, "RATIOS", (2.0, 4.0))
 
 
 def some(count, most_dim=1024, seed=0):
@@ -33,11 +41,26 @@ def test_the_space_holds_what_was_asked_of_it():
     assert np.array_equal(few.tokens, [few.model(i).tokens for i in range(5)])
 
 
+@pytest.mark.parametrize("ranks", [1, 4])
 @pytest.mark.parametrize("name", ["v6e", "v5e", "h200"])
-def test_the_fast_path_gives_the_planners_figures(name):
+def test_the_fast_path_gives_the_planners_figures(name, ranks):
     chip, few = chips.load(name), some(25, seed=1)
-    planned = [plan_frame(few.config(i, "x"), chip).ms for i in range(len(few))]
-    assert fast.frame_ms(few, chip) == pytest.approx(planned, rel=0.03)
+    found, shared = fast.frame_ms(few, chip, ranks), few.heads % ranks == 0
+    assert np.all(np.isinf(found[~shared])) and 3 < shared.sum() <= len(few)
+    some_of_them = few.where(shared)
+    configs_of_them = (some_of_them.config(i, "x") for i in range(len(some_of_them)))
+    planned = [plan_frame(config, chip, ranks).ms for config in configs_of_them]
+    assert found[shared] == pytest.approx(planned, rel=0.03)
+
+
+def test_a_stream_may_be_shared_by_the_cores_of_several_chips(few):
+    assert front.ranks_of(V6E, 1) == [1] and front.ranks_of(V6E, 8) == [1, 2, 4, 8]
+    assert front.ranks_of(chips.load("trn2"), 16)[-1] == space.MOST_HEADS
+    assert front.ranks_of(chips.load("cpu"), 4) == [1]
+    quality = law.fit(law.load())
+    found = [front.search(BASE, V6E, quality, 3000, chips=n) for n in (1, 4)]
+    least = [search.front[-1].predicted_loss for search in found]
+    assert least[1] < least[0] and found[1].front[-1].plan.ranks > 1
 
 
 def test_memory_is_counted_as_the_planner_counts_it():
@@ -134,13 +157,6 @@ def test_a_grid_of_other_settings_is_not_continued(tmp_path):
         grid.run(path, tmp_path)
 
 
-@pytest.fixture
-def few(monkeypatch):
-    """A space of some thousands: checked types make a search slow."""
-    monkeypatch.setattr(space, "DIMS", (128, 256, 512, 768))
-    monkeypatch.setattr(space, "RATIOS", (2.0, 4.0))
-
-
 def test_the_command_writes_configs_that_plan_takes(few, tmp_path, capsys):
     report, picture, out = (tmp_path / name for name in ("found.json", "found.png", "found"))
     arguments = ["search", "--chip", "v6e", "--fps", "240", "--params-max", "4e7"]
@@ -150,6 +166,7 @@ def test_the_command_writes_configs_that_plan_takes(few, tmp_path, capsys):
     assert len(rows) >= 3 and rows[0].keys() == {
         "config",
         "ms_per_frame",
+        "cores",
         "predicted_loss",
         "params",
     }
@@ -174,6 +191,7 @@ def test_the_command_writes_configs_that_plan_takes(few, tmp_path, capsys):
         (["--chip", "v9"], "unknown chip 'v9'; known: "),
         (["--chip", "v6e", "--fps", "0"], "--fps 0.0: give more than 0"),
         (["--chip", "v6e", "--sessions", "0"], "--sessions 0: give at least 1"),
+        (["--chip", "v6e", "--chips", "0"], "--chips 0: give at least 1"),
         (["--chip", "v6e", "--fps", "1e6"], "nothing holds 1e+06 fps"),
         (["--chip", "v6e", "--params-max", "10"], "nothing of at most 10 parameters fits"),
     ],
