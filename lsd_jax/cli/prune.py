@@ -13,6 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", default="", metavar="PART=N,...", help="layers, heads, mlp; as mlp=768,layers=5"
     )
+    parser.add_argument("--chip", help="instead of --keep: cut what this chip, such as v6e, wants")
+    parser.add_argument("--fps", type=float, help="with --chip: frames a second for it to hold")
     parser.add_argument("--two-four", action="store_true", help="zero two of each four weights")
     parser.add_argument("-o", "--out", type=Path, required=True, help="where the result goes")
     parser.add_argument(
@@ -23,8 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     keep = parse_counts("--keep", args.keep, ("layers", "heads", "mlp"))
-    if not keep and not args.two_four:
-        raise ValueError("nothing to prune; give --keep mlp=768 or --two-four")
+    if not keep and not args.two_four and not args.chip:
+        raise ValueError("nothing to prune; give --keep mlp=768, --chip v6e --fps 30 or --two-four")
+    if args.chip and keep:
+        raise ValueError("give --keep or --chip, not both: the chip decides what is kept")
+    if bool(args.chip) != (args.fps is not None) or (args.fps is not None and not args.fps > 0):
+        raise ValueError("--chip and --fps go together, and --fps is more than 0")
     at_least(args, multiple=1, batches=1)
     if keep.get("mlp", 0) % args.multiple:
         raise ValueError(
@@ -41,19 +47,26 @@ def run(args: argparse.Namespace) -> None:
 
     from lsd_jax.checkpoint import save_weights
     from lsd_jax.cli.info import sizes
+    from lsd_jax.hw import chips
     from lsd_jax.pretrained import load_model
     from lsd_jax.prune import two_four
+    from lsd_jax.prune.budget import cut_for
     from lsd_jax.prune.structured import check, cut
     from lsd_jax.reports import provenance, write_json
 
+    chip = chips.load(args.chip) if args.chip else None
     model, config = load_model(args.checkpoint, args.set)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     check(config.model, keep)
     if args.two_four and keep.get("mlp", config.model.mlp) % 4:
         raise ValueError("--two-four needs an mlp that is a multiple of 4")
-    smaller = config
-    if keep:
+    smaller, scores, planned = config, None, None
+    if keep or chip:
         scores = score(config, params, args.batches)
+    if chip:
+        planned = cut_for(config, scores, chip, args.fps, args.multiple)
+        keep = planned.keep
+    if keep:
         shape, params = cut(config.model, params, scores, keep)
         smaller = dataclasses.replace(config, model=shape)
     if args.two_four:
@@ -72,6 +85,13 @@ def run(args: argparse.Namespace) -> None:
         table.add_row(name.replace("_", " "), f"{a:,}", f"{b:,}", f"{1 - b / a:.1%}")
     console = Console()
     console.print(table)
+    if planned:
+        console.print(
+            f"on {chip.name} (modelled): {planned.before_ms:.3f} ms a frame before, "
+            f"{planned.after_ms:.3f} after; {planned.lost:.1%} of the importance went",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(
         f"wrote {args.out}; it recovers by\n  lsd train {args.out} --stage distill "
         f"--init {args.out} --set distill.teacher={args.checkpoint}",
@@ -79,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
         soft_wrap=True,
     )
     report = {"kept": keep, "two_four": args.two_four, "checkpoint": str(args.checkpoint)}
+    report |= {"chip": chip.name, "fps": args.fps, **vars(planned)} if planned else {}
     report |= {"before": {n: before[n] for n in counted}, "after": {n: after[n] for n in counted}}
     write_json(args.json, report | provenance())
 

@@ -11,14 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lsd_jax import config as configs
 from lsd_jax import sharding
 from lsd_jax.checkpoint import save_weights
 from lsd_jax.cli import prune as command
+from lsd_jax.hw import chips
+from lsd_jax.hw.plan import plan_frame
 from lsd_jax.model import abstract_params, build
 from lsd_jax.pretrained import load_model
-from lsd_jax.prune import two_four
+from lsd_jax.prune import budget, two_four
 from lsd_jax.prune.score import Scores, importance
 from lsd_jax.prune.structured import cut
+from lsd_jax.search import fast
 from lsd_jax.train.history import history_loss
 from lsd_jax.train.step import init_state
 
@@ -151,6 +155,36 @@ def test_training_keeps_the_zeros(small_config, small_params, small_batch, quick
             assert not x[zeros].any() and np.any(x[~zeros] != sparse["stack"][name][~zeros])
 
 
+def lost_one_by_one(scores, kept_layers, kept_heads, kept_mlp):
+    """What `budget.lost_by` says, by hand."""
+    order = np.argsort(-np.asarray(scores.layers), kind="stable")
+    gone = order[kept_layers:]
+    lost = sum(np.asarray(x)[gone].sum() for x in jax.tree.leaves(scores))
+    for parts, kept in ((scores.heads, kept_heads), (scores.mlp, kept_mlp)):
+        for layer in order[:kept_layers]:
+            lost += np.sort(np.asarray(parts)[layer])[::-1][kept:].sum()
+    return lost / sum(np.asarray(x).sum() for x in jax.tree.leaves(scores))
+
+
+def test_a_chip_has_the_least_important_cut_until_it_holds_the_rate():
+    config, chip = configs.load("base"), chips.load("v6e")
+    model, rng = config.model, np.random.default_rng(0)
+    sizes = (model.layers,), (model.layers, model.heads), (model.layers, model.mlp)
+    scores = Scores(*(jnp.asarray(rng.exponential(size=size), jnp.float32) for size in sizes))
+    every = budget.keeps(config, 512)
+    lost, ms = budget.lost_by(scores, every), fast.frame_ms(every, chip)
+    for i in rng.choice(len(every), 20, replace=False):
+        kept = (int(getattr(every, name)[i]) for name in ("layers", "heads", "mlp"))
+        assert lost[i] == pytest.approx(lost_one_by_one(scores, *kept), rel=1e-4, abs=1e-6)
+    whole = plan_frame(config, chip).ms
+    found = budget.cut_for(config, scores, chip, 1000 / (0.7 * whole), 512)
+    assert found.before_ms == whole and found.after_ms <= 0.7 * whole * 1.03
+    assert found.lost == pytest.approx(lost[ms <= 0.7 * whole].min())
+    assert budget.cut_for(config, scores, chip, 0.9 * 1000 / whole, 512).lost == 0  # nothing to do
+    with pytest.raises(ValueError, match="no cut of base holds 100000 fps on a v6e: the smallest"):
+        budget.cut_for(config, scores, chip, 1e5, 512)
+
+
 def arguments(*given):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
@@ -177,10 +211,30 @@ def test_the_command_writes_a_checkpoint_that_loads(
     assert "--stage distill" in capsys.readouterr().out
 
 
+def test_the_command_cuts_for_a_chip(
+    small_config, small_params, scores, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command, "score", lambda *_: scores)
+    save_weights(tmp_path / "whole", small_params, small_config)
+    command.run(
+        arguments(tmp_path / "whole", "--chip", "cpu", "--fps", 1, "--multiple", 32,
+                  "-o", tmp_path / "held", "--json", tmp_path / "report.json")
+    )  # fmt: skip
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["kept"]["mlp"] == small_config.model.mlp and report["after_ms"] <= 1000
+    assert "0.0% of the importance went" in capsys.readouterr().out
+    assert load_model(tmp_path / "held", [])[1].model.layers == small_config.model.layers
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         ((), "nothing to prune"),
+        (("--chip", "v6e"), "--chip and --fps go together"),
+        (("--fps", "30", "--keep", "heads=1"), "--chip and --fps go together"),
+        (("--chip", "v6e", "--fps", "0"), "--fps is more than 0"),
+        (("--chip", "v6e", "--fps", "30", "--keep", "heads=1"), "not both"),
+        (("--chip", "v9", "--fps", "30"), "unknown chip"),
         (("--keep", "mlp=700"), "no multiple of 128"),
         (("--keep", "width=3"), "write layers=N"),
         (("--two-four", "--batches", 0), "--batches 0"),
