@@ -18,6 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from lsd_jax.hw import chips, cpu
+from lsd_jax.hw.micro.case import Case
 from lsd_jax.hw.micro.clock import stepper
 from lsd_jax.hw.micro.harness import device_name
 from lsd_jax.hw.micro.suites.frames import config_of, frame_case
@@ -69,17 +70,8 @@ def main() -> None:
 def compared(chip: chips.Chip, seconds: float) -> list[dict]:
     """A row a config: its frame, what was predicted and measured, and the error."""
     cases = [frame_case(*sizes) for sizes in CHECKED]
-    steps = [stepper(case) for case in track(cases, description="compiling")]
-    samples: list[list[float]] = [[] for _ in cases]
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for step, found in zip(steps, samples, strict=True):
-            for _ in range(AT_ONCE):
-                start = time.perf_counter()
-                jax.block_until_ready(step())
-                found.append(time.perf_counter() - start)
     rows = []
-    for case, found in zip(cases, samples, strict=True):
+    for case, found in zip(cases, timed_in_turns(cases, seconds), strict=True):
         predicted, best = cpu.frame_seconds(config_of(case.shapes), chip), min(found)
         rows.append(
             {
@@ -92,6 +84,20 @@ def compared(chip: chips.Chip, seconds: float) -> list[dict]:
             }
         )
     return rows
+
+
+def timed_in_turns(cases: list[Case], seconds: float) -> list[list[float]]:
+    """Seconds of frames of each case, a few of one and then of the next."""
+    steps = [stepper(case) for case in track(cases, description="compiling")]
+    samples: list[list[float]] = [[] for _ in cases]
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for step, found in zip(steps, samples, strict=True):
+            for _ in range(AT_ONCE):
+                start = time.perf_counter()
+                jax.block_until_ready(step())
+                found.append(time.perf_counter() - start)
+    return samples
 
 
 if __name__ == "__main__":

@@ -37,7 +37,11 @@ def frames(quick: bool) -> list[Case]:
 def frame_case(*sizes: int) -> Case:
     """One session's frame, with its sizes in the order of the letters."""
     shapes = dict(zip(_LETTERS, sizes, strict=True))
-    config = config_of(shapes)
+    return case_of(config_of(shapes), shapes)
+
+
+def case_of(config: Config, shapes: dict[str, int]) -> Case:
+    """One session's frame of a config in float32, called by its `shapes`."""
     work = [op for stage in frame_work(config) for op in stage.ops]
     return Case(
         "frame", "frame", shapes, "f32", sum(op.times * op.flops for op in work),
