@@ -187,7 +187,8 @@ def _guarded_datagram(self: Any, data: bytes | str, addr: tuple[Any, ...]) -> No
 def _ask_for_no_playout_delay() -> None:
     """Negotiates the playout-delay extension for video, and sends (0, 0) with each packet."""
     extensions = aiortc.codecs.HEADER_EXTENSIONS["video"]
-    used = {extension.id for extension in extensions}
+    kinds = aiortc.codecs.HEADER_EXTENSIONS.values()  # which share a connection, and its ids
+    used = {extension.id for kind in kinds for extension in kind}
     free = next(id for id in range(1, 15) if id not in used)
     extensions.append(RTCRtpHeaderExtensionParameters(id=free, uri=PLAYOUT_DELAY))
     cls: Any = aiortc.rtp.HeaderExtensionsMap

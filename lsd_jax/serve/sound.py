@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from aiortc.mediastreams import AudioStreamTrack, MediaStreamError
 from av import AudioFrame, AudioResampler
+from jaxtyping import Int16
 
 RATE_HZ = 48_000
 FRAME = RATE_HZ // 50
@@ -38,8 +39,9 @@ class Sound:
             return
         if dtype == "float32":
             samples = (np.clip(samples, -1.0, 1.0) * 32_767).astype(np.int16)
-        layout = "stereo" if samples.shape[1] == 2 else "mono"
-        frame = _frame(samples, layout)
+        if samples.shape[1] == 1:
+            samples = np.repeat(samples, 2, axis=1)
+        frame = _frame(samples)
         frame.sample_rate = self._output["sample_rate_hz"]
         self._frames += self._resampler.resample(frame)
         late = max(0, len(self._frames) - WAITING)
@@ -50,12 +52,12 @@ class Sound:
         """The next 20 ms, or silence where there is nothing."""
         if self._frames:
             return self._frames.pop(0)
-        return _frame(np.zeros((FRAME, 2), np.int16), "stereo")
+        return _frame(np.zeros((FRAME, 2), np.int16))
 
 
-def _frame(samples: np.ndarray, layout: str) -> AudioFrame:
+def _frame(samples: Int16[np.ndarray, "samples 2"]) -> AudioFrame:
     packed = np.ascontiguousarray(samples).reshape(1, -1)
-    frame = AudioFrame.from_ndarray(packed, format="s16", layout=layout)
+    frame = AudioFrame.from_ndarray(packed, format="s16", layout="stereo")
     frame.sample_rate = RATE_HZ
     return frame
 

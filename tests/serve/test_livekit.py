@@ -1,4 +1,4 @@
-"""The rooms of sessions whose media come by LiveKit's signalling: who is let in, and what is not."""
+"""The rooms of sessions whose media come by LiveKit: who is let in, and what is not."""
 
 import asyncio
 import json
@@ -149,7 +149,10 @@ def test_a_room_is_entered_once_with_its_token(monkeypatch):
 
 def test_who_tries_rooms_spends_the_rate_of_its_address():
     async def run():
-        async with serving(config=SMALL, opens_per_minute=3) as server, aiohttp.ClientSession() as h:
+        async with (
+            serving(config=SMALL, opens_per_minute=3) as server,
+            aiohttp.ClientSession() as h,
+        ):
             codes = []
             for _ in range(5):
                 async with h.get(f"{server.url}/rtc/validate?access_token=x") as response:

@@ -1,8 +1,7 @@
-"""Decart's public JavaScript SDKs in a browser, unchanged but for their host: connect, steer, fail."""
+"""Decart's public JavaScript SDKs in a browser, unchanged but for their host."""
 
 import asyncio
 import json
-import os
 import shutil
 import subprocess
 from contextlib import asynccontextmanager
@@ -58,6 +57,7 @@ SESSION = """async ([key, realtimeBaseUrl, model, waits]) => {
     pixel.drawImage(video, 0, 0, 1, 1);
     Object.assign(found, { errors, ticks, id: live.sessionId, state: live.getConnectionState(),
         pixel: [...pixel.getImageData(0, 0, 1, 1).data],
+        sounds: video.srcObject.getAudioTracks().length,
         size: [video.videoWidth, video.videoHeight] });
     live.disconnect();
     return found;
@@ -133,7 +133,7 @@ async def visiting(packages, width=320, height=180, **settings):
     async with hosting(packages, lambda: target[0], (width, height)) as page_url:
         size = {"width": width, "height": height, "slots": 1}
         settings = {"api_key": KEY, "origins": (page_url,), **settings}
-        async with serving("image_models:ImagesModel", size, **settings) as server:
+        async with serving("image_models:HummingModel", size, **settings) as server:
             target.append(server.url.replace("http", "ws"))
             async with opened(page_url) as page:
                 yield server, page, target[0]
@@ -157,6 +157,7 @@ def test_connect_prompt_image_and_errors(packages, model, monkeypatch):
             assert found["size"] == list(size) and size in sizes and found["id"]
             assert found["state"] in ("connected", "generating") and found["errors"] == []
             assert bool(found["ticks"]) == current  # the older one tells of none
+            assert found["sounds"] == int(current)
             assert all(found["refused"]) and max(found["pixel"][:3]) > 100
             while server.registry.sessions:
                 await asyncio.sleep(0.02)
