@@ -201,7 +201,7 @@ class Server:
         return socket
 
     def _permit(self, request: web.Request) -> Grant:
-        """What a client may do, of whom nothing is wrong. Raises Refused. Who is not known spends
+        """What a client may do, of whom nothing is wrong. Raises Refused. Who brings no key spends
         nothing of the rate of an address that others may share."""
         self.guard.check_origin(request)
         grant = self.guard.grant(request)

@@ -176,7 +176,8 @@ class Engine:
                 case "upload":
                     sha256 = header.get("sha256")
                     filename, mime_type = header["filename"], header["mime_type"]
-                    answer["upload_id"] = host.upload(filename, mime_type, body, sha256)
+                    upload = host.upload(filename, mime_type, body, sha256)
+                    answer["upload_id"] = await upload
                 case "pause":
                     host.pause()
                 case "resume":
