@@ -53,7 +53,13 @@ class Settings:
             raise ValueError("resources are asked of a cluster; add --engine ray")
         if not 0 <= self.port < 65536:
             raise ValueError(f"port={self.port} must be in [0, 65535]")
-        for name in ("engines", "max_session_s", "heartbeat_s", "messages_per_s"):
+        for name in (
+            "engines",
+            "max_session_s",
+            "heartbeat_s",
+            "messages_per_s",
+            "opens_per_minute",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
         if self.api_key and len(self.api_key) < 16:
