@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import shutil
 import signal
@@ -31,7 +32,7 @@ from lsd_jax.reports import provenance, write_json
 PASS = "lsd_jax.live.passthrough:PassThroughModel"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
 TELLING_S, GROWTH_MIB = 600, 1.0  # a soak that says something, and MiB an hour and session
-SLOT_BACK_S, VANISHED_S = 5.0, 10.0
+SLOT_BACK_S, VANISHED_S, CAMERA_HZ = 5.0, 10.0, 30
 STAMP_JS = Path(__file__).with_name("serve_stamps.js")
 
 
@@ -57,6 +58,8 @@ def main() -> int:
     with server(args.model, args.sessions, options if args.model == PASS else []) as (url, pid):
         if args.chromium and args.seconds:
             report |= glass_to_glass(url, args.chromium, args.seconds, width, height)
+            if args.step_ms:
+                report["latency_bound_ms"] = 2 * 1000 / CAMERA_HZ + args.step_ms
         report["sessions"] = args.sessions
         if args.soak:
             soak = serve_load.soak(url, pid, args.sessions, args.soak, width, height)
@@ -89,11 +92,16 @@ def broken(report: dict) -> list[str]:
     """What was seen that must not be."""
     fuzz, killed = report.get("fuzz", {}), report.get("engine_killed", {})
     growth = report.get("rss_growth_mib_per_hour_session", 0.0)
+    p99_ms = report.get("glass_to_glass_ms", {}).get("p99", 0.0)
+    long_and_late = report.get("seconds", 0) >= TELLING_S and p99_ms > report.get(
+        "latency_bound_ms", math.inf
+    )
     found = {
         "an engine was lost to junk": fuzz.get("engine_restarts", 0) > 0,
         "a session beside junk lost pictures": fuzz.get("bystander_lost", 0) > 0,
         "junk was refused without a word": fuzz.get("untyped_refusals", 0) > 0,
         "something was compiled while it served": report["recompiles"] > 0,
+        "a slow model fell behind its camera": long_and_late,
         "memory grew": report.get("soak_s", 0) >= TELLING_S and growth > GROWTH_MIB,
         "a killed engine took pictures of others": killed.get("others_lost", 0) > 0,
         "a killed engine's slots came back late": killed.get("slot_back_s", 0) > SLOT_BACK_S,
@@ -112,6 +120,7 @@ def server(model: str, slots: int, options: list[str], engines: int = 1):
     """A running `lsd serve`: its address and process id."""
     command = [sys.executable, "-m", "lsd_jax.cli.main", "serve", model, "--port", "0"]
     command += ["--engines", str(engines), "--opens-per-minute", "1000000"]
+    command += ["--max-session-s", "100000"]
     command += ["--slots", str(slots), *(x for option in options for x in ("--option", option))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -147,6 +156,7 @@ def glass_to_glass(url: str, chromium: str, seconds: float, width: int, height: 
         "first_to_last_third_ms": [
             float(np.median(third)) for third in np.array_split(latency, 3)[::2]
         ],
+        "seconds": seconds,
         "time_to_first_frame_ms": found["first_frame_ms"],
         "fps": found["frames"] / seconds,
         "unreadable_stamps": found["unreadable"],

@@ -52,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--queue", type=int, default=8, help="clients that may wait for a slot")
     parser.add_argument(
+        "--max-session-s",
+        type=float,
+        default=3600.0,
+        metavar="SECONDS",
+        help="after which a session ends (default: an hour)",
+    )
+    parser.add_argument(
         "--opens-per-minute",
         type=int,
         default=120,
@@ -86,6 +93,7 @@ def run(args: argparse.Namespace) -> None:
         api_key=os.environ.get("LSD_API_KEY", ""),
         origins=tuple(args.origin),
         queue=args.queue,
+        max_session_s=args.max_session_s,
         opens_per_minute=args.opens_per_minute,
         stun=tuple(args.stun),
         turn=tuple(args.turn),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import time
@@ -26,10 +27,12 @@ from lsd_jax.serve.rtc import Peer
 from lsd_jax.serve.sessions import LiveSession
 from lsd_jax.serve.tokens import Unauthorized
 
+_log = logging.getLogger("lsd.serve")
 JOIN_S = 60
 """In which a client must have joined the room that it was told of."""
 OFFERS, TRACKS = 8, 8
 """Of one client: offers answered, since each track published is another; tracks taken note of."""
+LONGEST_CANDIDATE = 4000
 PING_INTERVAL_S, PING_TIMEOUT_S = 5, 15
 PUBLISHER, SUBSCRIBER = rtc.SignalTarget.PUBLISHER, rtc.SignalTarget.SUBSCRIBER
 OURS, THEIRS = "PA_server", "PA_client"
@@ -76,7 +79,7 @@ class LiveKitClient(SocketClient):
 
     def __init__(self, registry: Registry, socket: web.WebSocketResponse, session: LiveSession):
         super().__init__(registry, socket, None)
-        self._session = session
+        self._session = self._live = session
         self._camera = Peer(session, self._settings, registry.metrics, OFFERS)
         self._shows = Peer(session, self._settings, registry.metrics)
         self._tracks = 0
@@ -84,7 +87,7 @@ class LiveKitClient(SocketClient):
     async def run(self) -> None:
         """Serves the client until it leaves, or the session ends."""
         over = lambda _: self._spawn(self._end_room())  # noqa: E731
-        self._session.ended.add_done_callback(over)
+        self._live.ended.add_done_callback(over)
         try:
             await self._tell(join=self._room())
             sdp = _named(await self._shows.offer())
@@ -93,7 +96,7 @@ class LiveKitClient(SocketClient):
         except ValueError as error:
             await self._hang_up(POLICY, str(error))
         finally:
-            self._session.ended.remove_done_callback(over)
+            self._live.ended.remove_done_callback(over)
             await self._leave()
             await asyncio.gather(self._camera.close(), self._shows.close())
 
@@ -128,6 +131,8 @@ class LiveKitClient(SocketClient):
                     return
 
     async def _trickle(self, trickle: rtc.TrickleRequest) -> None:
+        if len(trickle.candidateInit) > LONGEST_CANDIDATE:
+            raise ValueError("a candidate is too long")
         try:
             candidate = json.loads(trickle.candidateInit)
         except (ValueError, RecursionError):
@@ -150,7 +155,7 @@ class LiveKitClient(SocketClient):
 
     def _room(self) -> rtc.JoinResponse:
         """The room as its client finds it: ourselves, with what we will send."""
-        session, shows = self._session, []
+        session, shows = self._live, []
         if output := session.video_output:
             shows.append(
                 models.TrackInfo(
@@ -183,8 +188,12 @@ class LiveKitClient(SocketClient):
         )  # fmt: skip
 
     async def _tell(self, **message: Any) -> None:
-        if not self._socket.closed:
+        if self._socket.closed:
+            return
+        try:
             await self._socket.send_bytes(rtc.SignalResponse(**message).SerializeToString())
+        except ConnectionError:
+            _log.debug("a client left before it could be told %s", *message)
 
     async def _end_room(self) -> None:
         """Tells that the session is over, and that there is nothing to come back to."""

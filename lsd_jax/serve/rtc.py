@@ -29,7 +29,7 @@ _log = logging.getLogger("lsd.rtc")
 _CLOCK = Fraction(1, 90_000)
 NEGOTIATION_S = 5.0
 CONNECTION_S = 20.0
-MAX_SECTIONS, MAX_CANDIDATES = 8, 64
+MAX_SDP, MAX_SECTIONS, MAX_CANDIDATES = 100_000, 8, 64
 
 
 class NewestTrack(VideoStreamTrack):
@@ -192,6 +192,8 @@ class Peer:
 
 def _check(sdp: str, what: str) -> None:
     """Raises ValueError where a description is plainly none of a browser's."""
+    if len(sdp) > MAX_SDP:
+        raise ValueError(f"the {what} has more than {MAX_SDP:,} characters; send a browser's")
     if sdp.count("\nm=") > MAX_SECTIONS:
         raise ValueError(f"the {what} has more than {MAX_SECTIONS} media sections; send one")
     for line in ("a=fingerprint:", "a=ice-ufrag:", "a=ice-pwd:"):

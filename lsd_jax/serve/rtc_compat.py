@@ -232,6 +232,7 @@ def answer_sdp(sdp: str, offer: str = "", kbps: tuple[int, int, int] = (600, 250
     return _largest_alone("\r\n".join(lines) + "\r\n", offer)
 
 
+_STREAM_ID = r"^a=extmap:(\d{1,3})(?:/\w{1,9})? (urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id)\r?$"
 _RANK = "fhq"
 """Names that LiveKit's clients give the sizes that they send, from the largest."""
 
@@ -242,7 +243,7 @@ def _largest_alone(answer: str, offer: str) -> str:
     asked: dict[str, str] = {}
     for section in offer.split("\r\nm=")[1:]:
         sizes = set(re.findall(r"^a=rid:(\w+) send", section, re.MULTILINE))
-        named = re.search(r"^a=extmap:(\d+)\S* (urn:\S+:rtp-stream-id)\r?$", section, re.MULTILINE)
+        named = re.search(_STREAM_ID, section, re.MULTILINE)
         mid = re.search(r"^a=mid:(\S+)", section, re.MULTILINE)
         largest = next((size for size in _RANK if size in sizes), None)
         if largest and named and mid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from dataclasses import dataclass, field
 
 from lsd_jax.runtime import Limits
@@ -60,8 +61,8 @@ class Settings:
             "messages_per_s",
             "opens_per_minute",
         ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite")
         if self.api_key and len(self.api_key) < 16:
             raise ValueError("the API key is shorter than 16 characters; use a longer secret")
         if not self.loopback and not self.api_key:

@@ -14,6 +14,7 @@ from benchmarks import serve as benchmark
 from benchmarks import serve_faults, serve_fuzz, serve_load
 
 SIZE = {"width": 320, "height": 180}
+SLOW = {"recompiles": 0, "seconds": 600, "latency_bound_ms": 127}
 
 
 @needed
@@ -100,6 +101,8 @@ def test_junk_harms_nobody_and_too_many_are_refused():
         ({"recompiles": 0, "soak_s": 3600, "rss_growth_mib_per_hour_session": 1.1}, True),
         ({"recompiles": 0, "soak_s": 3600, "rss_growth_mib_per_hour_session": 0.9}, False),
         ({"recompiles": 0, "fuzz": {"bystander_lost": 1}}, True),
+        ({**SLOW, "glass_to_glass_ms": {"p99": 130}}, True),
+        ({**SLOW, "glass_to_glass_ms": {"p99": 120}}, False),
         ({"recompiles": 0, "engine_killed": {"slot_back_s": 6.0}}, True),
         ({"recompiles": 0, "vanished": {"slot_free_after_s": 6.0}}, False),
         (

@@ -72,7 +72,8 @@ def test_what_is_wrong_is_acknowledged_as_such(monkeypatch):
             ack = await say(client, "set_image_ack", type="set_image", image_ref="file_1")
             assert "image_data" in ack["error"]
             assert "unknown" in (await say(client, "error", type="nonsense"))["error"]
-            assert "offer" in (await say(client, "error", type="offer", sdp="x"))["error"]
+            for sdp in ("x", "a=x\r\n" * 50_000):
+                assert "offer" in (await say(client, "error", type="offer", sdp=sdp))["error"]
 
     scenario(run())
 

@@ -167,7 +167,9 @@ BAD = {
     "no protobuf": b"\xff" * 40,
     "an offer that is none": {"offer": rtc.SessionDescription(type="offer", sdp="v=0")},
     "an answer that is none": {"answer": rtc.SessionDescription(type="answer", sdp="v=0")},
-    "a candidate that is none": {"trickle": rtc.TrickleRequest(candidateInit="[" * 9000)},
+    "an offer that is endless": {"offer": rtc.SessionDescription(sdp="a=x\r\n" * 50_000)},
+    "a candidate that is endless": {"trickle": rtc.TrickleRequest(candidateInit="1" * 5000)},
+    "a candidate that is none": {"trickle": rtc.TrickleRequest(candidateInit="[" * 3000)},
 }
 
 
