@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=15.0, help="of glass to glass")
     parser.add_argument("--sessions", type=int, default=4)
     parser.add_argument("--soak", type=float, default=60.0, help="seconds of sessions, for memory")
+    parser.add_argument("--fps", type=float, default=30.0, help="of a session in the soak, at most")
     parser.add_argument(
         "--fuzz", type=float, default=0.02, help="1: a million datagrams, and so on"
     )
@@ -62,7 +63,8 @@ def main() -> int:
                 report["latency_bound_ms"] = 2 * 1000 / CAMERA_HZ + args.step_ms
         report["sessions"] = args.sessions
         if args.soak:
-            soak = serve_load.soak(url, pid, args.sessions, args.soak, width, height)
+            count, fps = args.sessions, args.fps
+            soak = serve_load.soak(url, pid, count, args.soak, width, height, fps)
             report |= asyncio.run(soak)
         if args.overload:
             overload = serve_load.overload(url, args.sessions, width, height, args.overload)

@@ -111,7 +111,9 @@ async def admitted(http: aiohttp.ClientSession, url: str, count: int, data: byte
     return clients
 
 
-async def soak(url: str, pid: int, sessions: int, seconds: float, width: int, height: int) -> dict:
+async def soak(
+    url: str, pid: int, sessions: int, seconds: float, width: int, height: int, fps: float = 30.0
+) -> dict:
     """Memory while all slots are in use: the slope after a first tenth, which warms up."""
     data, samples = picture(width, height), []
     async with aiohttp.ClientSession() as http:
@@ -123,7 +125,7 @@ async def soak(url: str, pid: int, sessions: int, seconds: float, width: int, he
                 await asyncio.sleep(max(seconds / 200, 0.1))
 
         watching = asyncio.create_task(watch())
-        await asyncio.gather(*(client.play(seconds) for client in clients))
+        await asyncio.gather(*(client.play(seconds, fps) for client in clients))
         watching.cancel()
     kept = np.array(samples[len(samples) // 10 :])
     slope_per_s = np.polyfit(kept[:, 0] - kept[0, 0], kept[:, 1], 1)[0]
@@ -132,6 +134,7 @@ async def soak(url: str, pid: int, sessions: int, seconds: float, width: int, he
         "soak_s": seconds,
         "soak_latency_ms": percentiles(latency),
         "soak_fps_of_a_session": len(latency) / sessions / seconds,
+        "soak_fps_of_all": len(latency) / seconds,
         "rss_mib": [float(kept[0, 1]), float(kept[-1, 1])],
         "rss_growth_mib_per_hour_session": float(slope_per_s * 3600 / sessions),
     }

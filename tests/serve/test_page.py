@@ -10,6 +10,8 @@ from browser import frames, holds, needed, opened
 from harness import SMALL, connected, scenario, serving
 from test_engines import HERE
 
+from lsd_jax.serve import rtc
+
 pytestmark = needed
 DRIVE = "lsd_jax.live.drive:DriveModel"
 SIZE = {"width": 320, "height": 180, "slots": 2}
@@ -129,6 +131,22 @@ def test_what_is_lost_comes_back_with_prompt_and_reference(humming):
                     await asyncio.sleep(0.02)
                 await page.evaluate("document.getElementById('prompt-note').textContent = ''")
             assert await page.locator("#media").inner_text() == "WebRTC"
+
+    scenario(run())
+
+
+def test_where_webrtc_does_not_pass_the_websocket_does(monkeypatch):
+    async def refuse(*_):
+        raise ValueError("no UDP here")
+
+    monkeypatch.setattr(rtc.Peer, "answer", refuse)
+
+    async def run():
+        async with serving(config=SIZE) as server, opened(server.url) as page:
+            await page.get_by_role("button", name="Scene").click()
+            await frames(page, 3)
+            await status(page, "Live")
+            assert await page.locator("#media").inner_text() == "WebSocket"
 
     scenario(run())
 
