@@ -33,6 +33,7 @@ PASS = "lsd_jax.live.passthrough:PassThroughModel"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
 TELLING_S, GROWTH_MIB = 600, 1.0  # a soak that says something, and MiB an hour and session
 SLOT_BACK_S, VANISHED_S, CAMERA_HZ = 5.0, 10.0, 30
+KINDS = list(serve_fuzz.COUNTS)
 STAMP_JS = Path(__file__).with_name("serve_stamps.js")
 
 
@@ -48,6 +49,7 @@ def main() -> int:
     parser.add_argument(
         "--fuzz", type=float, default=0.02, help="1: a million datagrams, and so on"
     )
+    parser.add_argument("--fuzz-kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--overload", type=float, default=8.0, help="seconds of overload")
     parser.add_argument("--faults", action="store_true", help="half a minute of faults")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
@@ -70,7 +72,8 @@ def main() -> int:
             overload = serve_load.overload(url, args.sessions, width, height, args.overload)
             report["overload"] = asyncio.run(overload)
         if args.fuzz:
-            report["fuzz"] = asyncio.run(serve_fuzz.fuzz(url, pid, args.fuzz, width, height))
+            fuzz = serve_fuzz.fuzz(url, pid, args.fuzz, width, height, args.fuzz_kinds)
+            report["fuzz"] = asyncio.run(fuzz)
         if args.faults:
             report["vanished"] = asyncio.run(serve_faults.vanish(url, width, height))
         report["recompiles"] = metric(url, "lsd_recompiles_total")
