@@ -142,16 +142,22 @@ async def _fuzz_images(
                 if broken:
                     broken[rng.randrange(len(broken))] = rng.randrange(256)
             await door.send_bytes(protocol.pack(protocol.PICTURE, bytes(broken)))
-            try:
-                async with asyncio.timeout(0.004):
-                    message = await door.receive()
-            except TimeoutError:
+            while not await _wanted(door):
                 continue
-            if message.type is aiohttp.WSMsgType.BINARY:
-                _, seq, _, _ = protocol.unpack(message.data)
-                await door.send_json({"type": "shown", "seq": seq})
-        closed = int(door.closed)
-    return {"closed": closed, "refused": await _metric(url, "lsd_frames_refused_total") - before}
+    return {"refused": await _metric(url, "lsd_frames_refused_total") - before}
+
+
+async def _wanted(door: aiohttp.ClientWebSocketResponse) -> bool:
+    """Whether the next message says that the picture was taken. Raises RuntimeError at the end."""
+    message = await asyncio.wait_for(door.receive(), 30)
+    if message.type is aiohttp.WSMsgType.BINARY:
+        _, seq, _, _ = protocol.unpack(message.data)
+        await door.send_json({"type": "shown", "seq": seq})
+        return False
+    told = json.loads(message.data) if message.type is aiohttp.WSMsgType.TEXT else {}
+    if told.get("type") in (None, "error", "ended"):
+        raise RuntimeError(f"a session was ended for its pictures: {told or message.extra}")
+    return told["type"] == "want"
 
 
 async def _metric(url: str, name: str) -> float:

