@@ -197,7 +197,7 @@ def _check(sdp: str, what: str) -> None:
     if sdp.count("\nm=") > MAX_SECTIONS:
         raise ValueError(f"the {what} has more than {MAX_SECTIONS} media sections; send one")
     for line in ("a=fingerprint:", "a=ice-ufrag:", "a=ice-pwd:"):
-        if line not in sdp:
+        if f"\n{line}" not in sdp:
             raise ValueError(f"the {what} has no {line[:-1]}; send a browser's")
 
 
