@@ -145,9 +145,16 @@ def test_sound_is_resampled_paced_and_bounded(channels, kind):
     assert not waits.take().to_ndarray().any()  # silence, when there is no more
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # fmt: skip
     "sdp",
-    ["", "v=0\r\n" + "m=video 9 X 96\r\n" * 99, "nonsense", "v=0\r\n", "v=0\r\nm=video 9 X 96\r\n"],
+    [
+        "",
+        "v=0\r\n" + "m=video 9 X 96\r\n" * 99,
+        "nonsense",
+        "v=0\r\n",
+        "v=0\r\nm=video 9 X 96\r\n",
+        "x a=fingerprint:\r\na=ice-ufrag:a\r\na=ice-pwd:b\r\n",
+    ],
 )
 def test_an_offer_that_is_none_is_refused(sdp):
     async def run():
