@@ -145,7 +145,7 @@ def test_sound_is_resampled_paced_and_bounded(channels, kind):
     assert not waits.take().to_ndarray().any()  # silence, when there is no more
 
 
-@pytest.mark.parametrize(  # fmt: skip
+@pytest.mark.parametrize(
     "sdp",
     [
         "",
