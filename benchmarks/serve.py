@@ -4,8 +4,9 @@ python -m benchmarks.serve --json out/serve.json
 
 Starts its own server on loopback. Every figure is measured, by the clock of this machine, with the
 server, the browser and the clients sharing its cores. `--seconds`, `--soak`, `--overload` and
-`--fuzz` set how long it takes; 0 leaves one out. Exit code 1 says what must not be: an engine lost
-to fuzzing, anything compiled while it served, or memory that grew in a soak of ten minutes or more.
+`--fuzz` set how long it takes; 0 leaves one out. `--faults` kills an engine, lets a client vanish,
+and puts numbers that are none into the shipped checkpoint's stream. Exit code 1 says that something
+was seen that must not be; `broken` in the report names it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import shutil
 import signal
@@ -24,12 +26,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import serve_load
+from benchmarks import serve_faults, serve_fuzz, serve_load
 from lsd_jax.reports import provenance, write_json
 
 PASS = "lsd_jax.live.passthrough:PassThroughModel"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
 TELLING_S, GROWTH_MIB = 600, 1.0  # a soak that says something, and MiB an hour and session
+SLOT_BACK_S, VANISHED_S, CAMERA_HZ = 5.0, 10.0, 30
+KINDS = list(serve_fuzz.COUNTS)
 STAMP_JS = Path(__file__).with_name("serve_stamps.js")
 
 
@@ -41,10 +45,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=15.0, help="of glass to glass")
     parser.add_argument("--sessions", type=int, default=4)
     parser.add_argument("--soak", type=float, default=60.0, help="seconds of sessions, for memory")
+    parser.add_argument("--fps", type=float, default=30.0, help="of a session in the soak, at most")
     parser.add_argument(
         "--fuzz", type=float, default=0.02, help="1: a million datagrams, and so on"
     )
+    parser.add_argument("--fuzz-kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--overload", type=float, default=8.0, help="seconds of overload")
+    parser.add_argument("--faults", action="store_true", help="half a minute of faults")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     parser.add_argument("--json")
     args = parser.parse_args()
@@ -54,36 +61,71 @@ def main() -> int:
     with server(args.model, args.sessions, options if args.model == PASS else []) as (url, pid):
         if args.chromium and args.seconds:
             report |= glass_to_glass(url, args.chromium, args.seconds, width, height)
+            if args.step_ms:
+                report["latency_bound_ms"] = 2 * 1000 / CAMERA_HZ + args.step_ms
         report["sessions"] = args.sessions
         if args.soak:
-            soak = serve_load.soak(url, pid, args.sessions, args.soak, width, height)
+            count, fps = args.sessions, args.fps
+            soak = serve_load.soak(url, pid, count, args.soak, width, height, fps)
             report |= asyncio.run(soak)
         if args.overload:
             overload = serve_load.overload(url, args.sessions, width, height, args.overload)
             report["overload"] = asyncio.run(overload)
         if args.fuzz:
-            report["fuzz"] = asyncio.run(serve_load.fuzz(url, pid, args.fuzz, width, height))
+            fuzz = serve_fuzz.fuzz(url, pid, args.fuzz, width, height, args.fuzz_kinds)
+            report["fuzz"] = asyncio.run(fuzz)
+        if args.faults:
+            report["vanished"] = asyncio.run(serve_faults.vanish(url, width, height))
         report["recompiles"] = metric(url, "lsd_recompiles_total")
+    if args.faults:
+        own = options if args.model == PASS else []
+        with server(args.model, 2, own, engines=2) as (url, pid):
+            work = serve_faults.recovery(url, pid, 2, width, height)
+            report["engine_killed"] = asyncio.run(work)
+        with server(serve_faults.POISONED, 2, []) as (url, _):
+            report["nonfinite"] = asyncio.run(serve_faults.nonfinite(url, width, height))
+    report["broken"] = broken(report)
     report |= {"load_average": os.getloadavg()[0], **provenance()}
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
     write_json(args.json, report)
     print(json.dumps(report, indent=1))
-    return int(broken(report))
+    return int(bool(report["broken"]))
 
 
-def broken(report: dict) -> bool:
-    """Whether something was seen that must not be."""
-    lost = report.get("fuzz", {}).get("engine_restarts", 0)
+def broken(report: dict) -> list[str]:
+    """What was seen that must not be."""
+    fuzz, killed = report.get("fuzz", {}), report.get("engine_killed", {})
     growth = report.get("rss_growth_mib_per_hour_session", 0.0)
-    grew = report.get("soak_s", 0) >= TELLING_S and growth > GROWTH_MIB
-    return bool(lost or report["recompiles"] or grew)
+    p99_ms = report.get("glass_to_glass_ms", {}).get("p99", 0.0)
+    long_and_late = report.get("seconds", 0) >= TELLING_S and p99_ms > report.get(
+        "latency_bound_ms", math.inf
+    )
+    found = {
+        "an engine was lost to junk": fuzz.get("engine_restarts", 0) > 0,
+        "a session beside junk lost pictures": fuzz.get("bystander_lost", 0) > 0,
+        "junk was refused without a word": fuzz.get("untyped_refusals", 0) > 0,
+        "something was compiled while it served": report["recompiles"] > 0,
+        "a slow model fell behind its camera": long_and_late,
+        "memory grew": report.get("soak_s", 0) >= TELLING_S and growth > GROWTH_MIB,
+        "a killed engine took pictures of others": killed.get("others_lost", 0) > 0,
+        "a killed engine's slots came back late": killed.get("slot_back_s", 0) > SLOT_BACK_S,
+        "a vanished client held its slot": report.get("vanished", {}).get("slot_free_after_s", 0)
+        > VANISHED_S,
+        "what is not finite was not noticed, or not healed": any(
+            not 0 < one["last_good_shown_again"] == one["counted"] <= 3
+            for one in report.get("nonfinite", {}).values()
+        ),
+    }
+    return [words for words, seen in found.items() if seen]
 
 
 @contextmanager
-def server(model: str, slots: int, options: list[str]):
+def server(model: str, slots: int, options: list[str], engines: int = 1):
     """A running `lsd serve`: its address and process id."""
     command = [sys.executable, "-m", "lsd_jax.cli.main", "serve", model, "--port", "0"]
+    command += ["--engines", str(engines), "--opens-per-minute", "1000000"]
+    command += ["--max-session-s", "100000"]
     command += ["--slots", str(slots), *(x for option in options for x in ("--option", option))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -119,6 +161,7 @@ def glass_to_glass(url: str, chromium: str, seconds: float, width: int, height: 
         "first_to_last_third_ms": [
             float(np.median(third)) for third in np.array_split(latency, 3)[::2]
         ],
+        "seconds": seconds,
         "time_to_first_frame_ms": found["first_frame_ms"],
         "fps": found["frames"] / seconds,
         "unreadable_stamps": found["unreadable"],

@@ -51,6 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--record", metavar="DIR", help="record every session there, for lsd replay; its users' too"
     )
     parser.add_argument("--queue", type=int, default=8, help="clients that may wait for a slot")
+    parser.add_argument(
+        "--max-session-s",
+        type=float,
+        default=3600.0,
+        metavar="SECONDS",
+        help="after which a session ends (default: an hour)",
+    )
+    parser.add_argument(
+        "--opens-per-minute",
+        type=int,
+        default=120,
+        metavar="N",
+        help="sessions, tokens and wrong keys of one address (default: 120)",
+    )
     parser.add_argument("--stun", action="append", default=[], metavar="stun:HOST:PORT")
     parser.add_argument(
         "--turn",
@@ -79,6 +93,8 @@ def run(args: argparse.Namespace) -> None:
         api_key=os.environ.get("LSD_API_KEY", ""),
         origins=tuple(args.origin),
         queue=args.queue,
+        max_session_s=args.max_session_s,
+        opens_per_minute=args.opens_per_minute,
         stun=tuple(args.stun),
         turn=tuple(args.turn),
         turn_secret=os.environ.get("LSD_TURN_SECRET", ""),

@@ -123,11 +123,11 @@ class SessionHost:
         else:
             mailbox.put(frame)
 
-    def upload(
+    async def upload(
         self, filename: str, mime_type: str, data: bytes, sha256: str | None = None
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Holds a file for an input to take, and gives its id. Raises InputError."""
-        return self._shelf.add(filename, mime_type, data, sha256)
+        return await self._shelf.add(filename, mime_type, data, sha256)
 
     async def call(self, name: str, args: object) -> None:
         """Gives an input to the session; returns when the session has taken it.

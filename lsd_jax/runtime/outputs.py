@@ -86,6 +86,12 @@ class AudioOutput(OutputSpec):
     def __post_init__(self):
         if self.sample_format not in ("float32", "int16"):
             raise ManifestGenerationError(f"sample_format {self.sample_format!r}; float32 or int16")
+        if not 8_000 <= self.sample_rate_hz <= 192_000:
+            raise ManifestGenerationError(
+                f"sample_rate_hz={self.sample_rate_hz} must be in [8000, 192000]"
+            )
+        if not 1 <= self.channels <= 8:
+            raise ManifestGenerationError(f"channels={self.channels} must be in [1, 8]")
 
     def check(self, sample: Any) -> np.ndarray:
         wanted = f"{self.sample_format} of shape [samples, {self.channels}], finite"

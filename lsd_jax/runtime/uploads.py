@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 from collections.abc import Callable
@@ -20,6 +21,10 @@ from lsd_jax.runtime.errors import InputError
 IMAGES = ("image/jpeg", "image/png", "image/webp")
 MAX_PIXELS = 16_000_000
 """Of an uploaded picture: as many as a phone's camera gives, 48 MB when decoded."""
+
+LARGE = 100_000
+"""Bytes of an upload whose digest is computed beside the event loop: a megabyte takes a
+millisecond or more, which no stream should wait."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +126,19 @@ class UploadShelf:
         self._max_files, self._max_bytes = max_files, max_bytes
         self._files: dict[str, InputFile] = {}
 
-    def add(self, filename: str, mime_type: str, data: bytes, sha256: str | None = None) -> str:
+    async def add(
+        self, filename: str, mime_type: str, data: bytes, sha256: str | None = None
+    ) -> str:
         """Holds an upload and gives its id; the oldest makes room for it. Raises InputError."""
         if len(data) > self._max_bytes:
             raise InputError(
                 "too_large", f"{len(data):,} bytes are too many; send at most {self._max_bytes:,}"
             )
-        digest = hashlib.sha256(data).hexdigest()
+        hashed = hashlib.sha256
+        if len(data) > LARGE:
+            digest = (await asyncio.to_thread(hashed, data)).hexdigest()
+        else:
+            digest = hashed(data).hexdigest()
         if sha256 is not None and sha256.lower() != digest:
             raise InputError("bad_upload", "the upload's sha256 differs; send it again")
         file = InputFile(uuid4().hex, filename[:200], mime_type, len(data), digest, data)

@@ -17,6 +17,7 @@ from lsd_jax.serve import openapi
 from lsd_jax.serve.decart import DecartClient
 from lsd_jax.serve.guard import Guard
 from lsd_jax.serve.live import LiveClient
+from lsd_jax.serve.livekit import LiveKitClient, Rooms
 from lsd_jax.serve.metrics import Metrics
 from lsd_jax.serve.registry import Registry
 from lsd_jax.serve.settings import Settings
@@ -39,13 +40,19 @@ def problem(status: int, code: str, message: str) -> web.Response:
     return web.json_response({"error": {"code": code, "message": message}}, status=status)
 
 
+def room_token(request: web.Request) -> str:
+    """What LiveKit's clients come with: in the address from browsers, else as a header."""
+    bearer = request.headers.get("Authorization", "")
+    return request.query.get("access_token") or bearer.removeprefix("Bearer ")
+
+
 class Server:
     """The application and all that it holds."""
 
     def __init__(self, settings: Settings):
         self.settings, self.metrics = settings, Metrics()
         self.registry = Registry(settings, self.metrics)
-        self.guard = Guard(settings)
+        self.guard, self.rooms = Guard(settings), Rooms()
         self._commit = commit()
         self._sockets: WeakSet[web.WebSocketResponse] = WeakSet()
         self.app = web.Application(client_max_size=1_000_000, middlewares=[self._protect])
@@ -59,6 +66,8 @@ class Server:
         routes.add_get("/models", self.models)
         routes.add_get("/v1/live", self.live)
         routes.add_get("/v1/stream", self.stream)
+        routes.add_get("/rtc", self.room)
+        routes.add_get("/rtc/validate", self.room_validity)
         routes.add_get("/v1/ice-servers", self.ice_servers)
         routes.add_post("/v1/client/tokens", self.tokens)
         routes.add_get("/v1/realtime/quota", self.quota)
@@ -84,11 +93,15 @@ class Server:
             self.guard.check_host(request)
             response = await handler(request)
         except Refused as refused:
-            return problem(refused.status, "refused", str(refused))
+            response = problem(refused.status, "refused", str(refused))
         except web.HTTPException as error:
-            return problem(error.status, "http", error.reason)
+            response = problem(error.status, "http", error.reason)
         if not response.prepared:
             response.headers.update(_HEADERS)
+            origin = request.headers.get("Origin")
+            if origin in self.settings.origins:  # may read what it may ask for
+                allowed = {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+                response.headers.update(allowed)
         return response
 
     def page(self, name: str) -> Handle:
@@ -153,21 +166,42 @@ class Server:
         socket, grant = await self._admit(request)
         host, _, port = request.host.rpartition(":")
         address = (host, int(port)) if port.isdigit() else (request.host, 443)
-        await DecartClient(self.registry, socket, address, grant.max_session_s).run()
+        secure = "https" in (request.scheme, request.headers.get("X-Forwarded-Proto"))
+        url, limit = f"{'wss' if secure else 'ws'}://{request.host}", grant.max_session_s
+        await DecartClient(self.registry, socket, address, limit, self.rooms, url).run()
         return socket
+
+    async def room(self, request: web.Request) -> web.StreamResponse:
+        """The media of a session of `stream`, in LiveKit's terms; its room's token is asked for."""
+        self.guard.check_origin(request)
+        self.guard.check_rate(request)
+        session = self.rooms.enter(room_token(request))
+        socket = await self._socket(request)
+        await LiveKitClient(self.registry, socket, session).run()
+        return socket
+
+    async def room_validity(self, request: web.Request) -> web.Response:
+        """Whether `room` would let this token in; its clients ask why they were refused."""
+        self.guard.check_origin(request)
+        self.guard.check_rate(request)
+        self.rooms.find(room_token(request))
+        return web.Response(text="success")
 
     async def _admit(self, request: web.Request) -> tuple[web.WebSocketResponse, Grant]:
         """The opened socket of a client that may come in. Raises Refused."""
         grant = self._permit(request)
+        return await self._socket(request), grant
+
+    async def _socket(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(
             heartbeat=self.settings.heartbeat_s, max_msg_size=self.settings.max_message_bytes
         )
         await socket.prepare(request)
         self._sockets.add(socket)
-        return socket, grant
+        return socket
 
     def _permit(self, request: web.Request) -> Grant:
-        """What a client may do, of whom nothing is wrong. Raises Refused. Who is not known spends
+        """What a client may do, of whom nothing is wrong. Raises Refused. Who brings no key spends
         nothing of the rate of an address that others may share."""
         self.guard.check_origin(request)
         grant = self.guard.grant(request)

@@ -1,7 +1,8 @@
-"""`/v1/stream`: the realtime messages of Decart's public SDKs, those that bring SDP on the socket.
+"""`/v1/stream`: the realtime messages of Decart's public SDKs.
 
-Written from the published behaviour of the MIT-licensed SDKs (npm @decartai/sdk to 0.0.68). Later
-ones bring their media by LiveKit (`livekit_join`), which this server does not speak: they are told.
+Written from the published behaviour of the MIT-licensed SDKs. Those to npm @decartai/sdk 0.0.68
+bring SDP on the socket; later ones say `livekit_join` and bring their media to the room that they
+are then told of (`livekit.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lsd_jax.data.pictures import picture_kind
 from lsd_jax.runtime import InputError
 from lsd_jax.runtime.uploads import MAX_PIXELS
 from lsd_jax.serve.client import OVERLOADED, POLICY, SocketClient
+from lsd_jax.serve.livekit import Rooms
 from lsd_jax.serve.registry import Full, Registry
 from lsd_jax.serve.rtc import Peer
 from lsd_jax.serve.sessions import LiveSession
@@ -36,9 +38,12 @@ class DecartClient(SocketClient):
         socket: web.WebSocketResponse,
         address: tuple[str, int],
         max_session_s: float | None,
+        rooms: Rooms,
+        room_url: str,
     ):
         super().__init__(registry, socket, max_session_s)
-        self._address = address
+        self._address, self._rooms, self._room_url = address, rooms, room_url
+        self._joined = False
 
     async def run(self) -> None:
         """Serves the client until it leaves, or the session ends."""
@@ -82,8 +87,7 @@ class DecartClient(SocketClient):
                     if isinstance(candidate, dict):
                         await peer.add_candidate(candidate)
                 case "livekit_join":
-                    words = "this server speaks SDP on the socket, not LiveKit; use SDK 0.0.68"
-                    await self._error(words)
+                    await self._join(session, peer)
                 case _:
                     await self._error(f"unknown message {str(kind)[:50]!r}")
 
@@ -123,7 +127,17 @@ class DecartClient(SocketClient):
             return str(error)
         return None
 
+    async def _join(self, session: LiveSession, peer: Peer) -> None:
+        """Tells the client the room where its session's media meet."""
+        if self._joined or peer.used:
+            return await self._error("this session has its media already; open another session")
+        self._joined = True
+        told = {"type": "livekit_room_info", "livekit_url": self._room_url, "room_name": session.id}
+        await self.send({**told, "token": self._rooms.open(session), "session_id": session.id})
+
     async def _offer(self, peer: Peer, message: dict[str, Any]) -> None:
+        if self._joined:
+            return await self._error("this session's media go by its room; open another session")
         try:
             await self.send({"type": "answer", "sdp": await peer.answer(str(message.get("sdp")))})
         except ValueError as error:

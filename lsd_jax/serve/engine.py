@@ -151,8 +151,9 @@ class Engine:
         return send
 
     def _over(self, id: str, state: State, reason: str) -> None:
-        self._hosts.pop(id, None)
-        self._link.send({"type": "ended", "session": id, "state": state.value, "reason": reason})
+        host = self._hosts.pop(id, None)
+        told = {"type": "ended", "session": id, "state": state.value, "reason": reason}
+        self._link.send({**told, "nonfinite": host.ctx.nonfinite if host else 0})
 
     def _frame(self, header: dict[str, Any], body: bytes) -> None:
         host = self._hosts.get(header["session"])
@@ -176,7 +177,8 @@ class Engine:
                 case "upload":
                     sha256 = header.get("sha256")
                     filename, mime_type = header["filename"], header["mime_type"]
-                    answer["upload_id"] = host.upload(filename, mime_type, body, sha256)
+                    upload = host.upload(filename, mime_type, body, sha256)
+                    answer["upload_id"] = await upload
                 case "pause":
                     host.pause()
                 case "resume":

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from lsd_jax.serve.settings import LOOPBACK_NAMES, Settings
-from lsd_jax.serve.tokens import Grant, Refused, TooOften, Unauthorized, read
+from lsd_jax.serve.tokens import Grant, Refused, TooOften, Unauthorized, WrongKey, read
 
 ADDRESSES = 10_000
 """Of which a rate is remembered; beyond, that of the one seen longest ago is forgotten."""
@@ -22,12 +22,17 @@ class Bucket:
         self._per_s, self._burst = per_s, burst
         self._level, self._at = burst, time.monotonic()
 
-    def take(self) -> bool:
-        """Whether there is room for one more."""
+    @property
+    def empty(self) -> bool:
+        """Whether there is no room for one more."""
         now = time.monotonic()
         self._level = min(self._burst, self._level + (now - self._at) * self._per_s)
         self._at = now
-        if self._level < 1:
+        return self._level < 1
+
+    def take(self) -> bool:
+        """Whether there was room for one more, which is spent."""
+        if self.empty:
             return False
         self._level -= 1
         return True
@@ -65,7 +70,11 @@ class Guard:
             )
 
     def grant(self, request: web.Request) -> Grant:
-        """What the request's token grants. Raises Unauthorized."""
+        """What the request's key or token grants. Raises Unauthorized.
+
+        A wrong one spends of the address's rate, so that keys are not guessed; an address that has
+        spent it all is told nothing of any key (TooOften).
+        """
         key = self._settings.api_key
         if not key:
             return Grant(is_key=True)
@@ -77,15 +86,26 @@ class Guard:
         )
         if not token:
             raise Unauthorized("unauthorized: give an API key or a token")
-        return read(key, token)
+        if self._bucket(request).empty:
+            raise self._too_often()
+        try:
+            return read(key, token)
+        except WrongKey:
+            self.check_rate(request)
+            raise
 
     def check_rate(self, request: web.Request) -> None:
-        """Raises TooOften where an address opens sessions or mints tokens too often."""
-        address = request.remote or ""
-        per_minute = self._settings.opens_per_minute
+        """Raises TooOften where an address opens sessions, mints tokens or errs too often."""
+        if not self._bucket(request).take():
+            raise self._too_often()
+
+    def _bucket(self, request: web.Request) -> Bucket:
+        address, per_minute = request.remote or "", self._settings.opens_per_minute
         bucket = self._buckets.setdefault(address, Bucket(per_minute / 60, per_minute))
         self._buckets.move_to_end(address)
         if len(self._buckets) > ADDRESSES:
             self._buckets.popitem(last=False)
-        if not bucket.take():
-            raise TooOften(f"more than {per_minute} requests a minute; slow down")
+        return bucket
+
+    def _too_often(self) -> TooOften:
+        return TooOften(f"more than {self._settings.opens_per_minute} requests a minute; slow down")

@@ -14,9 +14,11 @@ _PATHS = {
     "/models": ("get", "The manifest of the model that runs", (200,)),
     "/v1/live": ("get", "A session over a WebSocket; see LiveMessage", (101, 401, 403, 429)),
     "/v1/stream": ("get", "A session of Decart's realtime messages", (101, 401, 403, 429)),
-    "/v1/ice-servers": ("get", "STUN and TURN servers with credentials", (200, 401, 403)),
+    "/rtc": ("get", "A session's media by LiveKit's signalling v0", (101, 401, 403, 429)),
+    "/rtc/validate": ("get", "Whether a room's token lets in", (200, 401, 403, 429)),
+    "/v1/ice-servers": ("get", "STUN and TURN servers with credentials", (200, 401, 403, 429)),
     "/v1/client/tokens": ("post", "Mints a short-lived token", (200, 400, 401, 403, 409, 429)),
-    "/v1/realtime/quota": ("get", "Sessions allowed, active and free", (200, 401)),
+    "/v1/realtime/quota": ("get", "Sessions allowed, active and free", (200, 401, 429)),
 }
 _MEANING = {
     101: "Switched to WebSocket", 200: "OK", 400: "Bad request", 401: "No valid key or token",

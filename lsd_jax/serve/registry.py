@@ -152,6 +152,7 @@ class Registry:
             case "report":
                 self._note(engine, header)
             case _ if session := self.sessions.get(header.get("session", "")):
+                self._count_nonfinite(session.id, header.get("nonfinite", 0))
                 session.handle(header, body)
 
     def _note(self, engine: EngineHandle, report: dict[str, Any]) -> None:
@@ -161,8 +162,13 @@ class Registry:
         for id, found in report["sessions"].items():
             if session := self.sessions.get(id):
                 session.report = found
-                self.metrics.nonfinite.inc(found["nonfinite"] - self._seen.get(id, 0))
-                self._seen[id] = found["nonfinite"]
+                self._count_nonfinite(id, found["nonfinite"])
+
+    def _count_nonfinite(self, id: str, frames: int) -> None:
+        """Adds what is new of a session's `frames` that were not finite."""
+        if frames > (seen := self._seen.get(id, 0)):
+            self.metrics.nonfinite.inc(frames - seen)
+            self._seen[id] = frames
 
     def _on_lost(self, engine: EngineHandle) -> None:
         for id in list(engine.sessions):

@@ -1,4 +1,4 @@
-"""WebRTC: a session's pictures in and out over one peer connection."""
+"""WebRTC: a session's pictures in, its pictures and sound out, over one peer connection."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from aiortc import (
+    MediaStreamTrack,
     RTCConfiguration,
     RTCPeerConnection,
     RTCSessionDescription,
@@ -22,12 +23,13 @@ from lsd_jax.serve import convert, rtc_compat
 from lsd_jax.serve.metrics import Metrics
 from lsd_jax.serve.sessions import LiveSession
 from lsd_jax.serve.settings import Settings
+from lsd_jax.serve.sound import SoundTrack
 
 _log = logging.getLogger("lsd.rtc")
 _CLOCK = Fraction(1, 90_000)
 NEGOTIATION_S = 5.0
 CONNECTION_S = 20.0
-MAX_SECTIONS, MAX_CANDIDATES = 8, 64
+MAX_SDP, MAX_SECTIONS, MAX_CANDIDATES = 100_000, 8, 64
 
 
 class NewestTrack(VideoStreamTrack):
@@ -53,14 +55,15 @@ class NewestTrack(VideoStreamTrack):
 
 
 class Peer:
-    """One peer connection of `session`. `close` may be called at any time, more than once."""
+    """One peer connection of `session`, which answers as many as `offers` offers or makes one.
+    `close` may be called at any time, more than once."""
 
-    def __init__(self, session: LiveSession, settings: Settings, metrics: Metrics):
+    def __init__(self, session: LiveSession, settings: Settings, metrics: Metrics, offers: int = 1):
         rtc_compat.install()
         self._session, self._metrics = session, metrics
         self._tasks: set[asyncio.Task] = set()
         self._candidates = 0
-        self._connection, self._answered = self._connect(), False
+        self._connection, self._offers, self.used = self._connect(), offers, False
 
     def _connect(self) -> RTCPeerConnection:
         self._receiving = False
@@ -69,47 +72,76 @@ class Peer:
         connection.on("connectionstatechange", lambda: self._on_state(connection))
         return connection
 
-    async def answer(self, sdp: str) -> str:
-        """The answer to an offer. Raises ValueError, with what to do."""
-        if self._answered:
+    async def answer(self, sdp: str, sends: bool = True) -> str:
+        """The answer to an offer; without `sends`, only the camera is taken. Raises ValueError,
+        with what to do."""
+        if not self._offers:
             raise ValueError("this session has answered an offer already; open another session")
-        if sdp.count("\nm=") > MAX_SECTIONS:
-            raise ValueError(f"the offer has more than {MAX_SECTIONS} media sections; send one")
-        for line in ("a=fingerprint:", "a=ice-ufrag:", "a=ice-pwd:"):
-            if line not in sdp:
-                raise ValueError(f"the offer has no {line[:-1]}; send a browser's")
-        self._answered = True
+        _check(sdp, "offer")
+        self._offers, self.used = self._offers - 1, True
         try:
             async with asyncio.timeout(NEGOTIATION_S):
                 offer = RTCSessionDescription(sdp=sdp, type="offer")
                 await self._connection.setRemoteDescription(offer)
-                self._send_video()
+                self._direct(sends)
                 await self._connection.setLocalDescription(await self._connection.createAnswer())
         except Exception as error:  # parsers of SDP raise nearly anything
             broken, self._connection = self._connection, self._connect()
-            self._answered = False  # the next offer may be better
+            self._offers, self.used = self._offers + 1, False  # the next offer may be better
             await _close(broken)
-            reason = f"{type(error).__name__}: {error}"[:200]
-            raise ValueError(
-                f"the offer was not understood ({reason}); send a browser's"
-            ) from error
+            raise _not_understood("offer", error) from error
         self._spawn(self._expect_connection(self._connection))
-        return rtc_compat.answer_sdp(self._connection.localDescription.sdp)
+        return rtc_compat.answer_sdp(self._connection.localDescription.sdp, sdp)
+
+    async def offer(self) -> str:
+        """An offer of the session's pictures, and of its sound where it has some."""
+        self.used = True
+        for track in self._tracks().values():
+            self._connection.addTransceiver(track, "sendonly")
+            self._session.sounds |= track.kind == "audio"
+        await self._connection.setLocalDescription(await self._connection.createOffer())
+        self._spawn(self._expect_connection(self._connection))
+        return self._connection.localDescription.sdp
+
+    async def accept(self, sdp: str) -> None:
+        """Takes the answer to our offer. Raises ValueError, with what to do."""
+        _check(sdp, "answer")
+        try:
+            async with asyncio.timeout(NEGOTIATION_S):
+                answer = RTCSessionDescription(sdp=sdp, type="answer")
+                await self._connection.setRemoteDescription(answer)
+        except Exception as error:  # parsers of SDP raise nearly anything
+            raise _not_understood("answer", error) from error
 
     async def _expect_connection(self, connection: RTCPeerConnection) -> None:
         await asyncio.sleep(CONNECTION_S)
         if connection.connectionState != "connected":
             await self._session.end("connection_timeout")
 
-    def _send_video(self) -> None:
-        """Sends our pictures on the first video section that would receive them."""
+    def _tracks(self) -> dict[str, MediaStreamTrack]:
+        """What there is to send, by kind."""
+        tracks: dict[str, MediaStreamTrack] = {"video": NewestTrack(self._session)}
+        if sound := self._session.sound:
+            tracks["audio"] = SoundTrack(sound)
+        return tracks
+
+    def _direct(self, sends: bool) -> None:
+        """Settles what each section that was offered is for: the first camera comes in, our
+        pictures and sound go out where they would be taken, and nothing else goes anywhere."""
+        out = self._tracks() if sends else {}
+        camera = None
         for transceiver in self._connection.getTransceivers():
-            offered = transceiver._offerDirection
-            if transceiver.kind == "video" and offered in ("recvonly", "sendrecv"):
-                transceiver.sender.replaceTrack(NewestTrack(self._session))
-                transceiver.direction = "sendrecv" if offered == "sendrecv" else "sendonly"
-                return
-        raise ValueError("it receives no video; add a video transceiver")
+            ours, kind = transceiver._offerDirection, transceiver.kind  # the offer, seen from here
+            if camera is None and kind == "video" and ours in ("sendrecv", "recvonly"):
+                camera = transceiver
+            if ours in ("sendrecv", "sendonly") and kind in out:
+                transceiver.sender.replaceTrack(out.pop(kind))
+                self._session.sounds |= kind == "audio"
+                transceiver.direction = "sendrecv" if transceiver is camera else "sendonly"
+            else:
+                transceiver.direction = "recvonly" if transceiver is camera else "inactive"
+        if "video" in out:
+            raise ValueError("it receives no video; add a video transceiver")
 
     async def add_candidate(self, candidate: dict[str, Any] | None) -> None:
         """A trickled candidate of the peer's; one that cannot be understood is ignored, and so are
@@ -156,6 +188,22 @@ class Peer:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _check(sdp: str, what: str) -> None:
+    """Raises ValueError where a description is plainly none of a browser's."""
+    if len(sdp) > MAX_SDP:
+        raise ValueError(f"the {what} has more than {MAX_SDP:,} characters; send a browser's")
+    if sdp.count("\nm=") > MAX_SECTIONS:
+        raise ValueError(f"the {what} has more than {MAX_SECTIONS} media sections; send one")
+    for line in ("a=fingerprint:", "a=ice-ufrag:", "a=ice-pwd:"):
+        if f"\n{line}" not in sdp:
+            raise ValueError(f"the {what} has no {line[:-1]}; send a browser's")
+
+
+def _not_understood(what: str, error: Exception) -> ValueError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return ValueError(f"the {what} was not understood ({reason}); send a browser's")
 
 
 async def _close(connection: RTCPeerConnection) -> None:

@@ -8,7 +8,8 @@
 3. H.264 is encoded with x264's preset `medium` and level 3.1 at any size. Here `superfast`, and the
    level is x264's to choose.
 4. Bitrates are capped at 1.5 and 3 Mb/s. Here at 5 and 8.
-5. Chrome starts at 300 kb/s and sends small pictures for long. `answer_sdp` asks for more.
+5. Chrome starts at 300 kb/s and sends small pictures for long, and of several sizes (simulcast)
+   only the smallest. `answer_sdp` asks for more.
 6. One empty datagram from anyone closes a session. Here only the peer's datagrams pass.
 
 Besides, sent video asks receivers for no playout delay, and pictures of more than `MAX_PIXELS` are
@@ -127,8 +128,7 @@ class NewestQueue(asyncio.Queue):
 
 def _init_track(self: Any, kind: str, id: str | None = None) -> None:
     _init_unbounded_track(self, kind, id)
-    if kind == "video":
-        self._queue = NewestQueue()
+    self._queue = NewestQueue()
 
 
 def _init_decoder(decoder: Any) -> Any:
@@ -187,7 +187,8 @@ def _guarded_datagram(self: Any, data: bytes | str, addr: tuple[Any, ...]) -> No
 def _ask_for_no_playout_delay() -> None:
     """Negotiates the playout-delay extension for video, and sends (0, 0) with each packet."""
     extensions = aiortc.codecs.HEADER_EXTENSIONS["video"]
-    used = {extension.id for extension in extensions}
+    kinds = aiortc.codecs.HEADER_EXTENSIONS.values()  # which share a connection, and its ids
+    used = {extension.id for kind in kinds for extension in kind}
     free = next(id for id in range(1, 15) if id not in used)
     extensions.append(RTCRtpHeaderExtensionParameters(id=free, uri=PLAYOUT_DELAY))
     cls: Any = aiortc.rtp.HeaderExtensionsMap
@@ -210,9 +211,10 @@ def _ask_for_no_playout_delay() -> None:
     cls.configure, cls.set = configured, packed
 
 
-def answer_sdp(sdp: str, kbps: tuple[int, int, int] = (600, 2500, 6000)) -> str:
-    """`sdp` asking Chrome to send its video with these least, first and most kb/s, so that a camera
-    arrives at its own size at once."""
+def answer_sdp(sdp: str, offer: str = "", kbps: tuple[int, int, int] = (600, 2500, 6000)) -> str:
+    """`sdp`, the answer to `offer`, asking Chrome to send its video with these least, first and
+    most kb/s, and of several sizes the largest, so that a camera arrives at its own size at once.
+    """
     hints = "x-google-min-bitrate={};x-google-start-bitrate={};x-google-max-bitrate={}".format(
         *kbps
     )
@@ -227,4 +229,30 @@ def answer_sdp(sdp: str, kbps: tuple[int, int, int] = (600, 2500, 6000)) -> str:
     for payload in payloads:  # VP8 has no fmtp of its own
         at = next(i for i, line in enumerate(lines) if line.startswith(f"a=rtpmap:{payload} "))
         lines.insert(at + 1, f"a=fmtp:{payload} {hints}")
-    return "\r\n".join(lines) + "\r\n"
+    return _largest_alone("\r\n".join(lines) + "\r\n", offer)
+
+
+_STREAM_ID = r"^a=extmap:(\d{1,3})(?:/\w{1,9})? (urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id)\r?$"
+_RANK = "fhq"
+"""Names that LiveKit's clients give the sizes that they send, from the largest."""
+
+
+def _largest_alone(answer: str, offer: str) -> str:
+    """`answer` asking for the largest of the sizes that each video section of `offer` would send:
+    one that says nothing of them is sent the smallest."""
+    asked: dict[str, str] = {}
+    for section in offer.split("\r\nm=")[1:]:
+        sizes = set(re.findall(r"^a=rid:(\w+) send", section, re.MULTILINE))
+        named = re.search(_STREAM_ID, section, re.MULTILINE)
+        mid = re.search(r"^a=mid:(\S+)", section, re.MULTILINE)
+        largest = next((size for size in _RANK if size in sizes), None)
+        if largest and named and mid:
+            asked[mid[1]] = (
+                f"a=extmap:{named[1]} {named[2]}\r\na=rid:{largest} recv\r\n"
+                f"a=simulcast:recv {largest}\r\n"
+            )
+    head, *sections = re.split(r"(?=^m=)", answer, flags=re.MULTILINE)
+    for n, section in enumerate(sections):
+        mid = re.search(r"^a=mid:(\S+)", section, re.MULTILINE)
+        sections[n] = section + asked.get(mid[1] if mid else "", "")
+    return head + "".join(sections)

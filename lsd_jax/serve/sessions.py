@@ -19,6 +19,7 @@ from lsd_jax.serve import convert
 from lsd_jax.serve.engines import EngineHandle
 from lsd_jax.serve.metrics import Metrics
 from lsd_jax.serve.settings import Settings
+from lsd_jax.serve.sound import Sound
 
 _log = logging.getLogger("lsd.serve")
 MAX_INPUT = 64_000
@@ -54,7 +55,8 @@ class Sample:
 class LiveSession:
     """One client's session in a slot of `engine`.
 
-    The next stage takes from `video`, the mailbox of the first video output, and from `events`.
+    The next stage takes from `video`, the mailbox of the first video output, from `sound`, the
+    first audio output, once it has set `sounds`, and from `events`.
     """
 
     def __init__(
@@ -66,6 +68,9 @@ class LiveSession:
         self._outputs = {one["name"]: one for one in self.manifest["outputs"]}
         self.video_output = next((o for o in self._outputs.values() if o["kind"] == "video"), None)
         self.video: Mailbox[Sample] = Mailbox()
+        self.audio_output = next((o for o in self._outputs.values() if o["kind"] == "audio"), None)
+        self.sound = Sound(self.audio_output) if self.audio_output else None
+        self.sounds = False  # a transport carries `sound`; else its samples are events
         self.events: deque[Sample] = deque(maxlen=LATE_EVENTS)
         self.events_ready = asyncio.Event()
         self.on_taken: Callable[[str], None] = lambda name: None  # a picture left for the engine
@@ -164,6 +169,8 @@ class LiveSession:
         for pump in self._pumps:
             pump.cancel()
         self.video.close()
+        if self.sound:
+            self.sound.closed = True
         self.events_ready.set()
         self._stamps.clear()
 
@@ -184,6 +191,9 @@ class LiveSession:
         self._seq += 1
         ts_ms = came.client_ts_ms if came else header["ts_ms"]
         sample = Sample(body, output, ts_ms, came.received_s if came else None, self._seq)
+        if output is self.audio_output and self.sounds and self.sound:
+            self.sound.put(body)
+            return
         if output is not self.video_output:
             self.events.append(sample)
             self.events_ready.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from dataclasses import dataclass, field
 
 from lsd_jax.runtime import Limits
@@ -53,9 +54,15 @@ class Settings:
             raise ValueError("resources are asked of a cluster; add --engine ray")
         if not 0 <= self.port < 65536:
             raise ValueError(f"port={self.port} must be in [0, 65535]")
-        for name in ("engines", "max_session_s", "heartbeat_s", "messages_per_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        for name in (
+            "engines",
+            "max_session_s",
+            "heartbeat_s",
+            "messages_per_s",
+            "opens_per_minute",
+        ):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite")
         if self.api_key and len(self.api_key) < 16:
             raise ValueError("the API key is shorter than 16 characters; use a longer secret")
         if not self.loopback and not self.api_key:

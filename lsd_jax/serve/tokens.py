@@ -27,6 +27,10 @@ class Unauthorized(Refused):
     status = 401
 
 
+class WrongKey(Unauthorized):
+    """A key or token that was never a valid one, as of somebody who guesses."""
+
+
 class TooOften(Refused):
     """More requests than are allowed in a while."""
 
@@ -83,7 +87,7 @@ def read(key: str, token: str) -> Grant:
     except jwt.ExpiredSignatureError:
         raise Unauthorized("the token has expired; ask for another") from None
     except (jwt.InvalidTokenError, KeyError, TypeError, UnicodeEncodeError):
-        raise Unauthorized("invalid api key; give the server's, or a token of it") from None
+        raise WrongKey("invalid api key; give the server's, or a token of it") from None
 
 
 def _signing(key: str) -> bytes:

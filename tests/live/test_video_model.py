@@ -93,7 +93,7 @@ def test_frames_are_those_of_a_solo_stream(model, small_model, small_config):
         async with Driver(model, seed=3) as driver:
             first = [await driver.show(frames[0])]
             await driver.host.call("set_prompt", {"prompt": "make it night"})
-            reference = driver.host.upload("r.png", "image/png", png(frames[1]))
+            reference = await driver.host.upload("r.png", "image/png", png(frames[1]))
             await driver.host.call("set_image", {"image": reference})
             first += [await driver.show(image) for image in frames[1:]]
             return first
@@ -168,7 +168,7 @@ def test_masks_and_restarts(model):
     async def run():
         async with Driver(model) as driver:
             whole = await driver.show(image)
-            mask = driver.host.upload("m.png", "image/png", png(half))
+            mask = await driver.host.upload("m.png", "image/png", png(half))
             await driver.host.call("set_mask", {"mask": mask})
             await driver.host.call("restart", {})
             masked = await driver.show(image)

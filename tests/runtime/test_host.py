@@ -271,7 +271,7 @@ def test_uploads_are_checked_and_bounded():
         async with hosted(held_uploads=2, upload_bytes=50_000) as (host, session):
             good = picture()
             digest = hashlib.sha256(good).hexdigest()
-            id = host.upload("a.png", "image/png", good, digest)
+            id = await host.upload("a.png", "image/png", good, digest)
             await host.call("picture", {"image": id})
             assert session.seen == [(8, 8, 3)]
             await refused(host.call("picture", {"image": id}), "unknown_upload")  # taken already
@@ -284,15 +284,31 @@ def test_uploads_are_checked_and_bounded():
             }  # fmt: skip
             for code, uploads in bad.items():
                 for mime, data in uploads:
-                    id = host.upload("x", mime, data)
+                    id = await host.upload("x", mime, data)
                     await refused(host.call("picture", {"image": id}), code)
             with pytest.raises(InputError, match="sha256"):
-                host.upload("a", "image/png", good, "0" * 64)
+                await host.upload("a", "image/png", good, "0" * 64)
             with pytest.raises(InputError, match="at most 50,000"):
-                host.upload("a", "image/png", bytes(50_001))
-            ids = [host.upload("a", "image/png", good) for _ in range(5)]
+                await host.upload("a", "image/png", bytes(50_001))
+            ids = [await host.upload("a", "image/png", good) for _ in range(5)]
             await refused(host.call("picture", {"image": ids[2]}), "unknown_upload")
             await host.call("picture", {"image": ids[3]})
+
+    scenario(run())
+
+
+def test_a_large_upload_is_hashed_beside_the_loop():
+    """Sixteen megabytes take tens of milliseconds, in which other streams go on."""
+
+    async def run():
+        async with hosted() as (host, _):
+            data, turns = bytes(16_000_000), 0
+            digest = hashlib.sha256(data).hexdigest()
+            adding = asyncio.create_task(host.upload("a", "application/x", data, digest))
+            while not adding.done():
+                turns += 1
+                await asyncio.sleep(0)
+            assert turns > 10 and await adding
 
     scenario(run())
 

@@ -11,9 +11,10 @@ from browser import find, needed
 from harness import scenario, serving
 
 from benchmarks import serve as benchmark
-from benchmarks import serve_load
+from benchmarks import serve_faults, serve_fuzz, serve_load
 
 SIZE = {"width": 320, "height": 180}
+SLOW = {"recompiles": 0, "seconds": 600, "latency_bound_ms": 127}
 
 
 @needed
@@ -75,12 +76,18 @@ def test_a_picture_does_not_grow_old_while_the_model_is_busy():
 def test_junk_harms_nobody_and_too_many_are_refused():
     async def run():
         async with serving(config={**SIZE, "slots": 2}, opens_per_minute=100_000) as server:
-            fuzz = await serve_load.fuzz(server.url, os.getpid(), 0.002, 320, 180, pause_s=0.0)
+            fuzz = await serve_fuzz.fuzz(server.url, os.getpid(), 0.002, 320, 180)
             assert fuzz["engine_restarts"] == 0 and fuzz["bystander_frames"] > 10
+            assert fuzz["bystander_lost"] == fuzz["untyped_refusals"] == 0
+            assert 0 < fuzz["images"]["refused"] <= 20
             assert set(fuzz["sdp"]) <= {"bad_offer", "answer", "bad_message", "ended"}
             assert fuzz["datagrams"]["ports"] > 0 and fuzz["datagrams"]["fps_during"] > 0
             crowd = await serve_load.overload(server.url, 2, 320, 180, seconds=2.0)
-            assert crowd["refused"] == 8 and crowd["refused_ms"]["p50"] < 1000
+            assert (
+                crowd["clients"] == 3 * crowd["slots"]
+                and crowd["refused"] == 8
+                and crowd["refused_ms"]["p50"] < 1000
+            )
 
     scenario(run())
 
@@ -93,8 +100,28 @@ def test_junk_harms_nobody_and_too_many_are_refused():
         ({"recompiles": 0, "fuzz": {"engine_restarts": 1}}, True),
         ({"recompiles": 0, "soak_s": 3600, "rss_growth_mib_per_hour_session": 1.1}, True),
         ({"recompiles": 0, "soak_s": 3600, "rss_growth_mib_per_hour_session": 0.9}, False),
+        ({"recompiles": 0, "fuzz": {"bystander_lost": 1}}, True),
+        ({**SLOW, "glass_to_glass_ms": {"p99": 130}}, True),
+        ({**SLOW, "glass_to_glass_ms": {"p99": 120}}, False),
+        ({"recompiles": 0, "engine_killed": {"slot_back_s": 6.0}}, True),
+        ({"recompiles": 0, "vanished": {"slot_free_after_s": 6.0}}, False),
+        (
+            {"recompiles": 0, "nonfinite": {"state": {"last_good_shown_again": 0, "counted": 1}}},
+            True,
+        ),
         ({"recompiles": 0, "soak_s": 20, "rss_growth_mib_per_hour_session": 90.0}, False),
     ],
 )
 def test_what_must_not_be_fails_the_benchmark(found, broken):
-    assert benchmark.broken(found) == broken
+    assert bool(benchmark.broken(found)) == broken
+
+
+def test_an_engine_killed_by_the_benchmark_costs_the_others_nothing():
+    async def run():
+        async with serving(config={**SIZE, "slots": 1}, engines=2) as server:
+            found = await serve_faults.recovery(server.url, os.getpid(), 1, 320, 180)
+            assert found["sessions_ended"] == found["others"] == 1
+            assert found["others_lost"] == 0 and found["others_frames"] > 5
+            assert 0 < found["slot_back_s"] <= found["first_picture_s"]
+
+    scenario(run())

@@ -157,6 +157,8 @@ def test_a_port_that_is_taken_is_told(capsys):
         (["--host", "0.0.0.0"], "LSD_API_KEY"),
         (["nonsense"], "package.module:Class"),
         (["--option", "x"], "name=value"),
+        (["--opens-per-minute", "0"], "opens_per_minute=0"),
+        (["--max-session-s", "nan"], "max_session_s=nan"),
         (["--resource", "GPU"], "NAME=AMOUNT"),
         (["--resource", "GPU=1"], "--engine ray"),
     ],

@@ -10,13 +10,12 @@ from flax import nnx
 from harness import connected, scenario, serving
 from PIL import Image
 
+from benchmarks import serve_faults
 from lsd_jax.checkpoint import save_weights
 from lsd_jax.cli.main import main
 from lsd_jax.config import Config
 from lsd_jax.data.video import VideoSource
 from lsd_jax.serve import protocol
-
-VIDEO = "lsd_jax.live.video:VideoModel"
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +33,14 @@ def png(image):
 
 
 def test_every_input_while_it_streams_and_nothing_recompiles(checkpoint, tmp_path):
-    """Two sessions; a snapshot goes on in another session, picture for picture; and what was
-    recorded of them is shown again."""
+    """Two sessions; a snapshot goes on in another one, picture for picture; what was recorded of
+    them is shown again; what is not finite is counted, healed and never shown."""
     image = np.full((32, 32, 3), 90, np.uint8)
     image[8:20, 8:20] = (200, 40, 30)
 
     async def run():
         config = {"checkpoint": checkpoint, "slots": 2, "record": str(tmp_path / "records")}
-        async with serving(VIDEO, config) as server:
+        async with serving(serve_faults.POISONED, config) as server:
             async with connected(server) as a, connected(server) as b:
                 await a.start(seed=3)
                 await b.start(seed=4)
@@ -71,9 +70,13 @@ def test_every_input_while_it_streams_and_nothing_recompiles(checkpoint, tmp_pat
                 await asyncio.sleep(1.2)  # the engine reports once a second
                 text = server.metrics.text().decode()
                 assert "lsd_recompiles_total 0.0" in text and "lsd_nonfinite_total 0.0" in text
+            recorded = list((tmp_path / "records").iterdir())
+            found = await serve_faults.nonfinite(server.url, 32, 32)
+            for where, one in found.items():
+                assert 1 <= one["last_good_shown_again"] == one["counted"] <= 3, where
+            return recorded
 
-    scenario(run(), 120)
-    for folder in sorted((tmp_path / "records").iterdir()):
+    for folder in scenario(run(), 120):
         video, report = folder / "shown.mp4", folder / "report.json"
         assert main(["replay", str(folder), "-o", str(video), "--json", str(report)]) == 0
         found = json.loads(report.read_text())

@@ -3,10 +3,14 @@
 import asyncio
 import os
 import signal
+import socket
 
 import pytest
 from browser import frames, holds, needed, opened
 from harness import SMALL, connected, scenario, serving
+from test_engines import HERE
+
+from lsd_jax.serve import rtc
 
 pytestmark = needed
 DRIVE = "lsd_jax.live.drive:DriveModel"
@@ -22,6 +26,13 @@ COLOURS = """() => {
         return data.reduce((sum, value) => sum + value, 0) / data.length;
     });
 }"""
+
+
+@pytest.fixture
+def humming(monkeypatch):
+    """A model that takes everything that the page can give, and hums."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    return "image_models:HummingModel", SIZE
 
 
 async def status(page, words):
@@ -70,21 +81,164 @@ def test_a_picture_goes_through_and_can_be_steered(media, source):
     scenario(run())
 
 
-def test_a_lost_model_comes_back_with_the_prompt():
+DROP = """([id, kind, event]) => {
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = 40;
+    canvas.getContext("2d").fillRect(0, 0, 20, 40);
+    return new Promise((done) => canvas.toBlob((blob) => {
+        const data = new DataTransfer();
+        data.items.add(new File([blob], "r.png", { type: kind }));
+        const target = id ? document.getElementById(id) : document;
+        target.dispatchEvent(event === "drop"
+            ? new DragEvent("drop", { dataTransfer: data, cancelable: true, bubbles: true })
+            : new ClipboardEvent("paste", { clipboardData: data }));
+        done();
+    }));
+}"""
+NOTE = "document.getElementById('prompt-note').textContent"
+
+
+def taken(server):
+    """How many inputs and uploads the model has taken."""
+    lines = server.metrics.text().decode().splitlines()
+    return sum(float(x.split()[-1]) for x in lines if x.startswith('lsd_inputs_total{code="ok"}'))
+
+
+def test_what_is_lost_comes_back_with_prompt_and_reference(humming):
+    """First the connection is, then the model's process."""
+
     async def run():
-        async with serving(config=SIZE) as server, opened(f"{server.url}/?media=jpeg") as page:
+        async with serving(*humming) as server, opened(server.url) as page:
             await page.get_by_role("button", name="Scene").click()
             await frames(page, 3)
             await page.get_by_role("button", name="film noir").click()
+            await holds(page, f"{NOTE} == 'Applied: film noir'")
+            await page.evaluate(DROP, ["drop", "image/png", "drop"])
+            await holds(page, f"{NOTE} == 'The reference picture is set.'")
+            while taken(server) < 3:  # the prompt, the upload, the reference
+                await asyncio.sleep(0.02)
+            for n, lost in ((2, "connection"), (3, "model")):
+                if lost == "connection":
+                    for door in list(server._sockets):
+                        door.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+                else:
+                    os.kill(server.registry.engines[0].pid, signal.SIGKILL)
+                await status(page, "Connecting again; your prompt is kept")
+                await holds(page, f"{NOTE} == 'Applied: film noir'")
+                await frames(page)
+                await status(page, "Live")
+                while taken(server) < 3 * n:
+                    await asyncio.sleep(0.02)
+                await page.evaluate("document.getElementById('prompt-note').textContent = ''")
+            assert await page.locator("#media").inner_text() == "WebRTC"
+
+    scenario(run())
+
+
+def test_where_webrtc_does_not_pass_the_websocket_does(monkeypatch):
+    async def refuse(*_):
+        raise ValueError("no UDP here")
+
+    monkeypatch.setattr(rtc.Peer, "answer", refuse)
+
+    async def run():
+        async with serving(config=SIZE) as server, opened(server.url) as page:
+            await page.get_by_role("button", name="Scene").click()
+            await frames(page, 3)
             await status(page, "Live")
-            note = "document.getElementById('prompt-note')"
-            await holds(page, f"{note}.textContent == 'Applied: film noir'")
-            await page.evaluate(f"{note}.textContent = ''")
-            os.kill(server.registry.engines[0].pid, signal.SIGKILL)
-            await status(page, "Connecting again; your prompt is kept")
-            await holds(page, f"{note}.textContent == 'Applied: film noir'")
-            await frames(page)
-            await status(page, "Live")
+            assert await page.locator("#media").inner_text() == "WebSocket"
+
+    scenario(run())
+
+
+ABSENT = """
+    window.SpeechRecognition = class {
+        start() {
+            setTimeout(() => this.onresult({ results: [[{ transcript: "make it snow" }]] }));
+        }
+    };
+    navigator.mediaDevices.getDisplayMedia = async () => {
+        if (!window.screenAllowed) throw new DOMException("no", "NotAllowedError");
+        const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 48 });
+        setInterval(() => canvas.getContext("2d").fillRect(0, 0, 64, 48), 30);
+        return canvas.captureStream(30);
+    };
+"""
+HEARS = """async () => {
+    const context = new AudioContext(), analyser = context.createAnalyser();
+    analyser.fftSize = 4096;
+    context.createMediaStreamSource(document.getElementById("video").srcObject).connect(analyser);
+    const levels = new Float32Array(analyser.frequencyBinCount);
+    let loudest = 0;
+    for (let n = 0; n < 100 && Math.abs(loudest - 440) > 30; n++) {
+        await new Promise((done) => setTimeout(done, 50));
+        analyser.getFloatFrequencyData(levels);
+        const at = levels.indexOf(Math.max(...levels));
+        loudest = levels[at] > -40 ? at * context.sampleRate / analyser.fftSize : 0;
+    }
+    return loudest;
+}"""
+
+
+def test_a_walk_through_everything_else(humming, tmp_path):
+    """File, screen, history, voice, reference, region, sound, full screen. What a headless browser
+    does not have, speech and a screen, is stood in for."""
+    from PIL import Image
+
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "red.png")
+    (tmp_path / "none.mp4").write_bytes(b"no video")
+
+    async def run():
+        async with serving(*humming) as server, opened("about:blank") as page:
+            await page.add_init_script(ABSENT)
+            await page.goto(server.url)
+            button = lambda name: page.get_by_role("button", name=name, exact=True)  # noqa: E731
+            await page.locator("#file").set_input_files(tmp_path / "none.mp4")
+            await status(page, "does not play here")
+            await button("Screen").click()
+            await status(page, "No screen was chosen")
+            await page.evaluate("window.screenAllowed = true")
+            await button("Screen").click()
+            await frames(page, 3)
+            async with page.expect_file_chooser() as chooser:
+                await button("File").click()
+            await (await chooser.value).set_files(tmp_path / "red.png")
+            red = f"({COLOURS})().every((level) => level > 60 && level < 110)"  # 255 / 3
+            await holds(page, red)
+            await button("Speak").click()
+            await holds(page, f"{NOTE} == 'Applied: make it snow'")
+            await page.get_by_label("What to make of it").fill("sunset")
+            await page.keyboard.press("Enter")
+            await holds(page, f"{NOTE} == 'Applied: sunset'")
+            history = "document.querySelector('#history').options[0].value"
+            assert await page.evaluate(history) == "sunset"
+            for event, id in (("drop", "drop"), ("paste", None)):
+                await page.evaluate(DROP, [id, "image/png", event])
+                await holds(page, f"{NOTE} == 'The reference picture is set.'")
+                await button("Remove").click()
+                await holds(page, "document.getElementById('thumb').hidden")
+            await page.evaluate(DROP, ["drop", "text/plain", "drop"])
+            await holds(page, f"{NOTE} == 'That is no picture.'")
+            count = taken(server)
+            await button("Brush").click()
+            box = await page.locator("#mask").bounding_box()
+            await page.mouse.move(box["x"] + 30, box["y"] + 30)
+            await page.mouse.down()
+            await page.mouse.move(box["x"] + 90, box["y"] + 60)
+            await page.mouse.up()
+            while taken(server) < count + 2:  # the mask, uploaded and set
+                await asyncio.sleep(0.02)
+            await button("Brush").click()
+            await holds(page, f"{NOTE} == 'The whole picture is edited.'")
+            await button("Sound").click()
+            assert not await page.evaluate("document.getElementById('video').muted")
+            assert abs(await page.evaluate(HEARS) - 440) < 30
+            await button("Full screen").click()
+            await holds(page, "document.fullscreenElement?.id == 'view'")
+            await page.evaluate("document.exitFullscreen()")
+            assert page.errors == []
+            reference = "document.getElementById('prompt-note').classList.contains('bad')"
+            assert not await page.evaluate(reference)
 
     scenario(run())
 
@@ -129,6 +283,7 @@ def test_a_model_of_keys_shows_its_keys_and_takes_them():
         async with serving(DRIVE, {}) as server, opened(server.url) as page:
             await page.get_by_role("button", name="Start").click()
             await frames(page, 10)
+            assert await page.locator("#media").inner_text() == "WebRTC"
             assert "Throttle" in await page.locator("#key-list").inner_text()
             assert not await page.get_by_label("What to make of it").is_visible()
             assert not await page.get_by_role("button", name="Camera", exact=True).is_visible()

@@ -1,11 +1,13 @@
 """WebRTC end to end on loopback: pictures there and back, offers that are none."""
 
 import asyncio
+import re
 import time
 
 import numpy as np
 import pytest
 from aiortc import (
+    AudioStreamTrack,
     RTCConfiguration,
     RTCPeerConnection,
     RTCRtpSender,
@@ -14,6 +16,9 @@ from aiortc import (
 )
 from av import VideoFrame
 from harness import connected, scenario, serving
+from test_engines import HERE
+
+from lsd_jax.serve import protocol, sound
 
 SIZE = {"width": 320, "height": 192, "slots": 2}
 
@@ -72,9 +77,84 @@ def test_pictures_go_there_and_back(codec):
     scenario(run())
 
 
+def pitch_hz(samples, rate_hz):
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    return np.argmax(spectrum) * rate_hz / len(samples)
+
+
+def test_a_models_sound_arrives_beside_its_pictures(monkeypatch):
+    """Where a client takes it; the microphone it offers and a second camera go nowhere."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+
+    async def run():
+        async with serving("image_models:HummingModel", SIZE) as server:
+            async with connected(server) as client:
+                await client.start(media="webrtc")
+                connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+                connection.addTransceiver("audio", "recvonly")
+                connection.addTransceiver(AudioStreamTrack(), "sendonly")
+                connection.addTransceiver(Source(level=150), "sendrecv")
+                connection.addTransceiver(Source(level=90), "sendonly")
+                tracks = []
+                connection.on("track", tracks.append)
+                await connection.setLocalDescription(await connection.createOffer())
+                offer = connection.localDescription.sdp
+                await client.socket.send_json({"type": "offer", "sdp": offer})
+                sdp = (await client.until("answer"))["sdp"]
+                directions = re.findall(r"a=(sendrecv|sendonly|recvonly|inactive)", sdp)
+                assert directions == ["sendonly", "inactive", "sendrecv", "inactive"]
+                await connection.setRemoteDescription(RTCSessionDescription(sdp, "answer"))
+                (sound,) = [track for track in tracks if track.kind == "audio"]
+                for _ in range(25):  # the tone has begun
+                    await asyncio.wait_for(sound.recv(), 20)
+                began, heard = time.monotonic(), []
+                for _ in range(50):
+                    frame = await asyncio.wait_for(sound.recv(), 20)
+                    heard.append(frame.to_ndarray()[0, ::2])
+                assert frame.sample_rate == 48_000 and 0.5 < time.monotonic() - began < 3
+                assert abs(pitch_hz(np.concatenate(heard), 48_000) - 440) < 5
+                await client.until("metrics")
+                count = len(client.binaries)
+                await client.until("metrics")
+                assert len(client.binaries) == count  # it does not come twice
+                await connection.close()
+            async with connected(server) as client:  # by JPEGs, as samples
+                await client.start()
+                while not client.binaries:
+                    await client.receive()
+                kind, content = client.binaries[0]
+                assert kind == protocol.SAMPLE and content[:32].rstrip(b"\0") == b"hum"
+
+    scenario(run())
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(1, "float32"), (2, "int16"), (6, "float32")])
+def test_sound_is_resampled_paced_and_bounded(channels, kind):
+    output = {"sample_rate_hz": 24_000, "channels": channels, "sample_format": kind}
+    waits = sound.Sound(output)
+    times = np.arange(24_000) / 24_000
+    tone = 0.5 * np.sin(2 * np.pi * 300 * times)[:, None] * np.ones((1, channels))
+    tone = tone * 32_767 if kind == "int16" else tone
+    waits.put(b"")
+    waits.put(tone.astype(kind).tobytes())
+    assert 0 < waits.dropped < 50 and len(waits._frames) == sound.WAITING
+    frames = [waits.take() for _ in range(sound.WAITING)]
+    assert {frame.samples for frame in frames} == {sound.FRAME}
+    heard = np.concatenate([frame.to_ndarray()[0, ::2] for frame in frames])
+    assert abs(pitch_hz(heard, 48_000) - 300) < 8 and 12_000 < np.abs(heard).max() < 20_000
+    assert not waits.take().to_ndarray().any()  # silence, when there is no more
+
+
 @pytest.mark.parametrize(
     "sdp",
-    ["", "v=0\r\n" + "m=video 9 X 96\r\n" * 99, "nonsense", "v=0\r\n", "v=0\r\nm=video 9 X 96\r\n"],
+    [
+        "",
+        "v=0\r\n" + "m=video 9 X 96\r\n" * 99,
+        "nonsense",
+        "v=0\r\n",
+        "v=0\r\nm=video 9 X 96\r\n",
+        "x a=fingerprint:\r\na=ice-ufrag:a\r\na=ice-pwd:b\r\n",
+    ],
 )
 def test_an_offer_that_is_none_is_refused(sdp):
     async def run():

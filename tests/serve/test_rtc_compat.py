@@ -132,7 +132,7 @@ def test_pictures_that_are_too_large_are_not_decoded(codec, monkeypatch):
 def test_the_answer_asks_chrome_for_a_picture_of_full_size():
     sdp = "v=0\r\na=rtpmap:96 VP8/90000\r\na=rtpmap:97 rtx/90000\r\na=fmtp:97 apt=96\r\n"
     sdp += "a=rtpmap:102 H264/90000\r\na=fmtp:102 packetization-mode=1\r\n"
-    lines = rtc_compat.answer_sdp(sdp, (1, 2, 3)).splitlines()
+    lines = rtc_compat.answer_sdp(sdp, kbps=(1, 2, 3)).splitlines()
     hints = "x-google-min-bitrate=1;x-google-start-bitrate=2;x-google-max-bitrate=3"
     assert f"a=fmtp:96 {hints}" in lines
     assert f"a=fmtp:102 packetization-mode=1;{hints}" in lines

@@ -1,5 +1,6 @@
-"""Decart's public JavaScript SDK in a browser, unchanged but for its host: connect, steer, fail."""
+"""Decart's public JavaScript SDKs in a browser, unchanged but for their host."""
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -12,8 +13,9 @@ from harness import scenario, serving
 from test_engines import HERE
 
 pytestmark = needed
-SDK = "@decartai/sdk@0.0.46"
+LEGACY, CURRENT = "0.0.46", "0.1.20"  # SDP on the socket; media by LiveKit
 IMPORTS = {
+    "livekit-client": "/npm/livekit-client/dist/livekit-client.esm.mjs",
     "@decartai/sdk": "/npm/@decartai/sdk/dist/index.js",
     "mitt": "/npm/mitt/dist/mitt.mjs",
     "zod": "/npm/zod/index.js",
@@ -22,54 +24,65 @@ IMPORTS = {
     "retry": "/retry.mjs",
 }
 PAGE = f"""<!doctype html><script type="importmap">{json.dumps({"imports": IMPORTS})}</script>
-<canvas width="320" height="180"></canvas><video muted autoplay playsinline></video>"""
-SESSION = """async (key) => {
+<canvas width="%d" height="%d"></canvas><video muted autoplay playsinline></video>"""
+SESSION = """async ([key, realtimeBaseUrl, model, waits]) => {
     const { createDecartClient, models } = await import("@decartai/sdk");
     const canvas = document.querySelector("canvas"), context = canvas.getContext("2d");
     setInterval(() => {
         context.fillStyle = `hsl(${performance.now() / 10} 90% 50%)`;
-        context.fillRect(0, 0, 320, 180);
+        context.fillRect(0, 0, canvas.width, canvas.height);
     }, 33);
-    const video = document.querySelector("video"), states = [], errors = [];
-    const client = createDecartClient({ apiKey: key });
+    const video = document.querySelector("video"), states = [], errors = [], ticks = [];
+    const began = performance.now(), found = { queue: [] };
+    const client = createDecartClient({ apiKey: key, realtimeBaseUrl, telemetry: false });
     const live = await client.realtime.connect(canvas.captureStream(30), {
-        model: models.realtime("mirage_v2"),
+        model: models.realtime(model),
         onRemoteStream: (stream) => { video.srcObject = stream; },
+        onQueuePosition: ({ position }) => found.queue.push(position),
         initialState: { prompt: { text: "make it night", enhance: false } },
     });
+    found.connected_ms = performance.now() - began;
     live.on("connectionChange", (state) => states.push(state));
     live.on("error", (error) => errors.push(error.message));
+    live.on("generationTick", ({ seconds }) => ticks.push(seconds));
     await new Promise((done) => video.requestVideoFrameCallback(done));
+    found.first_frame_ms = performance.now() - began;
     await live.setPrompt("film noir");
     const picture = await new Promise((done) => canvas.toBlob(done, "image/png"));
     await live.setImage(picture);
-    const refused = await live.setImage("%%%").then(() => "", (error) => error.message);
-    await new Promise((done) => setTimeout(done, 500));
-    const found = { refused, errors, id: live.sessionId, state: live.getConnectionState(),
-        size: [video.videoWidth, video.videoHeight] };
+    const told = (work) => work.then(() => "", (error) => error.message);
+    found.refused = [await told(live.setImage("%%%")), await told(live.setPrompt(" "))];
+    while (ticks.length < waits) await new Promise((done) => setTimeout(done, 50));
+    const pixel = document.createElement("canvas").getContext("2d");
+    pixel.drawImage(video, 0, 0, 1, 1);
+    Object.assign(found, { errors, ticks, id: live.sessionId, state: live.getConnectionState(),
+        pixel: [...pixel.getImageData(0, 0, 1, 1).data],
+        sounds: video.srcObject.getAudioTracks().length,
+        size: [video.videoWidth, video.videoHeight] });
     live.disconnect();
     return found;
 }"""
-FAILURE = """async () => {
+FAILURE = """async ([key, realtimeBaseUrl, model]) => {
     const { createDecartClient, models } = await import("@decartai/sdk");
-    const client = createDecartClient({ apiKey: "wrong" });
+    const client = createDecartClient({ apiKey: key, realtimeBaseUrl, telemetry: false });
     const stream = document.querySelector("canvas").captureStream(30);
-    const options = { model: models.realtime("mirage_v2"), onRemoteStream: () => {} };
+    const options = { model: models.realtime(model), onRemoteStream: () => {} };
     return client.realtime.connect(stream, options).then(() => "", (error) => String(error));
 }"""
+KEY = "a key of some length"
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory):
-    """The SDK and what it imports, from npm's registry."""
+def packages(request, tmp_path_factory):
+    """The SDK of a version and what it imports, from npm's registry."""
     if shutil.which("npm") is None:
         pytest.skip("no npm, so no SDK to run")
-    folder = tmp_path_factory.mktemp("npm")
-    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", SDK]
+    folder, sdk = tmp_path_factory.mktemp("npm"), f"@decartai/sdk@{request.param}"
+    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", sdk]
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=90)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"npm does not get {SDK}: {error}")
+        pytest.skip(f"npm does not get {sdk}: {error}")
     return folder / "node_modules"
 
 
@@ -85,12 +98,12 @@ export default b.exports;"""
 
 
 @asynccontextmanager
-async def hosting(packages, host):
+async def hosting(packages, host, size=(320, 180)):
     """A page of somebody else's that uses the SDK, with `host` in place of Decart's."""
 
     async def show(request):
         if request.path == "/":
-            return web.Response(text=PAGE, content_type="text/html")
+            return web.Response(text=PAGE % size, content_type="text/html")
         if request.path == "/retry.mjs":
             return web.Response(text=as_module(packages), content_type="text/javascript")
         text = (packages / request.path.removeprefix("/npm/")).read_text()
@@ -108,37 +121,59 @@ async def hosting(packages, host):
         await runner.cleanup()
 
 
-def test_connect_prompt_image_and_errors(packages, monkeypatch):
+MODELS = pytest.mark.parametrize(
+    ("packages", "model"), [(LEGACY, "mirage_v2"), (CURRENT, "lucy-2.1")], indirect=["packages"]
+)
+
+
+@asynccontextmanager
+async def visiting(packages, width=320, height=180, **settings):
+    """A server, a page of another origin that may use it, and its address for the SDK."""
+    target = []
+    async with hosting(packages, lambda: target[0], (width, height)) as page_url:
+        size = {"width": width, "height": height, "slots": 1}
+        settings = {"api_key": KEY, "origins": (page_url,), **settings}
+        async with serving("image_models:HummingModel", size, **settings) as server:
+            target.append(server.url.replace("http", "ws"))
+            async with opened(page_url) as page:
+                yield server, page, target[0]
+
+
+@MODELS
+def test_connect_prompt_image_and_errors(packages, model, monkeypatch):
+    """The current one sends several sizes, of which the largest must reach the model."""
     monkeypatch.setenv("PYTHONPATH", str(HERE))
-    key, target = "a key of some length", []
+    current = model.startswith("lucy")
+    size = (1280, 720) if current else (320, 180)
 
     async def run():
-        async with hosting(packages, lambda: target[0]) as page_url:
-            size = {"width": 320, "height": 180, "slots": 1}
-            settings = {"api_key": key, "origins": (page_url,)}
-            async with serving("image_models:ImagesModel", size, **settings) as server:
-                target.append(server.url.replace("http", "ws"))
-                async with opened(page_url) as page:
-                    found = await page.evaluate(SESSION, key)
-                    assert found["size"] == [320, 180] and found["id"]
-                    assert found["state"] in ("connected", "generating")
-                    assert found["refused"] and found["errors"] == []
+        async with visiting(packages, *size) as (server, page, url):
+            session = page.evaluate(SESSION, [KEY, url, model, int(current)])
+            playing, sizes = asyncio.create_task(session), set()
+            while not playing.done():
+                sizes |= {one.input_size for one in server.registry.sessions.values()}
+                await asyncio.sleep(0.05)
+            found = await playing
+            assert found["size"] == list(size) and size in sizes and found["id"]
+            assert found["state"] in ("connected", "generating") and found["errors"] == []
+            assert bool(found["ticks"]) == current  # the older one tells of none
+            assert found["sounds"] == int(current)
+            assert all(found["refused"]) and max(found["pixel"][:3]) > 100
+            while server.registry.sessions:
+                await asyncio.sleep(0.02)
 
     scenario(run(), 120)
 
 
 @pytest.mark.slow
-def test_a_wrong_key_is_an_error(packages):
+@MODELS
+def test_a_wrong_key_is_an_error(packages, model, monkeypatch):
     """Half a minute, since the SDK tries again."""
-    target = []
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
 
     async def run():
-        async with hosting(packages, lambda: target[0]) as page_url:
-            settings = {"api_key": "a key of some length", "origins": (page_url,)}
-            async with serving(**settings) as server:
-                target.append(server.url.replace("http", "ws"))
-                async with opened(page_url) as page:
-                    page.set_default_timeout(60_000)
-                    assert await page.evaluate(FAILURE)
+        async with visiting(packages) as (_, page, url):
+            page.set_default_timeout(60_000)
+            assert await page.evaluate(FAILURE, ["wrong", url, model])
 
     scenario(run(), 120)

@@ -8,10 +8,12 @@ import logging
 import time
 
 import aiohttp
+import jwt
 import pytest
 import yarl
 from harness import PASS, connected, scenario, serving
 
+from lsd_jax.serve import tokens
 from lsd_jax.serve.guard import Bucket
 from lsd_jax.serve.settings import Settings
 from lsd_jax.serve.tokens import Grant, Refused, mint, read, turn_credentials
@@ -210,6 +212,24 @@ def test_who_has_no_key_spends_nothing_of_the_rate():
             key = {"X-API-Key": KEY}
             codes = [(await status(server, "/v1/ice-servers", headers=key))[0] for _ in range(3)]
             assert codes == [200, 200, 429]
+
+    scenario(run())
+
+
+def test_who_guesses_keys_is_slowed_down_and_told_nothing_more():
+    """A wrong key spends; when all is spent, the right one is refused alike. A token that was valid
+    once is no guess."""
+
+    async def run():
+        async with serving(api_key=KEY, opens_per_minute=4) as server:
+            expired = jwt.encode({"exp": 1, "jti": "x", "iss": "lsd-jax"}, tokens._signing(KEY))
+            keys = [expired] * 6 + ["wrong"] * 6 + [KEY]
+            codes = [
+                (await status(server, "/v1/realtime/quota", headers={"X-API-Key": key}))[0]
+                for key in keys
+            ]
+            assert codes == [401] * 6 + [401] * 4 + [429] * 3
+            assert (await status(server, "/healthz"))[0] == 200
 
     scenario(run())
 

@@ -76,6 +76,7 @@ client.addEventListener("started", ({ detail: manifest }) => {
   $("media").textContent = client.media === "webrtc" ? "WebRTC" : "WebSocket";
   $("canvas").hidden = client.media === "webrtc";
   $("video").hidden = client.media !== "webrtc";
+  $("sound").hidden = !(client.hasSound && client.media === "webrtc");
   if (client.media === "jpeg" && stream) stopSending = client.sendPictures($("before"));
   pressed("pause", false);
   restore();
@@ -380,6 +381,7 @@ function split() {
 }
 $("compare").onclick = () => { pressed("compare", !isPressed("compare")); split(); };
 $("split").oninput = split;
+$("sound").onclick = () => { $("video").muted = !pressed("sound", $("video").muted); };
 $("full").onclick = () => (document.fullscreenElement ? document.exitFullscreen()
   : $("view").requestFullscreen().catch((error) => note(error.message, true)));
 

@@ -109,6 +109,10 @@ export class LiveClient extends EventTarget {
     if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(message);
   }
 
+  get hasSound() {
+    return Boolean(this.manifest?.outputs.some((one) => one.kind === "audio"));
+  }
+
   /** A request's answer; rejects with an InputError whose message is for people. */
   ask(message) {
     if (!this.live) {
@@ -188,9 +192,13 @@ export class LiveClient extends EventTarget {
     } else {
       peer.addTransceiver("video", { direction: "recvonly" });
     }
-    peer.ontrack = ({ receiver, streams, track: got }) => {
+    if (this.hasSound) peer.addTransceiver("audio", { direction: "recvonly" });
+    const got = new MediaStream();
+    peer.ontrack = ({ receiver, track: one }) => {
+      got.addTrack(one);
+      if (one.kind !== "video") return;
       if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
-      this.emit("track", streams[0] ?? new MediaStream([got]));
+      this.emit("track", got);
     };
     peer.onicecandidate = ({ candidate }) => {
       if (socket === this.socket) this.send({ type: "candidate", candidate: candidate ? candidate.toJSON() : null });
