@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import jax
+import numpy as np
 
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.stack import (
@@ -18,7 +19,7 @@ from lsd_jax.hw.stack import (
     stack_of,
 )
 from nki_kernels import pack
-from nki_kernels.denoise_stack import make_kernel
+from nki_kernels.backend import kernel_of
 from nki_kernels.plan import LANE, Shapes, share
 from nki_kernels.sim import report
 from nki_kernels.sim.run import run
@@ -70,7 +71,7 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
             found.append(refused(impl, chip, ranks, str(refusal)))
             continue
         shown = report.figures([trace(shapes, chip)], chip)
-        commit = report.figures([trace(alone(shapes, config.model.pinned), chip)], chip)
+        commit = report.figures([trace(committing(shapes, config.model), chip)], chip)
         launch_us = chip["launch_ns"] / 1e3
         frame_us = config.stream.passes * shown["us"] + commit["us"]
         found.append({
@@ -136,9 +137,11 @@ def shapes_of(
     return share(stack, ranks, cores, sbuf_bytes=limit)
 
 
-def alone(shapes: Shapes, pinned: int) -> Shapes:
-    """The pass that commits a frame: it sees the pinned tokens and the frame alone."""
-    return Shapes(**{**vars_of(shapes), "ageless": pinned, "slots": 0})
+def committing(shapes: Shapes, model: Any) -> Shapes:
+    """The pass that commits a frame: it sees the pinned tokens and the frame alone, and writes the
+    ring."""
+    places = 2 if model.sinks else 1
+    return replace(shapes, ageless=model.pinned, slots=0, ring=model.keys, places=places)
 
 
 def vars_of(shapes: Shapes) -> dict[str, Any]:
@@ -148,7 +151,7 @@ def vars_of(shapes: Shapes) -> dict[str, Any]:
 
 def trace(shapes: Shapes, chip: Chip) -> Trace:
     """The instructions of one core, without numerics."""
-    kernel = make_kernel(shapes)[shapes.cores]
+    kernel = kernel_of(shapes)[shapes.cores]
     ranks = 1 if shapes.cores > 1 else shapes.ranks
     done = run(kernel, arguments(shapes), chip, numerics=False, ranks=ranks)
     return done.traces[0]
@@ -165,4 +168,11 @@ def arguments(shapes: Shapes) -> list[jax.ShapeDtypeStruct]:
     blocks = (shapes.cores, shapes.layers, shapes.first_block["end"], LANE, shapes.block)
     packed = jax.ShapeDtypeStruct(blocks, weights.up.dtype)
     first, *rest = jax.eval_shape(call, x, weights, kv, bias, modulation, rope)
+    if shapes.ring:
+        width = whole.heads * LANE
+        ring = jax.ShapeDtypeStruct(
+            (shapes.layers, shapes.sessions, shapes.ring, width), weights.age_k.dtype
+        )
+        starts = jax.ShapeDtypeStruct((1, shapes.sessions * shapes.places), np.int32)
+        rest += [ring, ring, starts]
     return [first, packed, *rest]

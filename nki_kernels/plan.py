@@ -42,6 +42,8 @@ class Shapes:
     cores: int = 1  # 2: the ranks are two cores that act as one (LNC), and share their HBM
     sbuf_bytes: int = 208 * 1024  # a partition
     weight_dtype: str = ""  # of the matrices, and of what they are multiplied by: FP8, or empty
+    ring: int = 0  # keys of the buffer that the frame's go into; 0: they are given back
+    places: int = 1  # of the ring that they are written to
 
     @property
     def weight_itemsize(self) -> int:

@@ -87,7 +87,8 @@ def weight_order(s):
     order = []
     for _ in range(s["sessions"]):
         for layer in range(s["layers"]):
-            for kinds in (("k", "v"), ("q", "out", "up", "down")):
+            last = s["ring"] > 0 and layer == s["layers"] - 1
+            for kinds in (("k", "v"), ("q", "out", "up", "down"))[: 1 if last else 2]:
                 for _ in s["tiles"]:
                     for kind in kinds:
                         for i in range(len(s["split"][kind])):
