@@ -138,8 +138,8 @@ def _remember(x, weights, kv, bias, modulation, rope, retention, execute):
     k, v = (a.reshape(kv.k.shape) for a in ring)
     older = replace(kv, k=k, v=v)  # ages as they were
     if retention.periods:
-        new = (read(a, starts[:, 0], tokens) for a in (k, v))
-        older = keep(older, *new, retention)
+        k_new, v_new = (read(a, starts[:, 0], tokens) for a in (k, v))
+        older = keep(older, k_new, v_new, retention)
     # A key or value that is not finite leaves nothing finite behind it; behind the last is nothing.
     last = (read(a[-1:], starts[:, 0], tokens) for a in (k, v))
     sound = finite(out, 0)

@@ -401,29 +401,26 @@ def add_to_residual(s, c, t, d, partial, gate):
 def project(s, c, t, kind, source, gate):
     """x += gate * (source @ W), features on partitions."""
     columns = s["tiles"][t][1]
-    shares = c["h"]  # nobody needs it any more
-    if s["ranks"] > 1 and s["eight"]:
-        shares = nl.ndarray((LANE, s["across"], s["columns"]), dtype=c["dtype"], name="shares")
     for first, count in s["split"][kind]:
         w = next_block(s, c, kind, count)
         for i in range(count):
             bank = next_of(c, "bank")[:, 0:columns]
             contract(s, bank, w[:, i], source[:, :, 0:columns], s["depth"][kind])
             if s["ranks"] > 1:
-                nisa.tensor_copy(dst=shares[:, first + i, 0:columns], src=bank)
+                nisa.tensor_copy(dst=c["shares"][:, first + i, 0:columns], src=bank)
             else:
                 add_to_residual(s, c, t, first + i, bank, gate)
     if s["ranks"] > 1:
-        reduce_partials(s, c, t, shares, gate)
+        reduce_partials(s, c, t, gate)
 
 
-def reduce_partials(s, c, t, shares, gate):
+def reduce_partials(s, c, t, gate):
     """x += gate * the sum of the ranks' shares.
 
     Two cores that act as one exchange them by sendrecv; others by an all-reduce in HBM.
     """
     columns = s["tiles"][t][1]
-    mine = shares[:, :, 0:columns]
+    mine = c["shares"][:, :, 0:columns]
     if s["cores"] == 2:
         other = 1 - nl.program_id(0)
         theirs = nl.ndarray((LANE, s["across"], columns), dtype=c["dtype"], name="theirs")

@@ -219,7 +219,7 @@ class Shapes:
         with_ones = self.heads * (LANE + 1)
         always = (
             4 * across * self.tokens  # residual
-            + eight * across * columns  # normalised input
+            + (eight if self.ranks == 1 else size) * across * columns  # input, or ranks' shares
             + size * self.heads * self.tokens  # keys
             + size * lanes * with_ones  # values
             + eight * blocks * self.block
@@ -240,9 +240,8 @@ class Shapes:
         projection = 2 * 4 * size * width  # keys and values with tokens in rows
         hidden = eight * (self.mlp // LANE) * columns
         partial = size * across * columns if self.cores > 1 else 0
-        if self.weight_dtype:  # queries in eight bits after attention, shares beside `h`
+        if self.weight_dtype:  # queries in eight bits after attention
             queries += eight * self.heads * columns
-            partial += size * across * columns if self.ranks > 1 else 0
         return always + max(queries + attention, projection, queries + partial, hidden + partial)
 
 

@@ -21,6 +21,7 @@ from lsd_jax.quantize import quantize_stack
 from lsd_jax.types import KVBuffer, StackWeights
 from nki_kernels import attention, pack, sim, tiles
 from nki_kernels import denoise_stack as megakernel
+from nki_kernels import remember as committing
 from nki_kernels.denoise_stack import make_kernel
 from nki_kernels.denoise_stack_ref import denoise_stack_ref
 from nki_kernels.plan import Shapes
@@ -332,7 +333,7 @@ def test_what_does_not_fit_sbuf_is_refused_with_a_remedy():
 
 def test_the_kernel_keeps_to_the_language():
     """No `is`, keyword-only parameters, classes, with, while, try or lambda in a kernel."""
-    for module in (attention, tiles, megakernel):
+    for module in (attention, tiles, megakernel, committing):
         functions = [
             n for n in ast.walk(ast.parse(inspect.getsource(module)))
             if isinstance(n, ast.FunctionDef) and n.name not in ("make_kernel", "constants")
