@@ -36,6 +36,7 @@ from nki_kernels.plan import LANE, TOKENS, Shapes
 from nki_kernels.tiles import (
     contract,
     inverse_rms,
+    make_temporaries,
     next_block,
     next_of,
     tiles,
@@ -228,6 +229,8 @@ def all_layers(
 def normalise(s, c, t, first):
     """h = rms_norm(x) * (1 + scale) + shift of token tile t; `first`: 0 attention, 3 MLP."""
     start, columns = s["tiles"][t]
+    make_temporaries(s, c)
+    c["h"] = nl.ndarray((LANE, s["across"], s["columns"]), dtype=c["weight_dtype"], name="h")
     total = next_of(c, "bank")[:, 0:columns]
     for d in range(s["across"]):
         square = next_of(c, "narrow")[:, 0:columns]
@@ -252,6 +255,7 @@ def project_heads(s, c, t, kind, scale, dst, at):
     The next head's matmuls stand before this head's norm, so TensorE need not wait for it.
     """
     columns = s["tiles"][t][1]
+    make_temporaries(s, c)
     waiting = []
     for first, count in s["split"][kind]:
         w = next_block(s, c, kind, count)
@@ -401,26 +405,28 @@ def add_to_residual(s, c, t, d, partial, gate):
 def project(s, c, t, kind, source, gate):
     """x += gate * (source @ W), features on partitions."""
     columns = s["tiles"][t][1]
+    shares = []
+    if s["ranks"] > 1:
+        shares = nl.ndarray((LANE, s["across"], columns), dtype=c["dtype"], name="shares")
     for first, count in s["split"][kind]:
         w = next_block(s, c, kind, count)
         for i in range(count):
             bank = next_of(c, "bank")[:, 0:columns]
             contract(s, bank, w[:, i], source[:, :, 0:columns], s["depth"][kind])
             if s["ranks"] > 1:
-                nisa.tensor_copy(dst=c["shares"][:, first + i, 0:columns], src=bank)
+                nisa.tensor_copy(dst=shares[:, first + i], src=bank)
             else:
                 add_to_residual(s, c, t, first + i, bank, gate)
     if s["ranks"] > 1:
-        reduce_partials(s, c, t, gate)
+        reduce_partials(s, c, t, shares, gate)
 
 
-def reduce_partials(s, c, t, gate):
+def reduce_partials(s, c, t, mine, gate):
     """x += gate * the sum of the ranks' shares.
 
     Two cores that act as one exchange them by sendrecv; others by an all-reduce in HBM.
     """
     columns = s["tiles"][t][1]
-    mine = c["shares"][:, :, 0:columns]
     if s["cores"] == 2:
         other = 1 - nl.program_id(0)
         theirs = nl.ndarray((LANE, s["across"], columns), dtype=c["dtype"], name="theirs")

@@ -14,12 +14,10 @@ EPSILON = 1e-6  # of the RMS norms, as lsd_jax.layers has it
 
 def tiles(s, dtype, weight_dtype):
     """All tiles that live as long as the kernel; `plan.Shapes.sbuf_needed` adds up their bytes."""
-    tokens, columns, heads, across = s["tokens"], s["columns"], s["heads"], s["across"]
-    h_dtype = weight_dtype if s["ranks"] == 1 else dtype
+    tokens, heads, across = s["tokens"], s["heads"], s["across"]
     c = {
         "dtype": dtype, "weight_dtype": weight_dtype, "taken": 0, "issued": 0,
         "x": nl.ndarray((LANE, across, tokens), dtype=nl.float32, name="x"),
-        "h": nl.ndarray((LANE, across, columns), dtype=h_dtype, name="h"),
         "keys": nl.ndarray((LANE, heads, tokens), dtype=dtype, name="keys"),
         "values": nl.ndarray((LANE, len(s["own"]), heads, LANE + 1), dtype=dtype, name="values"),
         "cos": nl.ndarray((LANE, tokens), dtype=dtype, name="cos"),
@@ -29,9 +27,6 @@ def tiles(s, dtype, weight_dtype):
         "modulation": nl.ndarray((LANE, 6, across), dtype=nl.float32, name="modulation"),
         "scales": nl.ndarray((LANE, 7), dtype=nl.float32, name="scales"),
     }  # fmt: skip
-    c["shares"] = c["h"]  # of what the ranks add up: nobody needs `h` any more by then
-    if s["eight"] and s["ranks"] > 1:
-        c["h"] = c["h"].view(weight_dtype)[:, :, 0:columns]
     if len(s["buffer"]) > 0:
         for name in ("bias", "shifted_bias"):
             c[name] = nl.ndarray((LANE, len(s["buffer"])), dtype=nl.float32, name=name)
@@ -46,12 +41,17 @@ def tiles(s, dtype, weight_dtype):
         c["key_ages"] = nl.ndarray((LANE, heads, slots), dtype=nl.float32, name="key_ages")
         make_ring(c, "value_age", s["pieces"] + 1, (LANE, width), dtype)
     make_ring(c, "block", s["blocks"], (LANE, s["block"]), weight_dtype)
-    make_ring(c, "narrow", 8, (LANE, columns), dtype)  # temporaries of the compute dtype
-    make_ring(c, "wide", 4, (LANE, columns), nl.float32)
-    make_ring(c, "norm", 4, (LANE, columns), nl.float32)  # outlive the turns of "wide"
     make_ring(c, "square", 4, (LANE, LANE), dtype)
     make_banks(c, dtype)
     return c
+
+
+def make_temporaries(s, c):
+    """Tiles for a norm or a projection; made anew, so that attention has their room."""
+    shape = (LANE, s["columns"])
+    make_ring(c, "narrow", 8, shape, c["dtype"])
+    make_ring(c, "wide", 4, shape, nl.float32)
+    make_ring(c, "norm", 4, shape, nl.float32)  # outlive the turns of "wide"
 
 
 def make_ring(c, name, size, shape, dtype):
