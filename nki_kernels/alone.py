@@ -24,7 +24,7 @@ from nki_kernels import _compat, sim
 from nki_kernels.denoise_stack import make_kernel
 from nki_kernels.denoise_stack_ref import denoise_stack_ref
 from nki_kernels.pack import rotation
-from nki_kernels.plan import LANE, Shapes
+from nki_kernels.plan import KINDS, LANE, Shapes
 
 MODULE = "megakernel"
 FRAME_STEP = "frame step"
@@ -48,7 +48,7 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
 
 def arguments(shapes: Shapes, seed: int = 0) -> list[np.ndarray]:
     """What `denoise_stack.body` takes on all cores that act as one: weights of 1 / sqrt(inputs), a
-    warm ring whose oldest slot is cold, no modulation but open gates."""
+    ring that has wrapped around with one slot cold, no modulation but open gates."""
     s, rng = shapes, np.random.default_rng(seed)
     dtype = np.dtype(ml_dtypes.bfloat16 if s.itemsize == 2 else np.float32)
     across, width = s.dim // LANE, s.cores * s.heads * LANE
@@ -57,12 +57,17 @@ def arguments(shapes: Shapes, seed: int = 0) -> list[np.ndarray]:
         return (rng.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype)
 
     blocks = (s.cores, s.layers, s.first_block["end"], LANE, s.block)
-    weights = normals(*blocks, scale=s.dim**-0.5, dtype=s.weight_dtype or dtype)
+    weights = normals(*blocks, dtype=np.float32)
+    ends = [*s.first_block.values()]
+    for kind, start, end in zip(KINDS, ends, ends[1:], strict=False):
+        cores = s.cores if kind in ("out", "down") else 1  # that have a part of the inputs
+        weights[:, :, start:end] *= (cores * s.depth[kind] * LANE) ** -0.5
+    weights = weights.astype(s.weight_dtype or dtype)
     rows = (s.layers, s.sessions, s.keys, width)
     bias = np.zeros((s.sessions, LANE, max(len(s.buffer_pieces), 1)), np.float32)
     onehot = np.zeros((s.sessions, s.ages, max(s.slots, 1), LANE), dtype)
     for slot in range(s.slots):
-        onehot[:, min(slot + 1, s.ages - 1), slot] = 1
+        onehot[:, min((slot + 1) % s.slots + 1, s.ages - 1), slot] = 1
     for j, piece in enumerate(s.buffer_pieces):
         bias[:, :, j] = -1e9 * (piece.slot == s.slots - 1 and s.slots > 1)
     scales = np.broadcast_to(np.float32([1, 1, 0, 1, 1, 1, 1]), (s.layers, LANE, 7))
@@ -78,18 +83,25 @@ def arguments(shapes: Shapes, seed: int = 0) -> list[np.ndarray]:
     ]  # fmt: skip
 
 
-def differences(shapes: Shapes, simulate: bool = False) -> Iterator[tuple[str, float, float]]:
-    """Runs the kernel; of each result its name, largest and relative root-mean-square difference
-    from the reference."""
+def run(shapes: Shapes, given: list[np.ndarray], simulate: bool = False) -> tuple:
+    """The results of the kernel. Raises NotImplementedError where it is to run on a chip and there
+    is no real `nki`."""
     if not simulate:
         _compat.require_real()
-    given = arguments(shapes)
     kernel = make_kernel(shapes)[shapes.cores]
-    found = sim.run(kernel, given).outputs[0] if simulate else kernel(*given)
+    return sim.run(kernel, given).outputs[0] if simulate else kernel(*given)
+
+
+def differences(
+    shapes: Shapes, given: list[np.ndarray], found: tuple
+) -> Iterator[tuple[str, float, float]]:
+    """Of each result its name, largest and relative root-mean-square difference from the
+    reference."""
     wanted = denoise_stack_ref(shapes, *given)
     for name, ours, theirs in zip(("x", "k", "v"), found, wanted, strict=True):
         off = np.asarray(ours).astype(np.float64) - theirs
-        yield name, np.abs(off).max(), np.sqrt(np.mean(off**2) / np.mean(theirs**2))
+        relative = np.sqrt(np.mean(off**2) / np.mean(theirs.astype(np.float64) ** 2))
+        yield name, float(np.abs(off).max()), float(relative)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,7 +113,10 @@ def main(argv: list[str] | None = None) -> int:
         manifest = manifest_of(args.folder)
         if manifest is None or manifest["module"] != MODULE:
             raise ValueError(f"{args.folder}: want the folder `{MODULE}` of an `lsd export`")
-        for name, most, relative in differences(Shapes(**manifest["shapes"]), args.simulate):
+        shapes = Shapes(**manifest["shapes"])
+        given = arguments(shapes)
+        found = run(shapes, given, args.simulate)
+        for name, most, relative in differences(shapes, given, found):
             print(f"{name}: off by at most {most:.2g}, {relative:.2g} relative to its size")
     except (NotImplementedError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

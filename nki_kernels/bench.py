@@ -52,7 +52,9 @@ nothing."""
 LAST_OF_A_LAYER = "scalar_tensor_tensor"  # the MLP's share into the residual stream
 
 
-def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
+def rows(
+    config: Any, chip: Chip, layouts: tuple[tuple[str, int, int], ...] = LAYOUTS
+) -> list[dict[str, Any]]:
     """One pass of all blocks over one frame, on 1 to 16 cores; a row says so where it does not fit.
 
     `config` is a `lsd_jax.config.Config`. Kind: modelled, by `sim.timeline` on the numbers of
@@ -62,7 +64,7 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
     `least_macs` at the tensor engine's peaks, or `least_bytes` at HBM's bandwidth, take.
     """
     found = []
-    for impl, ranks, together in LAYOUTS:
+    for impl, ranks, together in layouts:
         if together > chip["physical_cores_per_logical"]:
             continue
         try:
