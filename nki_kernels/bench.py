@@ -73,9 +73,9 @@ def rows(
             found.append(refused(impl, chip, ranks, str(refusal)))
             continue
         shown = report.figures([trace(shapes, chip)], chip)
-        commit = report.figures([trace(committing(shapes, config.model), chip)], chip)
+        commit = schedule([trace(committing(shapes, config.model), chip)], chip)[0]
         launch_us = chip["launch_ns"] / 1e3
-        frame_us = config.stream.passes * shown["us"] + commit["us"]
+        frame_us = config.stream.passes * shown["us"] + commit.total_ns / 1e3
         found.append({
             "impl": impl, "chip": chip.name, "kind": "modelled", "cores": ranks,
             "floor_us": 1e6 * max(

@@ -405,20 +405,19 @@ def add_to_residual(s, c, t, d, partial, gate):
 def project(s, c, t, kind, source, gate):
     """x += gate * (source @ W), features on partitions."""
     columns = s["tiles"][t][1]
-    shares = []
     if s["ranks"] > 1:
-        shares = nl.ndarray((LANE, s["across"], columns), dtype=c["dtype"], name="shares")
+        c["shares"] = nl.ndarray((LANE, s["across"], columns), dtype=c["dtype"], name="shares")
     for first, count in s["split"][kind]:
         w = next_block(s, c, kind, count)
         for i in range(count):
             bank = next_of(c, "bank")[:, 0:columns]
             contract(s, bank, w[:, i], source[:, :, 0:columns], s["depth"][kind])
             if s["ranks"] > 1:
-                nisa.tensor_copy(dst=shares[:, first + i], src=bank)
+                nisa.tensor_copy(dst=c["shares"][:, first + i], src=bank)
             else:
                 add_to_residual(s, c, t, first + i, bank, gate)
     if s["ranks"] > 1:
-        reduce_partials(s, c, t, shares, gate)
+        reduce_partials(s, c, t, c["shares"], gate)
 
 
 def reduce_partials(s, c, t, mine, gate):

@@ -12,8 +12,9 @@ from test_nki_stack import BASE_LAYER, SMALLER, TRN2, errors, in_eight_bits, mod
 from lsd_jax import ring
 from lsd_jax.ops import dispatch
 from lsd_jax.ops.remember import pinned_alone, remember
-from nki_kernels import bench, sim
+from nki_kernels import alone, bench, sim
 from nki_kernels.backend import kernel_of
+from nki_kernels.remember_ref import remember_ref
 from nki_kernels.sim.errors import OutOfBoundsError
 from nki_kernels.sim.timeline import schedule
 
@@ -107,6 +108,20 @@ def without(trace, name):
     kept = [i for i in trace.instructions if i.name != name]
     numbered = [dataclasses.replace(i, number=n) for n, i in enumerate(kept)]
     return dataclasses.replace(trace, instructions=numbered)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_equals_its_own_reference(layers):
+    config = dataclasses.replace(SINKS, layers=layers)
+    shapes = bench.committing(bench.shapes_of(config, TRN2), config)
+    shapes = dataclasses.replace(shapes, itemsize=4, sessions=2)
+    ring_shape = (layers, 2, config.keys, shapes.heads * 128)
+    ring = np.random.default_rng(1).standard_normal(ring_shape, np.float32)
+    starts = np.int32([[config.keys - 64, 96, 64, 64]])  # one session has a sink free
+    given = [*alone.arguments(shapes), ring, -ring, starts]
+    ours = sim.run(kernel_of(shapes), given).outputs[0]
+    for a, b in zip(ours, remember_ref(shapes, *given), strict=True):
+        assert errors(a, b)[1] < 2e-6
 
 
 @pytest.mark.parametrize("sinks", [0, 1])
