@@ -70,7 +70,7 @@ def arguments(shapes: Shapes, seed: int = 0) -> list[np.ndarray]:
         onehot[:, min((slot + 1) % s.slots + 1, s.ages - 1), slot] = 1
     for j, piece in enumerate(s.buffer_pieces):
         bias[:, :, j] = -1e9 * (piece.slot == s.slots - 1 and s.slots > 1)
-    scales = np.broadcast_to(np.float32([1, 1, 0, 1, 1, 1, 1]), (s.layers, LANE, 7))
+    scales = np.broadcast_to(np.asarray([1, 1, 0, 1, 1, 1, 1], np.float32), (s.layers, LANE, 7))
     modulation = np.zeros((s.layers, 1, LANE, 6, across), np.float32)
     modulation[:, :, :, [1, 4]] = 1
     modulation[:, :, :, [2, 5]] = (2 * s.layers) ** -0.5
