@@ -53,6 +53,12 @@ def accuracy(chip: chips.Chip, layer):
         fine = most <= 1e-2 and relative <= 2e-3
         yield row(f"{name} against float32", "measured", off, "1e-2, relative 2e-3", fine)
         yield row(f"{name} simulated", "measured", f"{took:.1f} s", f"{most_s} s", took < most_s)
+        pair = bench.shapes_of(model, chip, 2, 2)  # exchange shares of the residual in bfloat16
+        given = alone.arguments(pair)
+        results = alone.run(pair, given, simulate=True)
+        _, most, relative = next(alone.differences(pair, given, results))
+        off = f"{most:.1e}, relative {relative:.1e}"
+        yield row(f"{name} on two cores against float32", "measured", off)
 
 
 def one_layer(chip: chips.Chip, config):
