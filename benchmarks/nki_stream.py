@@ -39,25 +39,29 @@ def stream(backend: str, frames: int, prompt: str) -> tuple[np.ndarray, dict]:
     return np.stack(shown), report
 
 
+def compared(frames: int, prompt: str) -> dict:
+    """How both backends' pictures of so many frames differ."""
+    ours, report = stream("nki-sim", frames, prompt)
+    theirs, reference = stream("xla", frames, prompt)
+    difference = np.abs(ours.astype(int) - theirs)
+    return report | {
+        "frames": len(ours),
+        "largest_difference": int(difference.max()),
+        "pixels_that_differ": float((difference > 0).mean()),
+        "kind": "measured, of pictures",
+        "xla": reference,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--prompt", default="make it night")
     parser.add_argument("--json")
     args = parser.parse_args()
-    ours, report = stream("nki-sim", args.frames, args.prompt)
-    theirs, reference = stream("xla", args.frames, args.prompt)
-    difference = np.abs(ours.astype(int) - theirs)
-    report |= {
-        "frames": len(ours),
-        "largest_difference": int(difference.max()),
-        "pixels_that_differ": float((difference > 0).mean()),
-        "kind": "measured, of pictures",
-        "xla": reference,
-        **provenance(),
-    }
+    report = compared(args.frames, args.prompt) | provenance()
     print(
-        f"{len(ours)} frames: largest difference {report['largest_difference']} of 255, "
+        f"{report['frames']} frames: largest difference {report['largest_difference']} of 255, "
         f"{report['pixels_that_differ']:.2e} of the values differ, "
         f"{report['launches_per_frame']:.0f} launch a frame"
     )

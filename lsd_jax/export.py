@@ -1,4 +1,5 @@
-"""A frame step packed for a Neuron machine: HLO, weights, kernel sources, and what to run there."""
+"""A frame step packed for a Neuron machine: HLO, weights, kernel sources, and what to run there.
+Beside it one pass of the megakernel alone, to whose profile the timeline can be fitted."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.stack import streamed_stack
 from lsd_jax.model import Denoiser
 from lsd_jax.ops import dispatch
-from nki_kernels import _compat, bench, limits, pack
+from nki_kernels import _compat, alone, bench, limits, pack
 from nki_kernels.plan import share
 
 TARGETS = {"trn1": ("trn1", 1), "trn2": ("trn2", 2), "trn3": ("trn3", 2)}  # neuronx-cc: target, lnc
@@ -32,6 +33,13 @@ PROFILE = (
     "neuron-profile view -n frame_step.neff -s frame_step.ntff "
     "--output-format summary-json > summary.json"
 )
+ALONE = """\
+export NEURON_PLATFORM_TARGET_OVERRIDE={target} NEURON_LOGICAL_NC_CONFIG={lnc} NKI_DEBUG_INFO=True
+NEURON_RT_INSPECT_ENABLE=1 NEURON_RT_INSPECT_DEVICE_PROFILE=1 NEURON_RT_INSPECT_OUTPUT_DIR=ran \\
+    PYTHONPATH=.. python -m nki_kernels.alone .
+neff=$(find ran -name '*.neff' | head -n 1)  # there is one: no framework stands between
+neuron-profile capture --neff "$neff" -s kernel.ntff --profile-nth-exec=2
+neuron-profile view -n "$neff" -s kernel_exec_2.ntff --output-format summary-json > summary.json"""
 
 
 def export(
@@ -67,9 +75,11 @@ def export(
             ignore=shutil.ignore_patterns("__pycache__"),
         )  # fmt: skip
         commands = [COMPILE.format(target=target, lnc=lnc), PROFILE]
-        (beside / "commands.sh").write_text("#!/bin/sh -e\n" + "\n".join(commands) + "\n")
+        write_commands(beside, commands)
+        write_megakernel(beside / alone.MODULE, config, chip)
         manifest = {
-            "config": config.name, "chip": chip.name, "cores": lnc, "compute_dtype": stack.dtype,
+            "module": alone.FRAME_STEP, "config": config.name, "chip": chip.name, "cores": lnc,
+            "compute_dtype": stack.dtype,
             "weight_dtype": stack.weight_dtype or stack.dtype,
             "kernel": "custom call" if _compat.REAL else "plain XLA",
             "weights": None if denoiser is None else "packed_weights.npy",
@@ -82,6 +92,27 @@ def export(
         shutil.rmtree(beside, ignore_errors=True)
         raise
     return manifest
+
+
+def write_megakernel(out: Path, config: Config, chip: Chip) -> None:
+    """The folder from which one pass of the megakernel is profiled, in bfloat16 on one device: what
+    it is, and the commands. `nki_kernels.alone` makes the arrays, on the spot."""
+    target, lnc = TARGETS[chip.name]
+    shapes = bench.shapes_of(config.model, chip, lnc, lnc, config.stream.weight_dtype)
+    commands = [ALONE.format(target=target, lnc=lnc)]
+    out.mkdir()
+    write_commands(out, commands)
+    manifest = {
+        "module": alone.MODULE, "config": config.name, "chip": chip.name, "cores": lnc,
+        "shapes": bench.vars_of(shapes), "commands": commands,
+        "note": "nothing here has run on hardware yet",
+    }  # fmt: skip
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def write_commands(folder: Path, commands: list[str]) -> None:
+    """`commands.sh`, to be run in its folder."""
+    (folder / "commands.sh").write_text("#!/bin/sh -e\n" + "\n".join(commands) + "\n")
 
 
 def hlo(config: Config) -> bytes:

@@ -17,8 +17,9 @@ from lsd_jax.config import ModelConfig
 from lsd_jax.layers import fourier, normal, rope_table
 from lsd_jax.ops.denoise_stack import denoise_stack
 from lsd_jax.ops.embed import embed
+from lsd_jax.ops.remember import pinned_alone, remember
 from lsd_jax.readout import Readout
-from lsd_jax.ring import bias
+from lsd_jax.ring import bias, retention
 from lsd_jax.types import Conditioning, KVBuffer, StackWeights
 
 LEVEL_FEATURES = 32
@@ -139,11 +140,29 @@ class Denoiser(nnx.Module):
         They depend on that frame and the pinned tokens alone, so what is in the ring never needs
         recomputing, and training computes the history of all frames of a clip at once.
         """
-        pinned = kv.pinned.shape[1]
-        k, v = kv.k[:, :, :pinned], kv.v[:, :, :pinned]
-        alone = KVBuffer(k, v, kv.pinned, kv.age[:, :0], kv.memory[:, :0])
-        _, k, v = self._run(self.tokens(source, latent, controls), alone, modulation)
+        x = self.tokens(source, latent, controls)
+        _, k, v = self._run(x, pinned_alone(kv), modulation)
         return k, v
+
+    def commit(
+        self,
+        source: Float[Array, "b height width c"],
+        latent: Float[Array, "b height width c"],
+        controls: Float[Array, "b height width n"],
+        kv: KVBuffer,
+        modulation: Float[Array, "l #b 6 d"],
+    ) -> tuple[KVBuffer, Bool[Array, " b"]]:
+        """The buffer with a finished frame remembered, and whether what a session remembers of it
+        is finite."""
+        return remember(
+            self.tokens(source, latent, controls),
+            self.stack.weights(),
+            kv,
+            bias(pinned_alone(kv)),
+            modulation,
+            rope_table(*self.config.grid, self.config.head_dim),
+            retention(self.config),
+        )
 
     def pin(self, condition: Conditioning) -> tuple[Array, Array, Bool[Array, "b p"]]:
         """Pinned keys and values `[L, B, P, H, K]` of prompt and reference, and their validity."""

@@ -78,8 +78,13 @@ def commit(
     config: ModelConfig,
 ) -> KVBuffer:
     """Remembers a finished frame, see `ops.commit`."""
+    return op.commit(kv, k, v, retention(config))
+
+
+def retention(config: ModelConfig) -> op.Retention:
+    """What a buffer keeps of a frame."""
     periods = tuple(config.memory_period(slot) for slot in range(config.memory))
-    return op.commit(kv, k, v, op.Retention(config.sinks, periods, config.grid))
+    return op.Retention(config.sinks, periods, config.grid)
 
 
 def forget(kv: KVBuffer, sessions: Bool[Array, " b"]) -> KVBuffer:

@@ -20,6 +20,7 @@ from lsd_jax.model import Denoiser, abstract_model
 from lsd_jax.ops import dispatch
 from lsd_jax.ops.denoise_stack import denoise_stack
 from lsd_jax.ops.partition import AXIS
+from lsd_jax.ops.remember import finite
 from lsd_jax.quantize import quantize_stack
 from lsd_jax.types import Conditioning, Frame, KVBuffer, StreamState
 
@@ -104,20 +105,35 @@ def checked_step(
     A picture cannot say so: what is not a number becomes black.
     """
     key, noise = _next_noise(state.key, frame.shape[1:], model.commit.dtype)
-    show = partial(_show_and_remember, model)
     if one_by_one:
-        show = each_session(show, (ring.SESSION, 0, 0, 0), (0, 1, 1, 0))
-    out, k, v, finite = show(state.kv, noise, frame, controls)
-    with jax.named_scope("commit"):
-        kv = ring.commit(state.kv, k, v, model.denoiser.config)
-    return StreamState(kv=kv, key=key, frame=state.frame + 1), out, finite
+        show = each_session(partial(_show_and_recall, model), (ring.SESSION, 0, 0, 0), (0, 1, 1, 0))
+        out, k, v, sound = show(state.kv, noise, frame, controls)
+        with jax.named_scope("commit"):
+            kv = ring.commit(state.kv, k, v, model.denoiser.config)
+    else:
+        out, seen, sound = _show(model, state.kv, noise, frame, controls)
+        with jax.named_scope("remember"):
+            kv, kept = model.denoiser.commit(*seen, state.kv, model.commit)
+        sound &= kept
+    return StreamState(kv=kv, key=key, frame=state.frame + 1), out, sound
 
 
-def _show_and_remember(
+def _show_and_recall(
     model: StreamModel, kv: KVBuffer, noise: Array, frame: Frame, controls: Array
 ) -> tuple[Frame, Array, Array, Bool[Array, " b"]]:
     """The frames out, the keys and values `[L, B, T, H, K]` by which to remember them, and
     whether they are finite."""
+    out, seen, sound = _show(model, kv, noise, frame, controls)
+    with jax.named_scope("remember"):
+        k, v = model.denoiser.remember(*seen, kv, model.commit)
+    return out, k, v, sound & finite(k, 1) & finite(v, 1)
+
+
+def _show(
+    model: StreamModel, kv: KVBuffer, noise: Array, frame: Frame, controls: Array
+) -> tuple[Frame, tuple[Array, Array, Array], Bool[Array, " b"]]:
+    """The frames out; the input, what came out and the control planes, by which to remember them;
+    and whether what was predicted is finite."""
     denoiser, codec = model.denoiser, PixelCodec()
     dtype = model.commit.dtype
     source = codec.encode(frame).astype(dtype)
@@ -129,16 +145,8 @@ def _show_and_remember(
 
     latent = diffusion.sample(predict, noise, model.passes.shape[0])
     out = confine(codec.decode(latent), frame, controls, denoiser.config.controls)
-    with jax.named_scope("remember"):
-        shown = codec.encode(out).astype(dtype)
-        k, v = denoiser.remember(source, shown, planes, kv, model.commit)
-    return out, k, v, _finite(latent, 0) & _finite(k, 1) & _finite(v, 1)
-
-
-def _finite(values: Array, axis: int) -> Bool[Array, " b"]:
-    """Whether all of a session's values are finite; sessions lie along `axis`."""
-    others = tuple(a for a in range(values.ndim) if a != axis)
-    return jnp.all(jnp.isfinite(values), axis=others)
+    shown = codec.encode(out).astype(dtype)
+    return out, (source, shown, planes), finite(latent, 0)
 
 
 def control_planes(

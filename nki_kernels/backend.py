@@ -1,8 +1,10 @@
-"""The megakernel as an implementation of the seam: on a Neuron device, or simulated anywhere."""
+"""The megakernel as an implementation of the seam, and of the pass that remembers a frame: on a
+Neuron device, or simulated anywhere."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import lru_cache
 
 import jax
@@ -10,13 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from lsd_jax.ops.commit import Retention, keep, places, read
 from lsd_jax.ops.partition import one_chip
+from lsd_jax.ops.remember import finite, pinned_alone
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 from nki_kernels import _compat, pack
-from nki_kernels.denoise_stack import make_kernel
+from nki_kernels import denoise_stack as megakernel
+from nki_kernels import remember as committing
 from nki_kernels.plan import LANE, Shapes
 
-kernel_of = lru_cache(make_kernel)
+
+@lru_cache
+def kernel_of(shapes: Shapes):
+    """The kernel for these shapes: one that writes the ring itself, if they have one."""
+    return (committing if shapes.ring else megakernel).make_kernel(shapes)
 
 
 def denoise_stack(
@@ -27,6 +36,20 @@ def denoise_stack(
     Raises NotImplementedError, with the remedy, where there is no Neuron device, no real `nki`,
     or a shape that the kernel does not take.
     """
+    _require_neuron()
+    return _call(x, weights, kv, bias, modulation, rope, _on_device)
+
+
+def remember(
+    x: Array, weights: pack.AnyWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope,
+    retention: Retention,
+) -> tuple[KVBuffer, Array]:  # fmt: skip
+    """`lsd_jax.ops.remember` on a NeuronCore; refuses as `denoise_stack` does."""
+    _require_neuron()
+    return _remember(x, weights, kv, bias, modulation, rope, retention, _on_device)
+
+
+def _require_neuron() -> None:
     if jax.default_backend() != "neuron":
         raise NotImplementedError(
             f"this is a {jax.default_backend()} device, not a Neuron one; "
@@ -34,7 +57,6 @@ def denoise_stack(
         )
     _compat.require_real()
     one_chip("the kernel")
-    return _call(x, weights, kv, bias, modulation, rope, _on_device)
 
 
 def prepared(weights: StackWeights) -> pack.PackedWeights:
@@ -51,6 +73,20 @@ def simulated(
     x: Array, weights: pack.AnyWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope
 ) -> tuple[Array, Array, Array]:
     """The same on a simulated trn2: slow, exact, and every rule of the hardware checked."""
+    _require_simulator()
+    return _call(x, weights, kv, bias, modulation, rope, _simulate)
+
+
+def remember_simulated(
+    x: Array, weights: pack.AnyWeights, kv: KVBuffer, bias: Array, modulation: Array, rope: Rope,
+    retention: Retention,
+) -> tuple[KVBuffer, Array]:  # fmt: skip
+    """`lsd_jax.ops.remember` likewise."""
+    _require_simulator()
+    return _remember(x, weights, kv, bias, modulation, rope, retention, _simulate)
+
+
+def _require_simulator() -> None:
     one_chip("the simulated kernel")
     if _compat.REAL:
         raise NotImplementedError("with the real `nki` installed its own simulator is in charge")
@@ -59,7 +95,6 @@ def simulated(
             "the simulated kernel is a host callback, which waits for ever where XLA has a single "
             "thread; set the environment variable NPROC=4 before Python starts"
         )
-    return _call(x, weights, kv, bias, modulation, rope, _simulate)
 
 
 def threads() -> int:
@@ -81,16 +116,46 @@ def _call(x, weights, kv, bias, modulation, rope, execute):
     return pack.tokens_first(out).astype(x.dtype), k, v
 
 
+def _remember(x, weights, kv, bias, modulation, rope, retention, execute):
+    """The frame's keys and values go into the ring in the kernel; XLA keeps the ages and, if there
+    is any, the memory, which is made of what the ring then holds."""
+    if not isinstance(weights, pack.PackedWeights):
+        weights = prepared(weights)
+    alone = pinned_alone(kv)
+    shapes = pack.shapes_of(x, weights, alone, cores=weights.cores)
+    layers, sessions, keys, heads, _ = kv.k.shape
+    tokens = x.shape[1]
+    if shapes.heads * shapes.cores != heads or kv.k.dtype != weights.age_k.dtype:
+        raise NotImplementedError(
+            f"{heads} heads in {kv.k.dtype} cannot be written in place by {shapes.cores} cores "
+            f"that compute in {weights.age_k.dtype}; use an even number of heads"
+        )
+    age, starts = places(kv, tokens, retention.sinks)
+    shapes = replace(shapes, ring=keys, places=starts.shape[1])
+    first, *rest = pack.pack_call(x, weights, alone, bias, modulation, rope, shapes)
+    ring = [a.reshape(layers, sessions, keys, heads * LANE) for a in (kv.k, kv.v)]
+    out, *ring = execute(shapes, first, weights.matrices, *rest, *ring, starts.reshape(1, -1))
+    k, v = (a.reshape(kv.k.shape) for a in ring)
+    older = replace(kv, k=k, v=v)  # ages as they were
+    if retention.periods:
+        k_new, v_new = (read(a, starts[:, 0], tokens) for a in (k, v))
+        older = keep(older, k_new, v_new, retention)
+    # A key or value that is not finite leaves nothing finite behind it; behind the last is nothing.
+    last = (read(a[-1:], starts[:, 0], tokens) for a in (k, v))
+    sound = finite(out, 0)
+    for new in last:
+        sound &= finite(new, 1)
+    return replace(older, age=age), sound
+
+
 def _on_device(shapes: Shapes, *arguments: Array):
     return kernel_of(shapes)[shapes.cores](*arguments)
 
 
 def _simulate(shapes: Shapes, *arguments: Array):
-    x = arguments[0]
-    width = arguments[2].shape[-1]
-    rows = jax.ShapeDtypeStruct(
-        (shapes.layers, shapes.sessions, shapes.tokens, width), arguments[2].dtype
-    )
+    x, width = arguments[0], arguments[2].shape[-1]
+    keys = shapes.ring or shapes.tokens
+    rows = jax.ShapeDtypeStruct((shapes.layers, shapes.sessions, keys, width), arguments[2].dtype)
     out = jax.ShapeDtypeStruct(x.shape, jnp.float32)
 
     def run(*values):

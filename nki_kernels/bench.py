@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import jax
+import numpy as np
 
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.stack import (
@@ -19,7 +20,7 @@ from lsd_jax.hw.stack import (
     stack_of,
 )
 from nki_kernels import pack
-from nki_kernels.denoise_stack import make_kernel
+from nki_kernels.backend import kernel_of
 from nki_kernels.plan import LANE, Shapes, share
 from nki_kernels.sim import report
 from nki_kernels.sim.run import run
@@ -52,7 +53,9 @@ nothing."""
 LAST_OF_A_LAYER = "scalar_tensor_tensor"  # the MLP's share into the residual stream
 
 
-def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
+def rows(
+    config: Any, chip: Chip, layouts: tuple[tuple[str, int, int], ...] = LAYOUTS
+) -> list[dict[str, Any]]:
     """One pass of all blocks over one frame, on 1 to 16 cores; a row says so where it does not fit.
 
     `config` is a `lsd_jax.config.Config`. Kind: modelled, by `sim.timeline` on the numbers of
@@ -62,7 +65,7 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
     `least_macs` at the tensor engine's peaks, or `least_bytes` at HBM's bandwidth, take.
     """
     found = []
-    for impl, ranks, together in LAYOUTS:
+    for impl, ranks, together in layouts:
         if together > chip["physical_cores_per_logical"]:
             continue
         try:
@@ -71,9 +74,9 @@ def rows(config: Any, chip: Chip) -> list[dict[str, Any]]:
             found.append(refused(impl, chip, ranks, str(refusal)))
             continue
         shown = report.figures([trace(shapes, chip)], chip)
-        commit = report.figures([trace(alone(shapes, config.model.pinned), chip)], chip)
+        commit = schedule([trace(committing(shapes, config.model), chip)], chip)[0]
         launch_us = chip["launch_ns"] / 1e3
-        frame_us = config.stream.passes * shown["us"] + commit["us"]
+        frame_us = config.stream.passes * shown["us"] + commit.total_ns / 1e3
         found.append({
             "impl": impl, "chip": chip.name, "kind": "modelled", "cores": ranks,
             "floor_us": 1e6 * max(
@@ -149,9 +152,11 @@ def shapes_of(
     return share(stack, ranks, cores, sbuf_bytes=limit)
 
 
-def alone(shapes: Shapes, pinned: int) -> Shapes:
-    """The pass that commits a frame: it sees the pinned tokens and the frame alone."""
-    return Shapes(**{**vars_of(shapes), "ageless": pinned, "slots": 0})
+def committing(shapes: Shapes, model: Any) -> Shapes:
+    """The pass that commits a frame: it sees the pinned tokens and the frame alone, and writes the
+    ring."""
+    places = 2 if model.sinks else 1
+    return replace(shapes, ageless=model.pinned, slots=0, ring=model.keys, places=places)
 
 
 def vars_of(shapes: Shapes) -> dict[str, Any]:
@@ -161,7 +166,7 @@ def vars_of(shapes: Shapes) -> dict[str, Any]:
 
 def trace(shapes: Shapes, chip: Chip) -> Trace:
     """The instructions of one core, without numerics."""
-    kernel = make_kernel(shapes)[shapes.cores]
+    kernel = kernel_of(shapes)[shapes.cores]
     ranks = 1 if shapes.cores > 1 else shapes.ranks
     done = run(kernel, arguments(shapes), chip, numerics=False, ranks=ranks)
     return done.traces[0]
@@ -178,4 +183,11 @@ def arguments(shapes: Shapes) -> list[jax.ShapeDtypeStruct]:
     blocks = (shapes.cores, shapes.layers, shapes.first_block["end"], LANE, shapes.block)
     packed = jax.ShapeDtypeStruct(blocks, weights.up.dtype)
     first, *rest = jax.eval_shape(call, x, weights, kv, bias, modulation, rope)
+    if shapes.ring:
+        width = whole.heads * LANE
+        ring = jax.ShapeDtypeStruct(
+            (shapes.layers, shapes.sessions, shapes.ring, width), weights.age_k.dtype
+        )
+        starts = jax.ShapeDtypeStruct((1, shapes.sessions * shapes.places), np.int32)
+        rest += [ring, ring, starts]
     return [first, packed, *rest]

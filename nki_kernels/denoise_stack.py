@@ -13,7 +13,7 @@ Pseudocode::
     for each session, for each layer:
         for each token tile:                            # all keys before any attention
             h = rms_norm(x) * (1 + scale) + shift
-            k = rotate(rms_norm(h @ Wk) * k_scale); v = h @ Wv     # to HBM as well, drains last
+            k = rotate(rms_norm(h @ Wk) * k_scale); v = h @ Wv     # stored as well, see `store`
         for each token tile:
             h = the same; q = rotate(rms_norm(h @ Wq) * q_scale)
             for each chunk of keys (the frame's own from SBUF, then the buffer + age):
@@ -36,7 +36,7 @@ from nki_kernels.plan import LANE, TOKENS, Shapes
 from nki_kernels.tiles import (
     contract,
     inverse_rms,
-    make_ring,
+    make_temporaries,
     next_block,
     next_of,
     tiles,
@@ -92,7 +92,7 @@ def constants(shapes: Shapes) -> dict:
         "across": shapes.dim // LANE, "dim": shapes.dim, "heads": shapes.heads,
         "width": shapes.heads * LANE, "inner": shapes.mlp // LANE, "slots": shapes.slots,
         "ages": shapes.ages, "ranks": shapes.ranks, "cores": shapes.cores,
-        "eight": bool(shapes.weight_dtype),
+        "eight": bool(shapes.weight_dtype), "ring": shapes.ring, "places": shapes.places,
         "pieces": pieces, "blocks": blocks,
         "block": shapes.block, "columns": min(TOKENS, shapes.tokens),
         "tiles": tuple(shapes.token_tiles),
@@ -143,12 +143,41 @@ def body(
     """
     out = nl.ndarray(x.shape, dtype=nl.float32, buffer=nl.shared_hbm, name="out")
     shape = (s["layers"], s["sessions"], s["tokens"], s["cores"] * s["width"])
-    core = nl.program_id(0)
-    own = nl.ds(core * s["width"], s["width"])
     k_new = nl.ndarray(shape, dtype=rope.dtype, buffer=nl.shared_hbm, name="k_new")
     v_new = nl.ndarray(shape, dtype=rope.dtype, buffer=nl.shared_hbm, name="v_new")
     c = tiles(s, rope.dtype, weights.dtype)
-    c["weights"], c["order"] = weights, weight_order(s)
+    c["k_to"], c["v_to"] = k_new, v_new
+    all_layers(
+        s, c, x, weights, k_buffer, v_buffer, bias, onehot, age_k, age_v, scales, modulation,
+        rope, rotation, out,
+    )  # fmt: skip
+    return out, k_new, v_new
+
+
+def all_layers(
+    s,
+    c,
+    x,
+    weights,
+    k_buffer,
+    v_buffer,
+    bias,
+    onehot,
+    age_k,
+    age_v,
+    scales,
+    modulation,
+    rope,
+    rotation,
+    out,
+):
+    """Writes `out`, and new keys and values to `c["k_to"]` and `c["v_to"]`; the rest is `body`'s.
+
+    Where they go into the ring, nobody wants more of the last layer, and `out` is what enters it.
+    """
+    core = nl.program_id(0)
+    own = nl.ds(core * s["width"], s["width"])
+    c["weights"], c["order"], c["pending"] = weights, weight_order(s), []
     nisa.dma_copy(dst=c["cos"], src=rope[0])
     nisa.dma_copy(dst=c["sin"], src=rope[1])
     nisa.dma_copy(dst=c["rotation"], src=rotation)
@@ -173,29 +202,35 @@ def body(
                 nisa.dma_copy(dst=c["age_k"], src=age_k[layer, :, own])
                 nisa.dma_copy(dst=c["age_v"], src=age_v[layer, :, own])
                 gather_key_ages(s, c)
+            last = s["ring"] > 0 and layer == s["layers"] - 1
+            if last and core == 0:
+                nisa.dma_copy(dst=out[b], src=c["x"])
             c["k_buffer"] = k_buffer[layer, b, :, own]
             c["v_buffer"] = v_buffer[layer, b, :, own]
             for t in range(len(s["tiles"])):
                 normalise(s, c, t, 0)
-                project_keys(s, c, t, k_new[layer, b, :, own])
-                project_values(s, c, t, v_new[layer, b, :, own])
-            for t in range(len(s["tiles"])):
+                project_keys(s, c, t, layer, b)
+                project_values(s, c, t, layer, b)
+            for t in range(0 if last else len(s["tiles"])):
                 if len(s["tiles"]) > 1:
                     normalise(s, c, t, 0)
                 fetch_chunk(s, c, 0)
                 project_queries(s, c, t)
+                drain(s, c)
                 attention(s, c, t)
                 project_out(s, c, t)
                 normalise(s, c, t, 3)
                 feed_forward(s, c, t)
-        if core == 0:  # both cores of a pair hold the same
+        drain(s, c)
+        if s["ring"] == 0 and core == 0:  # both cores of a pair hold the same
             nisa.dma_copy(dst=out[b], src=c["x"])
-    return out, k_new, v_new
 
 
 def normalise(s, c, t, first):
     """h = rms_norm(x) * (1 + scale) + shift of token tile t; `first`: 0 attention, 3 MLP."""
     start, columns = s["tiles"][t]
+    make_temporaries(s, c)
+    c["h"] = nl.ndarray((LANE, s["across"], s["columns"]), dtype=c["weight_dtype"], name="h")
     total = next_of(c, "bank")[:, 0:columns]
     for d in range(s["across"]):
         square = next_of(c, "narrow")[:, 0:columns]
@@ -220,6 +255,7 @@ def project_heads(s, c, t, kind, scale, dst, at):
     The next head's matmuls stand before this head's norm, so TensorE need not wait for it.
     """
     columns = s["tiles"][t][1]
+    make_temporaries(s, c)
     waiting = []
     for first, count in s["split"][kind]:
         w = next_block(s, c, kind, count)
@@ -266,14 +302,15 @@ def project_queries(s, c, t):
     project_heads(s, c, t, "q", 0, c["q"], 0)
 
 
-def project_keys(s, c, t, k_new):
-    """Keys of token tile t: kept in SBUF for attention, and written out with tokens in rows."""
+def project_keys(s, c, t, layer, b):
+    """Keys of token tile t: kept in SBUF for attention, and stored with tokens in rows."""
     start, _ = s["tiles"][t]
-    make_ring(c, "natural", 4, (LANE, s["width"]), c["dtype"])  # tokens on partitions
+    lanes = s["lanes"][t]
+    rows = nl.ndarray((LANE, len(lanes), s["width"]), dtype=c["dtype"], name="rows")
     project_heads(s, c, t, "k", 1, c["keys"], start)
     per = c["half"] // LANE
-    for at, count in s["lanes"][t]:
-        rows = next_of(c, "natural")
+    for i in range(len(lanes)):
+        at, count = lanes[i]
         for first in range(0, s["heads"], per):
             last = min(first + per, s["heads"])
             bank = transpose_bank(c)
@@ -283,18 +320,18 @@ def project_keys(s, c, t, k_new):
                     data=c["keys"][:, head, start + at : start + at + count],
                 )
             nisa.tensor_copy(
-                dst=rows[0:count, first * LANE : last * LANE],
+                dst=rows[0:count, i, first * LANE : last * LANE],
                 src=bank[0:count, 0 : (last - first) * LANE], engine=nisa.engine.scalar,
             )  # fmt: skip
-        nisa.dma_copy(dst=k_new[start + at : start + at + count], src=rows[0:count])
+    drain(s, c)
+    c["pending"] += [(t, c["k_to"], layer, b, rows)]
 
 
-def project_values(s, c, t, v_new):
-    """Values of token tile t, tokens on partitions: beside their ones in SBUF, and written out."""
+def project_values(s, c, t, layer, b):
+    """Values of token tile t, tokens on partitions: beside their ones in SBUF, and stored."""
     start, _ = s["tiles"][t]
-    make_ring(c, "natural", 4, (LANE, s["width"]), c["dtype"])
     own = [piece for piece in s["own"] if start <= piece[1] < start + s["tiles"][t][1]]
-    rows = [next_of(c, "natural") for _ in own]
+    rows = nl.ndarray((LANE, len(own), s["width"]), dtype=c["dtype"], name="rows")
     for first, count in s["split"]["v"]:
         w = next_block(s, c, "v", count)
         for i in range(len(own)):
@@ -302,16 +339,57 @@ def project_values(s, c, t, v_new):
             bank = next_of(c, "bank")[0:n, 0 : count * LANE]
             contract(s, bank, c["h"][:, :, at : at + n], w, s["across"])
             nisa.tensor_scalar(
-                dst=rows[i][0:n, first * LANE : (first + count) * LANE], data=bank,
+                dst=rows[0:n, i, first * LANE : (first + count) * LANE], data=bank,
                 op0=nl.multiply, operand0=c["scales"][0:n, 5:6], engine=nisa.engine.scalar,
             )  # fmt: skip
     for i in range(len(own)):
-        number, at, n = own[i]
+        number, _, n = own[i]
         nisa.tensor_copy(
             dst=c["values"][0:n, number, :, 0:LANE],
-            src=rows[i][0:n].reshape((n, s["heads"], LANE)),
+            src=rows[0:n, i].reshape((n, s["heads"], LANE)),
         )
-        nisa.dma_copy(dst=v_new[at : at + n], src=rows[i][0:n])
+    drain(s, c)
+    c["pending"] += [(t, c["v_to"], layer, b, rows)]
+
+
+def drain(s, c):
+    """Sends the keys and values that are pending on their way to HBM.
+
+    Nothing in the kernel reads them there, and their rows in SBUF are used once. They go when the
+    next projection is done, and so are ready by then: what is fetched after them need not wait.
+    """
+    for t, to, layer, b, rows in c["pending"]:
+        store(s, c, t, to, layer, b, rows)
+    c["pending"] = []
+
+
+def store(s, c, t, to, layer, b, rows):
+    """Sends the keys or values of token tile t to `to [L, B, N, cores * W]`, from `starts` on where
+    that is the ring.
+
+    Full lanes go together: a place known at run time may be any to whoever orders DMAs, so that
+    each of them waits for the one before.
+    """
+    start, columns = s["tiles"][t]
+    width = s["cores"] * s["width"]
+    plane = (layer * s["sessions"] + b) * (s["ring"] if s["ring"] > 0 else s["tokens"])
+    full = columns // LANE
+    parts = [(0, full, LANE)] if full > 0 else []
+    if columns % LANE > 0:
+        parts.append((full, 1, columns % LANE))
+    for lane, lanes, count in parts:
+        pattern = [[width, count], [LANE * width, lanes], [1, s["width"]]]
+        first = (plane + start + lane * LANE) * width + nl.program_id(0) * s["width"]
+        src = rows[0:count, lane : lane + lanes]
+        if s["ring"] == 0:
+            nisa.dma_copy(dst=to.ap(pattern=pattern, offset=first), src=src, name="store")
+        else:
+            for i in range(b * s["places"], (b + 1) * s["places"]):
+                place = to.ap(
+                    pattern=pattern, offset=first, scalar_offset=c["starts"][0:1, i : i + 1],
+                    indirect_dim=2,
+                )  # fmt: skip
+                nisa.dma_copy(dst=place, src=src, name="store")
 
 
 def add_to_residual(s, c, t, d, partial, gate):
@@ -327,29 +405,27 @@ def add_to_residual(s, c, t, d, partial, gate):
 def project(s, c, t, kind, source, gate):
     """x += gate * (source @ W), features on partitions."""
     columns = s["tiles"][t][1]
-    shares = c["h"]  # nobody needs it any more
-    if s["ranks"] > 1 and s["eight"]:
-        shares = nl.ndarray((LANE, s["across"], s["columns"]), dtype=c["dtype"], name="shares")
+    if s["ranks"] > 1:
+        c["shares"] = nl.ndarray((LANE, s["across"], columns), dtype=c["dtype"], name="shares")
     for first, count in s["split"][kind]:
         w = next_block(s, c, kind, count)
         for i in range(count):
             bank = next_of(c, "bank")[:, 0:columns]
             contract(s, bank, w[:, i], source[:, :, 0:columns], s["depth"][kind])
             if s["ranks"] > 1:
-                nisa.tensor_copy(dst=shares[:, first + i, 0:columns], src=bank)
+                nisa.tensor_copy(dst=c["shares"][:, first + i], src=bank)
             else:
                 add_to_residual(s, c, t, first + i, bank, gate)
     if s["ranks"] > 1:
-        reduce_partials(s, c, t, shares, gate)
+        reduce_partials(s, c, t, c["shares"], gate)
 
 
-def reduce_partials(s, c, t, shares, gate):
+def reduce_partials(s, c, t, mine, gate):
     """x += gate * the sum of the ranks' shares.
 
     Two cores that act as one exchange them by sendrecv; others by an all-reduce in HBM.
     """
     columns = s["tiles"][t][1]
-    mine = shares[:, :, 0:columns]
     if s["cores"] == 2:
         other = 1 - nl.program_id(0)
         theirs = nl.ndarray((LANE, s["across"], columns), dtype=c["dtype"], name="theirs")

@@ -13,16 +13,17 @@ def denoise_stack_ref(
     shapes: Shapes, x, weights, k_buffer, v_buffer, bias, onehot, age_k, age_v, scales,
     modulation, rope, rotation,
 ):  # fmt: skip
-    """What `denoise_stack.body` computes on one rank of one; its docstring gives the arguments.
+    """What `denoise_stack.body` computes on one rank of one, or on all cores that act as one; its
+    docstring gives the arguments.
 
     Returns:
-        x [B, 128, D1, T] float32; k_new, v_new [L, B, T, W] float32.
+        x [B, 128, D1, T] float32; k_new, v_new [L, B, T, cores * W] float32.
     """
-    given = (x, weights[0], k_buffer, v_buffer, bias, onehot, age_k, age_v, scales, modulation,
+    given = (x, weights, k_buffer, v_buffer, bias, onehot, age_k, age_v, scales, modulation,
              rope, rotation)  # fmt: skip
     (x, weights, k_buffer, v_buffer, bias, onehot, age_k, age_v, scales, modulation, rope,
      rotation) = (np.asarray(a).astype(np.float32) for a in given)  # fmt: skip
-    heads, tokens = shapes.heads, shapes.tokens
+    heads, tokens = shapes.heads * shapes.cores, shapes.tokens
 
     def narrow(values):
         """As it is multiplied by a matrix."""
@@ -40,7 +41,8 @@ def denoise_stack_ref(
             )
 
             def matrix(kind, layer=layer):
-                return unpack(weights[layer], kind, shapes)
+                cores = [unpack(own[layer], kind, shapes) for own in weights]
+                return np.concatenate(cores, axis=0 if kind in ("out", "down") else 1)
 
             def turned(values, column, layer=layer):
                 raw = values.reshape(tokens, heads, LANE) * scales[layer, :, column + 3]
@@ -56,7 +58,7 @@ def denoise_stack_ref(
             keys, values, logit_bias = [k], [v], [np.zeros(tokens, np.float32)]
             for j, piece in enumerate(shapes.buffer_pieces):
                 rows = piece.start + piece.step * np.arange(piece.count)
-                added_k = added_v = np.zeros(shapes.heads * LANE, np.float32)
+                added_k = added_v = np.zeros(heads * LANE, np.float32)
                 if piece.slot >= 0:
                     chosen = onehot[b, :, piece.slot, 0]
                     added_k, added_v = chosen @ age_k[layer], chosen @ age_v[layer]

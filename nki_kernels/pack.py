@@ -142,6 +142,8 @@ def pack_call(
 
     age = jnp.clip(kv.age, 0, shapes.ages - 1)
     onehot = (age[:, None, :] == jnp.arange(shapes.ages)[:, None]).astype(dtype)  # [B, A, S]
+    if not shapes.slots:  # nothing reads it, but an array without elements is none to a kernel
+        onehot = jnp.zeros((sessions, shapes.ages, 1), dtype)
     mod = modulation.astype(jnp.float32).at[:, :, jnp.array([1, 4])].add(1.0)
     of_results = jnp.ones((6, layers))  # of q, k, v, out, up, down
     if (own_scales := weights.matrix_scales) is not None:

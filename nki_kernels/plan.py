@@ -42,6 +42,8 @@ class Shapes:
     cores: int = 1  # 2: the ranks are two cores that act as one (LNC), and share their HBM
     sbuf_bytes: int = 208 * 1024  # a partition
     weight_dtype: str = ""  # of the matrices, and of what they are multiplied by: FP8, or empty
+    ring: int = 0  # keys of the buffer that the frame's go into; 0: they are given back
+    places: int = 1  # of the ring that they are written to
 
     @property
     def weight_itemsize(self) -> int:
@@ -217,31 +219,35 @@ class Shapes:
         with_ones = self.heads * (LANE + 1)
         always = (
             4 * across * self.tokens  # residual
-            + eight * across * columns  # normalised input
             + size * self.heads * self.tokens  # keys
             + size * lanes * with_ones  # values
             + eight * blocks * self.block
             + size * 2 * pieces * width  # pieces of the buffer as they come
             + size * 2 * self.tokens  # cosines, sines
-            + (8 * size + 8 * 4) * columns  # temporaries
             + size * (2 + pieces + 1) * width  # age tables, and rows of them
             + 4 * (6 * across + self.heads * self.slots + 2 * (self.keys // LANE + self.slots + 1))
             + size * (self.slots + 6) * LANE
             + 1024  # scales and the like
         )
+        h = eight * across * columns  # normalised input
+        temporaries = (8 * size + 8 * 4) * columns
+        rows = 4 * size * width  # keys or values with tokens in rows
         queries = size * self.heads * columns
         attention = (
             2 * size * pieces * (width + with_ones)
             + 4 * 4 * (with_ones + self.heads)  # results and their sums
             + 4 * size * columns  # weights of one piece
         )
-        projection = 2 * 4 * size * width  # keys and values with tokens in rows
         hidden = eight * (self.mlp // LANE) * columns
-        partial = size * across * columns if self.cores > 1 else 0
-        if self.weight_dtype:  # queries in eight bits after attention, shares beside `h`
+        shares = size * across * columns * (self.ranks > 1)  # of what the ranks add up
+        shares += size * across * columns * (self.cores > 1)  # and the other core's
+        if self.weight_dtype:  # queries in eight bits after attention
             queries += eight * self.heads * columns
-            partial += size * across * columns if self.ranks > 1 else 0
-        return always + max(queries + attention, projection, queries + partial, hidden + partial)
+        phases = (
+            temporaries + h + 2 * rows, temporaries + h + queries + rows, queries + attention,
+            queries + shares, temporaries + h, h + hidden, hidden + shares,
+        )  # fmt: skip
+        return always + max(phases)
 
 
 def share(stack: StackShape, ranks: int = 1, cores: int = 1, **limits: int) -> Shapes:

@@ -14,11 +14,10 @@ EPSILON = 1e-6  # of the RMS norms, as lsd_jax.layers has it
 
 def tiles(s, dtype, weight_dtype):
     """All tiles that live as long as the kernel; `plan.Shapes.sbuf_needed` adds up their bytes."""
-    tokens, columns, heads, across = s["tokens"], s["columns"], s["heads"], s["across"]
+    tokens, heads, across = s["tokens"], s["heads"], s["across"]
     c = {
         "dtype": dtype, "weight_dtype": weight_dtype, "taken": 0, "issued": 0,
         "x": nl.ndarray((LANE, across, tokens), dtype=nl.float32, name="x"),
-        "h": nl.ndarray((LANE, across, columns), dtype=weight_dtype, name="h"),
         "keys": nl.ndarray((LANE, heads, tokens), dtype=dtype, name="keys"),
         "values": nl.ndarray((LANE, len(s["own"]), heads, LANE + 1), dtype=dtype, name="values"),
         "cos": nl.ndarray((LANE, tokens), dtype=dtype, name="cos"),
@@ -42,12 +41,17 @@ def tiles(s, dtype, weight_dtype):
         c["key_ages"] = nl.ndarray((LANE, heads, slots), dtype=nl.float32, name="key_ages")
         make_ring(c, "value_age", s["pieces"] + 1, (LANE, width), dtype)
     make_ring(c, "block", s["blocks"], (LANE, s["block"]), weight_dtype)
-    make_ring(c, "narrow", 8, (LANE, columns), dtype)  # temporaries of the compute dtype
-    make_ring(c, "wide", 4, (LANE, columns), nl.float32)
-    make_ring(c, "norm", 4, (LANE, columns), nl.float32)  # outlive the turns of "wide"
     make_ring(c, "square", 4, (LANE, LANE), dtype)
     make_banks(c, dtype)
     return c
+
+
+def make_temporaries(s, c):
+    """Tiles for a norm or a projection; made anew, so that attention has their room."""
+    shape = (LANE, s["columns"])
+    make_ring(c, "narrow", 8, shape, c["dtype"])
+    make_ring(c, "wide", 4, shape, nl.float32)
+    make_ring(c, "norm", 4, shape, nl.float32)  # outlive the turns of "wide"
 
 
 def make_ring(c, name, size, shape, dtype):
@@ -87,7 +91,8 @@ def weight_order(s):
     order = []
     for _ in range(s["sessions"]):
         for layer in range(s["layers"]):
-            for kinds in (("k", "v"), ("q", "out", "up", "down")):
+            last = s["ring"] > 0 and layer == s["layers"] - 1
+            for kinds in (("k", "v"), ("q", "out", "up", "down"))[: 1 if last else 2]:
                 for _ in s["tiles"]:
                     for kind in kinds:
                         for i in range(len(s["split"][kind])):

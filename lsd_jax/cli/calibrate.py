@@ -39,8 +39,9 @@ def _points(chip: Chip) -> dict:
 
 
 def _refit(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
-    from nki_kernels import bench
+    from nki_kernels import alone, bench
     from nki_kernels.calibrate import refit
+    from nki_kernels.plan import Shapes
     from nki_kernels.sim.timeline import schedule
 
     most = int(chip["physical_cores_per_logical"])
@@ -55,12 +56,17 @@ def _refit(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
         raise ValueError(f"{args.profile} is no JSON: {error}") from error
     if not isinstance(summary, dict):
         raise ValueError(f"{args.profile}: want an object, as summary-json writes")
+    name, folder = config.name, Path(args.profile).parent
     try:
-        shapes = bench.shapes_of(config.model, chip, cores, args.lnc)
+        if manifest := alone.manifest_of(folder):
+            name = _of_the_kernel(args.profile, manifest, chip)
+            shapes = Shapes(**manifest["shapes"])
+        else:
+            shapes = bench.shapes_of(config.model, chip, cores, args.lnc)
     except NotImplementedError as refusal:
         raise ValueError(str(refusal)) from refusal
     modelled = schedule([bench.trace(shapes, chip)], chip)[0]
-    found = refit(chip, modelled, summary, f"{Path(args.profile).name}, {config.name}")
+    found = refit(chip, modelled, summary, f"{Path(args.profile).name}, {name}")
     write_json(args.out, found.to_json())
     changed = {
         name: {"before": chip[name], "after": found[name]}
@@ -70,3 +76,20 @@ def _refit(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
     for name, values in changed.items():
         print(f"{name}: {values['before']:.4g} -> {values['after']:.4g}")
     return {"chip": chip.name, "out": str(args.out), "changed": changed}
+
+
+def _of_the_kernel(profile: str, manifest: dict, chip: Chip) -> str:
+    """The name of the config that a profile is of. Raises ValueError where it is not of one pass of
+    the megakernel, or of another chip."""
+    from lsd_jax.export import TARGETS
+    from nki_kernels import alone
+
+    if manifest["module"] != alone.MODULE:
+        theirs = Path(profile).parent / alone.MODULE
+        raise ValueError(
+            f"{profile} is of the whole {manifest['module']}, whose work is more than one pass; "
+            f"run {theirs}/commands.sh there, and give {theirs}/summary.json"
+        )
+    if chip.name in TARGETS and manifest["chip"] != chip.name:
+        raise ValueError(f"{profile} was made for {manifest['chip']}, not for --chip {chip.name}")
+    return manifest["config"]

@@ -60,13 +60,12 @@ def run(args: argparse.Namespace) -> None:
     check(config.model, keep)
     if args.two_four and keep.get("mlp", config.model.mlp) % 4:
         raise ValueError("--two-four needs an mlp that is a multiple of 4")
-    smaller, scores, planned = config, None, None
+    smaller, planned = config, None
     if keep or chip:
         scores = score(config, params, args.batches)
-    if chip:
-        planned = cut_for(config, scores, chip, args.fps, args.multiple)
-        keep = planned.keep
-    if keep:
+        if chip:
+            planned = cut_for(config, scores, chip, args.fps, args.multiple)
+            keep = planned.keep
         shape, params = cut(config.model, params, scores, keep)
         smaller = dataclasses.replace(config, model=shape)
     if args.two_four:
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     console.print(table)
     if planned:
         console.print(
-            f"on {chip.name} (modelled): {planned.before_ms:.3f} ms a frame before, "
+            f"on {args.chip} (modelled): {planned.before_ms:.3f} ms a frame before, "
             f"{planned.after_ms:.3f} after; {planned.lost:.1%} of the importance went",
             highlight=False,
             soft_wrap=True,
@@ -99,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
         soft_wrap=True,
     )
     report = {"kept": keep, "two_four": args.two_four, "checkpoint": str(args.checkpoint)}
-    report |= {"chip": chip.name, "fps": args.fps, **vars(planned)} if planned else {}
+    report |= {"chip": args.chip, "fps": args.fps, **vars(planned)} if planned else {}
     report |= {"before": {n: before[n] for n in counted}, "after": {n: after[n] for n in counted}}
     write_json(args.json, report | provenance())
 

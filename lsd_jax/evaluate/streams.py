@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from lsd_jax import ring, stream
+from lsd_jax import stream
 from lsd_jax.codec import PixelCodec
 from lsd_jax.conditioning import ask
 from lsd_jax.config import Config
@@ -159,6 +159,5 @@ def _misremember(
     dtype, codec = model.commit.dtype, PixelCodec()
     source, latent = (codec.encode(x).astype(dtype) for x in (frame, shown))
     planes = controls.astype(dtype) / 255
-    k, v = model.denoiser.remember(source, latent, planes, state.kv, model.commit)
-    kv = ring.commit(state.kv, k, v, model.denoiser.config)
+    kv, _ = model.denoiser.commit(source, latent, planes, state.kv, model.commit)
     return state.replace(kv=kv, frame=state.frame + 1)

@@ -40,30 +40,32 @@ def commit(
     """Remembers a finished frame: in the oldest window slot, for a stream's first `sinks` frames
     in a sink slot for ever and, now and then, in the memory.
     """
-    kv = _keep(kv, k, v, retention) if retention.periods else kv
-    batch, slots = kv.age.shape
-    sinks, tokens = retention.sinks, k.shape[2]
-    start_of_slots = kv.k.shape[2] - slots * tokens
-    sessions = jnp.arange(batch)
+    kv = keep(kv, k, v, retention) if retention.periods else kv
+    age, starts = places(kv, k.shape[2], retention.sinks)
+    k_buffer, v_buffer = kv.k, kv.v
+    for i in range(starts.shape[1]):
+        k_buffer = _write(k_buffer, k, starts[:, i])
+        v_buffer = _write(v_buffer, v, starts[:, i])
+    return replace(kv, k=k_buffer, v=v_buffer, age=age)
 
+
+def places(
+    kv: KVBuffer, tokens: int, sinks: int
+) -> tuple[Int[Array, "b s"], Int[Array, "b places"]]:
+    """The ages after a frame, and the first key of each place that it is written to: the oldest
+    window slot and, if there are sinks, the first free one, or else the same place again."""
+    batch, slots = kv.age.shape
+    sessions = jnp.arange(batch)
     window = kv.age[:, sinks:]
-    oldest = sinks + jnp.argmax(jnp.where(window == EMPTY, slots + 1, window), axis=1)
-    age = jnp.where(kv.age > SINK, kv.age + 1, kv.age).at[sessions, oldest].set(1)
-    k_buffer, v_buffer = (
-        _write(buffer, new, start_of_slots + oldest * tokens)
-        for buffer, new in ((kv.k, k), (kv.v, v))
-    )
+    chosen = [sinks + jnp.argmax(jnp.where(window == EMPTY, slots + 1, window), axis=1)]
+    age = jnp.where(kv.age > SINK, kv.age + 1, kv.age).at[sessions, chosen[0]].set(1)
     if sinks:
         free = kv.age[:, :sinks] == EMPTY
         slot, has_free = jnp.argmax(free, axis=1), jnp.any(free, axis=1)
-        start = start_of_slots + slot * tokens
-        keep = ~has_free[:, None, None, None]
-        k_buffer, v_buffer = (
-            _write(buffer, jnp.where(keep, _read(buffer, start, tokens), new), start)
-            for buffer, new in ((k_buffer, k), (v_buffer, v))
-        )
+        chosen.append(jnp.where(has_free, slot, chosen[0]))
         age = age.at[sessions, slot].set(SINK)
-    return replace(kv, k=k_buffer, v=v_buffer, age=age)
+    start_of_slots = kv.k.shape[2] - slots * tokens
+    return age, start_of_slots + jnp.stack(chosen, axis=1).astype(jnp.int32) * tokens
 
 
 def compress(
@@ -76,7 +78,7 @@ def compress(
     return reduce(x, "l b (y two x too) h k -> l b (y x) h k", "mean", y=grid[0] // 2, two=2, too=2)
 
 
-def _keep(
+def keep(
     kv: KVBuffer,
     k: Float[Array, "l b t h k"],
     v: Float[Array, "l b t h k"],
@@ -117,7 +119,9 @@ def _write(buffer: Array, new: Array, start: Int[Array, " b"]) -> Array:
     )
 
 
-def _read(buffer: Array, start: Int[Array, " b"], length: int) -> Array:
+def read(buffer: Array, start: Int[Array, " b"], length: int) -> Array:
+    """`length` keys of `buffer [L, B, N, H, K]`, from each session's own on."""
+
     def one_session(buffer, start):
         return jax.lax.dynamic_slice_in_dim(buffer, start, length, axis=1)
 

@@ -73,11 +73,14 @@ class Op(Generic[P, R]):
     """A reference and its implementations, in the order in which `auto` tries them.
 
     A `minor` op is one beside a greater: whoever computes that may leave it to the reference, be it
-    that he does not know it, or that he refuses.
+    that he does not know it, or that he refuses. The reference of a `fused` op calls others, and
+    leaves it to them to say who computed them.
     """
 
-    def __init__(self, reference: Callable[P, R], backends: tuple[Backend, ...], minor: bool):
-        self.minor = minor
+    def __init__(
+        self, reference: Callable[P, R], backends: tuple[Backend, ...], minor: bool, fused: bool
+    ):
+        self.minor, self.fused = minor, fused
         functools.update_wrapper(self, reference)
         self.name: str = getattr(reference, "__name__", "op")
         self.reference = reference
@@ -103,7 +106,7 @@ class Op(Generic[P, R]):
                     raise
                 name, out = REFERENCE, self.reference(*args, **kwargs)
         chosen = _chosen.get()
-        if chosen is not None:
+        if chosen is not None and not (self.fused and name == REFERENCE):
             chosen[self.name] = name
         return out  # pyright: ignore[reportReturnType]  # the reference never refuses
 
@@ -156,6 +159,8 @@ class Op(Generic[P, R]):
         return (*(b.name for b in self.backends.values() if b.automatic), REFERENCE)
 
 
-def op(*backends: Backend, minor: bool = False) -> Callable[[Callable[P, R]], Op[P, R]]:
+def op(
+    *backends: Backend, minor: bool = False, fused: bool = False
+) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Makes an op of the reference that it decorates."""
-    return lambda reference: Op(reference, backends, minor)
+    return lambda reference: Op(reference, backends, minor, fused)

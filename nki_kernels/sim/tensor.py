@@ -90,12 +90,15 @@ class Tensor:
     Offsets and strides count elements of `dtype`.
     """
 
-    __slots__ = ("storage", "offset", "shape", "strides", "dtype", "dynamic")
+    __slots__ = ("storage", "offset", "shape", "strides", "dtype", "dynamic", "bounds")
 
-    def __init__(self, storage: Storage, offset: int, shape, strides, dtype, dynamic=None):
+    def __init__(
+        self, storage: Storage, offset: int, shape, strides, dtype, dynamic=None, bounds=None
+    ):
         self.storage, self.offset, self.dtype = storage, offset, dtype
         self.shape, self.strides = tuple(shape), tuple(strides)
         self.dynamic: Tensor | None = dynamic  # the tile that holds a start known at run time
+        self.bounds: tuple[int, int] | None = bounds  # elements between which that start may be
 
     @classmethod
     def whole(cls, storage: Storage) -> Tensor:
@@ -150,6 +153,8 @@ class Tensor:
         """The smallest box that holds the view."""
         storage, item, shape, strides = self.storage, self.dtype.itemsize, self.shape, self.strides
         size = storage.bytes_per_partition
+        if self.dynamic is not None and self.bounds is not None and not storage.on_chip:
+            return Region(storage.id, 0, 1, self.bounds[0] * item, self.bounds[1] * item)
         if self.dynamic is not None:  # anywhere
             return Region(storage.id, 0, storage.shape[0] if storage.on_chip else 1, 0, size)
         low, high = self.offset, self.offset + 1
@@ -227,7 +232,7 @@ class Tensor:
                     shape.append(1)
                     strides.append(stride)
             offset += begin * stride
-        return Tensor(self.storage, offset, shape, strides, self.dtype, self.dynamic)
+        return Tensor(self.storage, offset, shape, strides, self.dtype, self.dynamic, self.bounds)
 
     def permute(self, dims: tuple[int, ...]) -> Tensor:
         """Axes in another order; the partition of an on-chip tensor stays first."""
@@ -291,7 +296,9 @@ class Tensor:
     ) -> Tensor:
         """An explicit access pattern: `[step, number]` pairs in elements, outermost first.
 
-        `scalar_offset`, a (1, 1) int32 tile, adds `its value * prod(shape[indirect_dim + 1:])`.
+        `scalar_offset`, a (1, 1) int32 tile, adds `its value * prod(shape[indirect_dim + 1:])`. It
+        moves the pattern along that axis and not beyond its end, so of a tensor in HBM no more than
+        the elements that share the other indices can be meant.
         """
         if vector_offset is not None:
             raise AccessPatternError("vector_offset (a gather by rows) is not simulated")
@@ -304,22 +311,30 @@ class Tensor:
                 f"{self!r}: on chip the first step is the partition's {self._free} elements, and "
                 f"at most 4 more pairs follow; got {pattern}"
             )
-        dynamic = None
+        dynamic = bounds = None
         if scalar_offset is not None:
             if scalar_offset.size != 1 or scalar_offset.dtype.kind not in "iu":
                 raise AccessPatternError("scalar_offset must be a (1, 1) int32 or uint32 tile")
+            row = prod(self.shape[indirect_dim + 1 :])
+            axis = row * self.shape[indirect_dim]
+            if self.strides == contiguous_strides(self.shape):
+                base = self.offset + (start - self.offset) // axis * axis
+                bounds = (base, base + axis)
             if scalar_offset.storage.data is not None:
-                row = prod(self.shape[indirect_dim + 1 :])
                 start += int(scalar_offset.read("scalar_offset").item()) * row
             dynamic = scalar_offset
         last = start + sum((n - 1) * s for s, n in pattern)
         held = prod(self.storage.shape) * self.storage.dtype.itemsize // self.dtype.itemsize
         if start < 0 or last >= held or min(numbers) < 1 or min(steps) < 0:
             raise OutOfBoundsError(f"{self!r}: pattern {pattern} at {start} leaves the tensor")
-        return Tensor(self.storage, start, numbers, steps, self.dtype, dynamic)
+        if bounds is not None and not bounds[0] <= start <= last < bounds[1]:
+            raise OutOfBoundsError(f"{self!r}: pattern {pattern} at {start} leaves its axis")
+        return Tensor(self.storage, start, numbers, steps, self.dtype, dynamic, bounds)
 
     def _with(self, shape, strides) -> Tensor:
-        return Tensor(self.storage, self.offset, shape, strides, self.dtype, self.dynamic)
+        return Tensor(
+            self.storage, self.offset, shape, strides, self.dtype, self.dynamic, self.bounds
+        )
 
     def __repr__(self) -> str:
         name = f" {self.storage.name}" if self.storage.name else ""

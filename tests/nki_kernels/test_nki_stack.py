@@ -21,6 +21,7 @@ from lsd_jax.quantize import quantize_stack
 from lsd_jax.types import KVBuffer, StackWeights
 from nki_kernels import attention, pack, sim, tiles
 from nki_kernels import denoise_stack as megakernel
+from nki_kernels import remember as committing
 from nki_kernels.denoise_stack import make_kernel
 from nki_kernels.denoise_stack_ref import denoise_stack_ref
 from nki_kernels.plan import Shapes
@@ -124,32 +125,45 @@ def test_equals_the_seam_in_float32(config, ages):
         assert most < 2e-5 and relative < 2e-6
 
 
-def test_bfloat16_tiny_is_within_tolerance_and_quick():
-    call = model_call(TINY, [[2, -1, 1]], jnp.bfloat16)
+def assert_near_float32(ours, theirs):
+    """What leaves the stack is held to 1e-2 and 2e-3. Its keys and values are stored in bfloat16,
+    which alone is 1.7e-3 off, by up to 1.6e-2; their inputs, and what turns keys, are rounded too.
+    """
+    most, relative = errors(ours[0], theirs[0])
+    assert most < 1e-2 and relative < 2e-3
+    assert errors(ours[1], theirs[1])[1] < 4.2e-3 and errors(ours[2], theirs[2])[1] < 2.6e-3
+
+
+@pytest.mark.parametrize("ages", [[-1, -1, -1], [2, -1, 1], [3, 1, 2]])  # cold, partly, wrapped
+def test_bfloat16_tiny_is_within_tolerance_and_quick(ages):
+    call = model_call(TINY, [ages], jnp.bfloat16)
     theirs = seam(*float32(call))
     start = time.perf_counter()
     ours, _, _ = simulated(call)
     assert time.perf_counter() - start < 20
-    most, relative = errors(ours[0], theirs[0])
+    assert_near_float32(ours, theirs)
+
+
+def test_bfloat16_on_two_cores_is_within_tolerance():
+    """Their shares of what is added to the residual are exchanged in bfloat16."""
+    call = model_call(TINY, [[2, -1, 1]], jnp.bfloat16)
+    shapes = pack.shapes_of(call[0], call[1], call[2], cores=2)
+    x = sim.run(make_kernel(shapes)[2], kernel_arguments(call, shapes)).outputs[0][0]
+    most, relative = errors(pack.tokens_first(jnp.asarray(x)), seam(*float32(call))[0])
     assert most < 1e-2 and relative < 2e-3
-    for a, b in zip(ours[1:], theirs[1:], strict=True):
-        assert errors(a, b)[1] < 5e-3  # they are stored in bfloat16
 
 
 BASE_LAYER = dataclasses.replace(load("base").model, layers=1, height=256)
 
 
 def test_one_layer_of_base_is_within_tolerance_and_quick():
-    call = model_call(BASE_LAYER, [[0, 1, 2, -1, 4]], jnp.bfloat16)
+    call = model_call(BASE_LAYER, [[0, 4, 1, -1, 3]], jnp.bfloat16)  # a sink, wrapped, one cold
     assert call[0].shape == (1, 512, 1280)
     theirs = seam(*float32(call))
     start = time.perf_counter()
     ours, done, shapes = simulated(call)
     assert time.perf_counter() - start < 60
-    most, relative = errors(ours[0], theirs[0])
-    assert most < 1e-2 and relative < 2e-3
-    for a, b in zip(ours[1:], theirs[1:], strict=True):
-        assert errors(a, b)[1] < 5e-3
+    assert_near_float32(ours, theirs)
     timeline, naive = (schedule(done.traces, TRN2, order)[0] for order in ("overlapped", "serial"))
     assert timeline.busy("pe") >= 0.6
     assert naive.total_ns >= 1.5 * timeline.total_ns
@@ -332,7 +346,7 @@ def test_what_does_not_fit_sbuf_is_refused_with_a_remedy():
 
 def test_the_kernel_keeps_to_the_language():
     """No `is`, keyword-only parameters, classes, with, while, try or lambda in a kernel."""
-    for module in (attention, tiles, megakernel):
+    for module in (attention, tiles, megakernel, committing):
         functions = [
             n for n in ast.walk(ast.parse(inspect.getsource(module)))
             if isinstance(n, ast.FunctionDef) and n.name not in ("make_kernel", "constants")
