@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     smaller, planned = config, None
     if keep or chip:
         scores = score(config, params, args.batches)
-        if chip:
+        if chip and args.fps:
             planned = cut_for(config, scores, chip, args.fps, args.multiple)
             keep = planned.keep
         shape, params = cut(config.model, params, scores, keep)
