@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", default="small", help="whose pictures, history and precision to keep"
     )
     parser.add_argument("--fps", type=float, default=30.0, help="frames a second to hold")
-    parser.add_argument("--chips", type=int, default=1, help="the most that share one stream")
+    parser.add_argument("--cores", type=int, default=1, help="the most that share one stream")
     parser.add_argument("--sessions", type=int, default=1, help="streams at once on these cores")
     parser.add_argument("--params-max", type=float, default=0.0, help="the most parameters")
     parser.add_argument("-o", "--out", type=Path, help="folder for the config files")
@@ -55,7 +55,7 @@ def searched(args: argparse.Namespace) -> None:
     from lsd_jax.reports import write_json
     from lsd_jax.search import front, law
 
-    at_least(args, sessions=1, chips=1)
+    at_least(args, sessions=1, cores=1)
     if not args.fps > 0:
         raise ValueError(f"--fps {args.fps}: give more than 0")
     base = configs.override(configs.load(args.config), args.set)
@@ -65,7 +65,7 @@ def searched(args: argparse.Namespace) -> None:
     started = time.monotonic()
     with Console(stderr=True).status(f"searching for {chip.name}"):
         found = front.search(
-            base, chip, quality, args.fps, args.sessions, args.params_max, args.chips
+            base, chip, quality, args.fps, args.sessions, args.params_max, args.cores
         )
     seconds = time.monotonic() - started
     table = Table(title=f"{found.candidates:,} architectures for {chip.name} in {seconds:.1f} s")
@@ -108,7 +108,7 @@ def describe(point: Any, args: argparse.Namespace) -> str:
     """The docstring of a found config: what it is, and the command that found it."""
     model = point.config.model
     options = [f"--chip {args.chip}", f"--config {args.config}", f"--fps {args.fps:g}"]
-    options += [f"--chips {args.chips}"] if args.chips > 1 else []
+    options += [f"--cores {args.cores}"] if args.cores > 1 else []
     options += [f"--sessions {args.sessions}"] if args.sessions > 1 else []
     options += [f"--params-max {args.params_max:g}"] if args.params_max else []
     options += [f"--set {assignment}" for assignment in args.set]

@@ -11,7 +11,7 @@ from lsd_jax.config import SECTIONS, Config, ModelConfig
 from lsd_jax.files import replacing
 from lsd_jax.hw.capacity import eight_bits_of
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.plan import FramePlan, cores_per_chip, plan_frame
+from lsd_jax.hw.plan import FramePlan, plan_frame
 from lsd_jax.search import fast
 from lsd_jax.search.law import Law, supported
 from lsd_jax.search.space import MOST_HEADS, Candidates, enumerate_all
@@ -47,7 +47,7 @@ def search(
     fps: float,
     sessions: int = 1,
     params_max: float = 0.0,
-    chips: int = 1,
+    cores: int = 1,
 ) -> Searched:
     """Searches all architectures with the pictures and history of `base`, its precision, weights in
     int8 where the chip multiplies those, and the numbers of cores that share a stream.
@@ -55,7 +55,7 @@ def search(
     Args:
         fps: frames a second that each of `sessions` streams on these cores needs.
         params_max: the most parameters; 0: any number.
-        chips: the most whose cores a stream may be shared by: all of them, half of them, and so on.
+        cores: the most that may share a stream: so many, half of them, and so on.
 
     Raises ValueError, by how much, where not even the fastest holds the rate.
     """
@@ -63,7 +63,7 @@ def search(
     if not len(space):
         raise ValueError(f"no patch of the space divides {base.model.width}x{base.model.height}")
     ways = [
-        Way(choice, ranks) for choice in precisions(base, chip) for ranks in ranks_of(chip, chips)
+        Way(choice, ranks) for choice in precisions(base, chip) for ranks in ranks_of(chip, cores)
     ]
     spaces = [replace(space, base=way.base) for way in ways]
     ms = np.concatenate(
@@ -84,8 +84,9 @@ def search(
     within = np.flatnonzero(allowed & (ms <= budget))
     if not len(within):
         least = ms[allowed].min()
+        places = f"a core of {chip.name}" if cores == 1 else f"{cores} cores of {chip.name}"
         raise ValueError(
-            f"nothing holds {fps:g} fps for {sessions} sessions on {where(chip, chips)}: the "
+            f"nothing holds {fps:g} fps for {sessions} sessions on {places}: the "
             f"fastest takes {least:.2f} ms, {least / budget:.1f} times the {budget:.2f} ms of each"
         )
     losses = np.tile(law.predict(space, space.passes), len(spaces))[within]
@@ -105,20 +106,12 @@ class Way:
     ranks: int
 
 
-def ranks_of(chip: Chip, chips: int) -> list[int]:
-    """All cores of so many chips, half of them and so on: numbers that may share a stream."""
+def ranks_of(chip: Chip, cores: int) -> list[int]:
+    """Numbers of cores that may share a stream: so many, half of them and so on."""
     if chip.family == "cpu":
         return [1]
-    found, ranks = [], chips * cores_per_chip(chip)
-    while ranks > 1:
-        found.append(ranks)
-        ranks //= 2
-    return [1, *reversed([n for n in found if n <= MOST_HEADS])]
-
-
-def where(chip: Chip, chips: int) -> str:
-    """The place that a stream has, for people."""
-    return f"{chips} chips {chip.name}" if chips > 1 else f"a {chip.name}"
+    halved = (cores >> times for times in range(cores.bit_length()))
+    return sorted({1, *(ranks for ranks in halved if ranks <= MOST_HEADS)})
 
 
 def precisions(base: Config, chip: Chip) -> list[Config]:

@@ -53,13 +53,13 @@ def test_the_fast_path_gives_the_planners_figures(name, ranks):
     assert found[shared] == pytest.approx(planned, rel=0.03)
 
 
-def test_a_stream_may_be_shared_by_the_cores_of_several_chips(few):
-    assert front.ranks_of(V6E, 1) == [1] and front.ranks_of(V6E, 8) == [1, 2, 4, 8]
-    assert front.ranks_of(chips.load("trn2"), 16)[-1] == space.MOST_HEADS
+def test_a_stream_may_be_shared_by_several_cores(few):
+    assert front.ranks_of(V6E, 1) == [1] and front.ranks_of(V6E, 12) == [1, 3, 6, 12]
+    assert front.ranks_of(chips.load("trn2"), 128)[-1] == space.MOST_HEADS
     assert front.ranks_of(chips.load("cpu"), 4) == [1]
     quality = law.fit(law.load())
     large = configs.override(BASE, ["model.height=1024", "model.width=1024"])
-    found = [front.search(large, V6E, quality, 300.0, chips=n) for n in (1, 4)]
+    found = [front.search(large, V6E, quality, 300.0, cores=n) for n in (1, 4)]
     least = [search.front[-1].predicted_loss for search in found]
     assert least[1] < least[0] and found[1].front[-1].plan.ranks > 1
 
@@ -192,7 +192,7 @@ def test_the_command_writes_configs_that_plan_takes(few, tmp_path, capsys):
         (["--chip", "v9"], "unknown chip 'v9'; known: "),
         (["--chip", "v6e", "--fps", "0"], "--fps 0.0: give more than 0"),
         (["--chip", "v6e", "--sessions", "0"], "--sessions 0: give at least 1"),
-        (["--chip", "v6e", "--chips", "0"], "--chips 0: give at least 1"),
+        (["--chip", "v6e", "--cores", "0"], "--cores 0: give at least 1"),
         (["--chip", "v6e", "--fps", "1e6"], "nothing holds 1e+06 fps"),
         (["--chip", "v6e", "--params-max", "10"], "nothing of at most 10 parameters fits"),
     ],
