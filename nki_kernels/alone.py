@@ -42,7 +42,11 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(found, dict) or found.get("module") not in (MODULE, FRAME_STEP):
-        raise ValueError(f"{path} is none of `lsd export`'s: it names no module")
+        raise ValueError(f"{path} is none of `lsd export`'s, or an older one's: export anew")
+    if found["module"] == MODULE:
+        missing = {"chip", "config", "shapes"} - found.keys()
+        if missing or set(found["shapes"]) != set(Shapes.__dataclass_fields__):
+            raise ValueError(f"{path} is damaged, or of another version: export anew")
     return found
 
 

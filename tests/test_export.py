@@ -102,7 +102,11 @@ def test_a_profile_is_known_by_the_manifest_beside_it(exported, tmp_path, capsys
     assert chips.load(str(out))["pe_clock"] == pytest.approx(TRN2["pe_clock"] / 2)
     (folder / "manifest.json").write_text("{}")
     code, why = calibrate(folder)
-    assert code == 2 and "none of `lsd export`'s: it names no module" in why
+    assert code == 2 and "none of `lsd export`'s, or an older one's: export anew" in why
+    (folder / "megakernel" / "manifest.json").write_text('{"module": "megakernel", "chip": "trn2"}')
+    code, why = calibrate(folder / "megakernel")
+    assert code == 2 and "is damaged, or of another version: export anew" in why
+    assert alone.main([str(folder / "megakernel"), "--simulate"]) == 2
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, capsys):

@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> None:
     if bool(args.chip) != (args.fps is not None) or (args.fps is not None and not args.fps > 0):
         raise ValueError("--chip and --fps go together, and --fps is more than 0")
     at_least(args, multiple=1, batches=1)
+    if args.chip and args.two_four and args.multiple % 4:
+        raise ValueError(f"--multiple {args.multiple}: --two-four needs a multiple of 4")
     if keep.get("mlp", 0) % args.multiple:
         raise ValueError(
             f"mlp={keep['mlp']} is no multiple of {args.multiple}, which matrix units want; "

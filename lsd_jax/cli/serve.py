@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=120,
         metavar="N",
-        help="sessions, tokens and wrong keys of one address (default: 120)",
+        help="sessions and tokens of one address, and as many wrong keys (default: 120)",
     )
     parser.add_argument("--stun", action="append", default=[], metavar="stun:HOST:PORT")
     parser.add_argument(

@@ -35,20 +35,21 @@ def cut_for(config: Config, scores: Scores, chip: Chip, fps: float, multiple: in
     Args:
         multiple: of the MLP channels kept, unless all are.
 
-    Raises ValueError, by how much, where even the smallest does not hold it.
+    Raises ValueError, by how much, where even the smallest does not hold it or does not fit.
     """
     every = keeps(config, multiple)
     ms, lost = frame_ms(every, chip), lost_by(scores, every)
-    holds = ms <= 1000 / fps
-    if not holds.any():
-        raise ValueError(
-            f"no cut of {config.name} holds {fps:g} fps on a {chip.name}: the smallest takes "
-            f"{ms.min():.2f} ms of {1000 / fps:.2f}; ask for fewer fps, or train a smaller model"
-        )
-    best = np.lexsort((ms, np.where(holds, lost, np.inf)))[0]
-    keep = {name: int(getattr(every, name)[best]) for name in ("layers", "heads", "mlp")}
-    after = plan_frame(every.config(int(best), config.name), chip).ms
-    return Cut(keep, plan_frame(config, chip).ms, after, float(lost[best]))
+    for best in np.lexsort((ms, lost)).tolist():
+        if ms[best] > 1000 / fps:
+            continue
+        after = plan_frame(every.config(best, config.name), chip)
+        if after.ms <= 1000 / fps and after.fits:  # the fast figures are a little off
+            keep = {name: int(getattr(every, name)[best]) for name in ("layers", "heads", "mlp")}
+            return Cut(keep, plan_frame(config, chip).ms, after.ms, float(lost[best]))
+    raise ValueError(
+        f"no cut of {config.name} holds {fps:g} fps on a {chip.name}: the smallest takes "
+        f"{ms.min():.2f} ms of {1000 / fps:.2f}; ask for fewer fps, or train a smaller model"
+    )
 
 
 def keeps(config: Config, multiple: int) -> Candidates:
@@ -74,6 +75,8 @@ def lost_by(scores: Scores, every: Candidates) -> np.ndarray:
     and the least important heads and channels of the layers that stay.
 
     A layer's own score would make it look cheap: its parts' first-order changes cancel in it.
+
+    Raises ValueError where all scores are zero.
     """
     layers, heads, mlp = (np.asarray(x, float) for x in (scores.layers, scores.heads, scores.mlp))
     order = np.argsort(-layers, kind="stable")
@@ -87,6 +90,8 @@ def lost_by(scores: Scores, every: Candidates) -> np.ndarray:
     kept = every.layers - 1
     lost = least_after(whole[None])[0, kept]
     lost = lost + of_parts(heads)[kept, every.heads - 1] + of_parts(mlp)[kept, every.mlp - 1]
+    if not whole.sum() > 0:
+        raise ValueError("nothing matters by these scores; score on more batches (--batches)")
     return lost / whole.sum()
 
 

@@ -174,7 +174,9 @@ class Server:
     async def room(self, request: web.Request) -> web.StreamResponse:
         """The media of a session of `stream`, in LiveKit's terms; its room's token is asked for."""
         self.guard.check_origin(request)
-        self.guard.check_rate(request)
+        self.rooms.find(room_token(request))
+        if not web.WebSocketResponse().can_prepare(request):
+            raise web.HTTPUpgradeRequired(reason="open a WebSocket here")
         session = self.rooms.enter(room_token(request))
         socket = await self._socket(request)
         await LiveKitClient(self.registry, socket, session).run()
@@ -183,7 +185,6 @@ class Server:
     async def room_validity(self, request: web.Request) -> web.Response:
         """Whether `room` would let this token in; its clients ask why they were refused."""
         self.guard.check_origin(request)
-        self.guard.check_rate(request)
         self.rooms.find(room_token(request))
         return web.Response(text="success")
 

@@ -22,17 +22,12 @@ class Bucket:
         self._per_s, self._burst = per_s, burst
         self._level, self._at = burst, time.monotonic()
 
-    @property
-    def empty(self) -> bool:
-        """Whether there is no room for one more."""
+    def take(self) -> bool:
+        """Whether there was room for one more, which is spent."""
         now = time.monotonic()
         self._level = min(self._burst, self._level + (now - self._at) * self._per_s)
         self._at = now
-        return self._level < 1
-
-    def take(self) -> bool:
-        """Whether there was room for one more, which is spent."""
-        if self.empty:
+        if self._level < 1:
             return False
         self._level -= 1
         return True
@@ -72,8 +67,8 @@ class Guard:
     def grant(self, request: web.Request) -> Grant:
         """What the request's key or token grants. Raises Unauthorized.
 
-        A wrong one spends of the address's rate, so that keys are not guessed; an address that has
-        spent it all is told nothing of any key (TooOften).
+        A wrong one spends of the address's rate, and beyond it raises TooOften. A right one is let
+        in whatever others at its address, perhaps a proxy's, have done.
         """
         key = self._settings.api_key
         if not key:
@@ -86,26 +81,24 @@ class Guard:
         )
         if not token:
             raise Unauthorized("unauthorized: give an API key or a token")
-        if self._bucket(request).empty:
-            raise self._too_often()
         try:
             return read(key, token)
         except WrongKey:
-            self.check_rate(request)
+            self.check_rate(request, of="guesses ")
             raise
 
-    def check_rate(self, request: web.Request) -> None:
-        """Raises TooOften where an address opens sessions, mints tokens or errs too often."""
-        if not self._bucket(request).take():
-            raise self._too_often()
+    def check_rate(self, request: web.Request, of: str = "") -> None:
+        """Raises TooOften where an address opens sessions and mints tokens too often, or guesses
+        keys, which is counted apart."""
+        if not self._bucket(of + (request.remote or "")).take():
+            raise TooOften(
+                f"more than {self._settings.opens_per_minute} requests a minute; slow down"
+            )
 
-    def _bucket(self, request: web.Request) -> Bucket:
-        address, per_minute = request.remote or "", self._settings.opens_per_minute
+    def _bucket(self, address: str) -> Bucket:
+        per_minute = self._settings.opens_per_minute
         bucket = self._buckets.setdefault(address, Bucket(per_minute / 60, per_minute))
         self._buckets.move_to_end(address)
         if len(self._buckets) > ADDRESSES:
             self._buckets.popitem(last=False)
         return bucket
-
-    def _too_often(self) -> TooOften:
-        return TooOften(f"more than {self._settings.opens_per_minute} requests a minute; slow down")

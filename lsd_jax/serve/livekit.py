@@ -29,7 +29,7 @@ from lsd_jax.serve.tokens import Unauthorized
 
 _log = logging.getLogger("lsd.serve")
 JOIN_S = 60
-"""In which a client must have joined the room that it was told of."""
+"""In which a client must have joined the room that it was told of, or its session ends."""
 OFFERS, TRACKS = 8, 8
 """Of one client: offers answered, since each track published is another; tracks taken note of."""
 LONGEST_CANDIDATE = 4000
@@ -46,14 +46,27 @@ class Rooms:
     def __init__(self):
         self._key = os.urandom(32)
         self._sessions: dict[str, LiveSession] = {}
+        self._tasks: set[asyncio.Task] = set()
 
     def open(self, session: LiveSession) -> str:
         """The token by which the room of `session` may be joined, while that lives."""
         self._sessions[session.id] = session
-        session.ended.add_done_callback(lambda _: self._sessions.pop(session.id, None))
+        expected = asyncio.create_task(self._expect(session))
+        self._tasks.add(expected)
+        expected.add_done_callback(self._tasks.discard)
+        session.ended.add_done_callback(lambda _: self._forget(session, expected))
         claims = {"iss": "lsd-jax", "sub": THEIRS, "exp": int(time.time()) + JOIN_S}
         grant = {"room": session.id, "roomJoin": True, "canPublish": True, "canSubscribe": True}
         return jwt.encode({**claims, "video": grant}, self._key, algorithm="HS256")
+
+    async def _expect(self, session: LiveSession) -> None:
+        await asyncio.sleep(JOIN_S)
+        if session.id in self._sessions:
+            await session.end("room_not_joined")
+
+    def _forget(self, session: LiveSession, expected: asyncio.Task) -> None:
+        self._sessions.pop(session.id, None)
+        expected.cancel()
 
     def find(self, token: str) -> LiveSession:
         """The session whose room `token` opens. Raises Unauthorized."""

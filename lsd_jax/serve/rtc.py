@@ -29,7 +29,7 @@ _log = logging.getLogger("lsd.rtc")
 _CLOCK = Fraction(1, 90_000)
 NEGOTIATION_S = 5.0
 CONNECTION_S = 20.0
-MAX_SDP, MAX_SECTIONS, MAX_CANDIDATES = 100_000, 8, 64
+MAX_SDP, MAX_SECTIONS, MAX_CANDIDATES, MAX_FAILED = 100_000, 8, 64, 8
 
 
 class NewestTrack(VideoStreamTrack):
@@ -62,13 +62,13 @@ class Peer:
         rtc_compat.install()
         self._session, self._metrics = session, metrics
         self._tasks: set[asyncio.Task] = set()
-        self._candidates = 0
+        self._candidates = self._failed = 0
         self._connection, self._offers, self.used = self._connect(), offers, False
 
     def _connect(self) -> RTCPeerConnection:
-        self._receiving = False
+        self._camera: MediaStreamTrack | None = None
+        self._receiving: asyncio.Task | None = None
         connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        connection.on("track", self._on_track)
         connection.on("connectionstatechange", lambda: self._on_state(connection))
         return connection
 
@@ -87,9 +87,13 @@ class Peer:
                 await self._connection.setLocalDescription(await self._connection.createAnswer())
         except Exception as error:  # parsers of SDP raise nearly anything
             broken, self._connection = self._connection, self._connect()
-            self._offers, self.used = self._offers + 1, False  # the next offer may be better
+            self._failed += 1
+            if self._failed < MAX_FAILED:  # the next offer may be better
+                self._offers, self.used = self._offers + 1, False
             await _close(broken)
             raise _not_understood("offer", error) from error
+        sent = [t.sender.track for t in self._connection.getTransceivers()]
+        self._session.sounds |= any(track is not None and track.kind == "audio" for track in sent)
         self._spawn(self._expect_connection(self._connection))
         return rtc_compat.answer_sdp(self._connection.localDescription.sdp, sdp)
 
@@ -129,19 +133,29 @@ class Peer:
         """Settles what each section that was offered is for: the first camera comes in, our
         pictures and sound go out where they would be taken, and nothing else goes anywhere."""
         out = self._tracks() if sends else {}
-        camera = None
+        camera, watches = None, bool(self._session.manifest["video_inputs"])
         for transceiver in self._connection.getTransceivers():
             ours, kind = transceiver._offerDirection, transceiver.kind  # the offer, seen from here
-            if camera is None and kind == "video" and ours in ("sendrecv", "recvonly"):
+            arrives = watches and kind == "video" and ours in ("sendrecv", "recvonly")
+            if camera is None and arrives:
                 camera = transceiver
             if ours in ("sendrecv", "sendonly") and kind in out:
                 transceiver.sender.replaceTrack(out.pop(kind))
-                self._session.sounds |= kind == "audio"
                 transceiver.direction = "sendrecv" if transceiver is camera else "sendonly"
             else:
                 transceiver.direction = "recvonly" if transceiver is camera else "inactive"
         if "video" in out:
             raise ValueError("it receives no video; add a video transceiver")
+        if camera is not None:
+            self._watch(camera.receiver.track)
+
+    def _watch(self, track: MediaStreamTrack) -> None:
+        """Takes the pictures of this camera, and no longer those of the one before it."""
+        if track is self._camera:
+            return
+        if self._receiving is not None:
+            self._receiving.cancel()
+        self._camera, self._receiving = track, self._spawn(self._receive(track))
 
     async def add_candidate(self, candidate: dict[str, Any] | None) -> None:
         """A trickled candidate of the peer's; one that cannot be understood is ignored, and so are
@@ -166,11 +180,6 @@ class Peer:
             task.cancel()
         await _close(self._connection)
 
-    def _on_track(self, track: Any) -> None:
-        if track.kind == "video" and not self._receiving:  # the first; a session has one camera
-            self._receiving = True
-            self._spawn(self._receive(track))
-
     async def _receive(self, track: Any) -> None:
         while True:
             try:
@@ -184,21 +193,23 @@ class Peer:
         if ours and state in ("failed", "closed") and not self._session.ended.done():
             self._spawn(self._session.end(f"connection_{state}"))
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> asyncio.Task:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _check(sdp: str, what: str) -> None:
     """Raises ValueError where a description is plainly none of a browser's."""
     if len(sdp) > MAX_SDP:
         raise ValueError(f"the {what} has more than {MAX_SDP:,} characters; send a browser's")
-    if sdp.count("\nm=") > MAX_SECTIONS:
+    lines = sdp.splitlines()  # as aiortc does, at more characters than a browser's line ends
+    if sum(line.startswith("m=") for line in lines) > MAX_SECTIONS:
         raise ValueError(f"the {what} has more than {MAX_SECTIONS} media sections; send one")
-    for line in ("a=fingerprint:", "a=ice-ufrag:", "a=ice-pwd:"):
-        if f"\n{line}" not in sdp:
-            raise ValueError(f"the {what} has no {line[:-1]}; send a browser's")
+    for wanted in ("a=fingerprint:", "a=ice-ufrag:", "a=ice-pwd:"):
+        if not any(line.startswith(wanted) for line in lines):
+            raise ValueError(f"the {what} has no {wanted[:-1]}; send a browser's")
 
 
 def _not_understood(what: str, error: Exception) -> ValueError:

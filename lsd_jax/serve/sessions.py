@@ -96,7 +96,8 @@ class LiveSession:
     @property
     def dropped(self) -> int:
         """Pictures in and samples out that a newer one has replaced."""
-        return self.video.dropped + sum(box.dropped for box in self._boxes.values())
+        sound = self.sound.dropped if self.sound else 0
+        return self.video.dropped + sound + sum(box.dropped for box in self._boxes.values())
 
     def offer(self, data: VideoFrame | bytes, client_ts_ms: float, name: str | None = None) -> None:
         """The newest picture of a video input; by default of the first. Raises InputError."""

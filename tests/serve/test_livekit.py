@@ -90,6 +90,15 @@ def test_a_camera_goes_in_and_comes_out_and_a_microphone_goes_nowhere():
                     await showing.setRemoteDescription(answered)
                 frame = await asyncio.wait_for((await arrived).recv(), 20)
                 assert abs(frame.to_ndarray(format="rgb24").mean() - 150) < 12
+                showing.getTransceivers()[0].direction = "inactive"
+                showing.addTransceiver(Source(level=60), "sendonly")  # the camera, anew
+                await showing.setLocalDescription(await showing.createOffer())
+                await say(room, offer=description(showing.localDescription))
+                answered = RTCSessionDescription((await hear(room, "answer")).sdp, "answer")
+                await showing.setRemoteDescription(answered)
+                async with asyncio.timeout(20):
+                    while abs(frame.to_ndarray(format="rgb24").mean() - 60) > 12:
+                        frame = await (await arrived).recv()
                 await client.until("generation_started")
                 await say(room, ping_req=rtc.Ping(timestamp=5))
                 assert (await hear(room, "pong_resp")).last_ping_timestamp == 5
@@ -101,7 +110,7 @@ def test_a_camera_goes_in_and_comes_out_and_a_microphone_goes_nowhere():
     scenario(run(), 60)
 
 
-def test_a_room_is_entered_once_with_its_token(monkeypatch):
+def test_a_room_is_entered_once_with_its_token():
     async def run():
         friend = "https://friend.example"
         async with serving(config=SMALL, origins=(friend,)) as server:
@@ -121,9 +130,10 @@ def test_a_room_is_entered_once_with_its_token(monkeypatch):
                 assert await knock("", "/rtc/v1/validate", Origin=friend) == (404, friend)
                 evil = await knock(good, "/rtc/validate", Origin="https://evil.example")
                 assert evil == (403, None)
-                monkeypatch.setattr(livekit, "JOIN_S", -1)
-                old = server.rooms.open(next(iter(server.registry.sessions.values())))
+                old = {**jwt.decode(good, options={"verify_signature": False}), "exp": 1}
+                old = jwt.encode(old, server.rooms._key, "HS256")
                 assert (await knock(old, "/rtc/validate"))[0] == 401
+                assert (await knock(good))[0] == 426  # no WebSocket: it may still be entered
                 async with entered(server, told) as room:
                     await hear(room, "offer")
                     assert (await knock(good, "/rtc/validate"))[0] == 401
@@ -147,17 +157,29 @@ def test_a_room_is_entered_once_with_its_token(monkeypatch):
     scenario(run(), 60)
 
 
-def test_who_tries_rooms_spends_the_rate_of_its_address():
+def test_a_room_that_nobody_enters_ends_its_session(monkeypatch):
+    monkeypatch.setattr(livekit, "JOIN_S", 1)
+
     async def run():
+        async with serving(config=SMALL) as server, joined(server) as (client, _):
+            assert (await client.until("generation_ended"))["reason"] == "room_not_joined"
+            assert server.registry.free == SMALL["slots"]
+
+    scenario(run())
+
+
+def test_who_tries_rooms_shuts_out_nobody_who_has_a_key():
+    async def run():
+        key = "k" * 32
         async with (
-            serving(config=SMALL, opens_per_minute=3) as server,
+            serving(config=SMALL, opens_per_minute=3, api_key=key) as server,
             aiohttp.ClientSession() as h,
         ):
-            codes = []
             for _ in range(5):
                 async with h.get(f"{server.url}/rtc/validate?access_token=x") as response:
-                    codes.append(response.status)
-            assert codes == [401, 401, 401, 429, 429]
+                    assert response.status == 401
+            async with h.get(f"{server.url}/v1/ice-servers?api_key={key}") as response:
+                assert response.status == 200
 
     scenario(run())
 

@@ -18,7 +18,7 @@ from av import VideoFrame
 from harness import connected, scenario, serving
 from test_engines import HERE
 
-from lsd_jax.serve import protocol, sound
+from lsd_jax.serve import protocol, rtc, sound
 
 SIZE = {"width": 320, "height": 192, "slots": 2}
 
@@ -166,6 +166,37 @@ def test_an_offer_that_is_none_is_refused(sdp):
             await client.socket.send_json({"type": "candidate", "candidate": {"candidate": "x"}})
             await client.socket.send_json({"type": "candidate", "candidate": None})
             assert (await client.ask("input", name="set_prompt", args={"prompt": "x"}))["ok"]
+
+    scenario(run())
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\x0b", "\x0c", "\r", "\x85", "\u2028"])
+def test_sections_are_counted_as_their_parser_finds_them(end):
+    with pytest.raises(ValueError, match="more than 8 media sections"):
+        rtc._check(f"v=0{end}" + f"m=video 9 X 96{end}" * 9, "offer")
+
+
+def test_offers_that_fail_are_so_many_and_change_nothing(monkeypatch):
+    """They would receive sound and no video."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+
+    async def run():
+        async with serving("image_models:HummingModel", SIZE) as server:
+            async with connected(server) as client:
+                await client.start(media="webrtc")
+                connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+                connection.addTransceiver("audio", "recvonly")
+                await connection.setLocalDescription(await connection.createOffer())
+                offer = {"type": "offer", "sdp": connection.localDescription.sdp}
+                said = []
+                for _ in range(rtc.MAX_FAILED + 1):
+                    await client.socket.send_json(offer)
+                    said.append((await client.until("error"))["message"])
+                assert all("it receives no video" in words for words in said[:-1])
+                assert "open another session" in said[-1]
+                (session,) = server.registry.sessions.values()
+                assert not session.sounds
+                await connection.close()
 
     scenario(run())
 
