@@ -1,10 +1,11 @@
 """What each part of history augmentation adds: the same budget from the same weights, part by part.
 
-    python -m benchmarks.ablation --init runs/tiny-cpu/pictures/weights --steps 300 --frames 1000
+    python -m benchmarks.ablation --init runs/base/weights --steps 350 --frames 1000
 
-Each variant is trained by `lsd train` and measured by `lsd eval`, one after the other; what is
-there already is not done again, so that an interrupted run goes on; other weights or settings
-want another `--out`. Writes `ablation.json` and `ablation.png` beside the variants' own reports.
+`recipes/ablation.sh` makes those weights first. Each variant is trained by `lsd train` and measured
+by `lsd eval`, one after the other; what is there already is not done again, so that an interrupted
+run goes on; other weights or settings want another `--out`. Writes `ablation.json` and
+`ablation.png` beside the variants' own reports.
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=16, help="long streams")
     parser.add_argument("--worlds", type=int, default=1, help="for the fidelity of 32 frames")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--set", action="append", default=[], help="for every variant")
     args = parser.parse_args()
-    found = {name: variant(name, args) for name in VARIANTS}
+    found = {name: variant(name, args) for name in args.only}
     report = {
         "steps": args.steps,
         "frames": args.frames,

@@ -6,7 +6,14 @@
 #
 # Run it again to go on where it stopped.
 set -euo pipefail
-cd mkdir -p checkpoints
+cd "$(dirname "$0")/.."
+run=runs/recall
+lsd=${LSD:-.venv/bin/lsd}
+"$lsd" train configs/recall.py --stage forcing --out "$run/pictures" \
+  --set train.old_frames=0 --set train.carry_on=0 --set train.away=0 --set train.frames=1 \
+  --set train.batch=48 --set train.steps=3000 --set train.learning_rate=1.5e-3
+"$lsd" train configs/recall.py --stage history --out "$run/clips" --init "$run/pictures/weights"
+mkdir -p checkpoints
 rm -rf checkpoints/.recall.new
 cp -r "$run/clips/weights" checkpoints/.recall.new
 rm -rf checkpoints/recall
