@@ -17,6 +17,7 @@ from lsd_jax.config import load
 from lsd_jax.hw import chips
 from lsd_jax.reports import provenance, write_json
 from nki_kernels import alone, bench
+from nki_kernels.plan import Shapes
 from nki_kernels.sim.calibration import points
 
 FRAMES = (
@@ -48,17 +49,20 @@ def accuracy(chip: chips.Chip, layer):
         start = time.perf_counter()
         results = alone.run(shapes, given, simulate=True)
         took = time.perf_counter() - start
-        _, most, relative = next(alone.differences(shapes, given, results))
-        off = f"{most:.1e}, relative {relative:.1e}"
-        fine = most <= 1e-2 and relative <= 2e-3
-        yield row(f"{name} against float32", "measured", off, "1e-2, relative 2e-3", fine)
+        yield against_float32(name, shapes, given, results)
         yield row(f"{name} simulated", "measured", f"{took:.1f} s", f"{most_s} s", took < most_s)
-        pair = bench.shapes_of(model, chip, 2, 2)  # exchange shares of the residual in bfloat16
+        pair = bench.shapes_of(model, chip, 2, 2)  # exchange shares of the residual
         given = alone.arguments(pair)
         results = alone.run(pair, given, simulate=True)
-        _, most, relative = next(alone.differences(pair, given, results))
-        off = f"{most:.1e}, relative {relative:.1e}"
-        yield row(f"{name} on two cores against float32", "measured", off)
+        yield against_float32(f"{name} on two cores", pair, given, results)
+
+
+def against_float32(name: str, shapes: Shapes, given: list, results: tuple) -> dict:
+    """How far off what leaves the stack is."""
+    _, most, relative = next(alone.differences(shapes, given, results))
+    off = f"{most:.1e}, relative {relative:.1e}"
+    fine = most <= 1e-2 and relative <= 2e-3
+    return row(f"{name} against float32", "measured", off, "1e-2, relative 2e-3", fine)
 
 
 def one_layer(chip: chips.Chip, config):

@@ -430,7 +430,10 @@ def reduce_partials(s, c, t, mine, gate):
         other = 1 - nl.program_id(0)
         theirs = nl.ndarray((LANE, s["across"], columns), dtype=c["dtype"], name="theirs")
         nisa.sendrecv(src=mine, dst=theirs, send_to_rank=other, recv_from_rank=other, pipe_id=0)
-        nisa.tensor_tensor(dst=mine, data1=mine, data2=theirs, op=nl.add)
+        for d in range(s["across"]):  # in float32: the sum of two shares is not rounded once more
+            both = nl.ndarray((LANE, columns), dtype=nl.float32, name="both")
+            nisa.tensor_tensor(dst=both, data1=mine[:, d], data2=theirs[:, d], op=nl.add)
+            add_to_residual(s, c, t, d, both, gate)
     else:
         shape = (LANE, s["across"], columns)
         share = nl.ndarray(shape, dtype=c["dtype"], buffer=nl.hbm, name="share")
@@ -439,8 +442,8 @@ def reduce_partials(s, c, t, mine, gate):
         group = nccl.ReplicaGroup([list(range(s["ranks"]))])
         nccl.all_reduce(srcs=[share], dsts=[total], replica_group=group, op=nl.add)
         nisa.dma_copy(dst=mine, src=total)
-    for d in range(s["across"]):
-        add_to_residual(s, c, t, d, mine[:, d], gate)
+        for d in range(s["across"]):
+            add_to_residual(s, c, t, d, mine[:, d], gate)
 
 
 def project_out(s, c, t):

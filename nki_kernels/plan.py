@@ -240,7 +240,8 @@ class Shapes:
         )
         hidden = eight * (self.mlp // LANE) * columns
         shares = size * across * columns * (self.ranks > 1)  # of what the ranks add up
-        shares += size * across * columns * (self.cores > 1)  # and the other core's
+        # and the other core's, and 128 features of both
+        shares += (size * across + 2 * 4) * columns * (self.cores > 1)
         if self.weight_dtype:  # queries in eight bits after attention
             queries += eight * self.heads * columns
         phases = (
