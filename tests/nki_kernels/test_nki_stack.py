@@ -138,9 +138,9 @@ def assert_near_float32(ours, theirs):
 def test_bfloat16_tiny_is_within_tolerance_and_quick(ages):
     call = model_call(TINY, [ages], jnp.bfloat16)
     theirs = seam(*float32(call))
-    start = time.perf_counter()
+    start = time.process_time()
     ours, _, _ = simulated(call)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     assert_near_float32(ours, theirs)
 
 
@@ -167,9 +167,9 @@ def test_one_layer_of_base_is_within_tolerance_and_quick():
     call = model_call(BASE_LAYER, [[0, 4, 1, -1, 3]], jnp.bfloat16)  # a sink, wrapped, one cold
     assert call[0].shape == (1, 512, 1280)
     theirs = seam(*float32(call))
-    start = time.perf_counter()
+    start = time.process_time()
     ours, done, shapes = simulated(call)
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60
     assert_near_float32(ours, theirs)
     timeline, naive = (schedule(done.traces, TRN2, order)[0] for order in ("overlapped", "serial"))
     assert timeline.busy("pe") >= 0.6
