@@ -195,6 +195,7 @@ def arguments(*given):
     return parser.parse_args([str(x) for x in given])
 
 
+@pytest.mark.slow  # scores on streams of the model, most of a minute of compiling
 def test_the_command_writes_a_checkpoint_that_loads(
     small_config, small_params, tmp_path, monkeypatch, capsys
 ):
@@ -226,6 +227,12 @@ def test_the_command_cuts_for_a_chip(
     assert report["kept"]["mlp"] == small_config.model.mlp and report["after_ms"] <= 1000
     assert "0.0% of the importance went" in capsys.readouterr().out
     assert load_model(tmp_path / "held", [])[1].model.layers == small_config.model.layers
+    command.run(
+        arguments(tmp_path / "whole", "--keep", "mlp=32,heads=1", "--two-four", "--multiple", 32,
+                  "-o", tmp_path / "cut")
+    )  # fmt: skip
+    _, config = load_model(tmp_path / "cut", [])
+    assert (config.model.mlp, config.model.heads, config.train.keep_zeros) == (32, 1, True)
 
 
 @pytest.mark.parametrize(
