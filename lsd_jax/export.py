@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def export(
             "weight_dtype": stack.weight_dtype or stack.dtype,
             "kernel": "custom call" if _compat.REAL else "plain XLA",
             "weights": None if denoiser is None else "packed_weights.npy",
-            "shapes": bench.vars_of(shapes), "commands": commands,
+            "shapes": asdict(shapes), "commands": commands,
             "note": "nothing here has run on hardware yet",
         }  # fmt: skip
         (beside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -104,7 +105,7 @@ def write_megakernel(out: Path, config: Config, chip: Chip) -> None:
     write_commands(out, commands)
     manifest = {
         "module": alone.MODULE, "config": config.name, "chip": chip.name, "cores": lnc,
-        "shapes": bench.vars_of(shapes), "commands": commands,
+        "shapes": asdict(shapes), "commands": commands,
         "note": "nothing here has run on hardware yet",
     }  # fmt: skip
     (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

@@ -159,11 +159,6 @@ def committing(shapes: Shapes, model: Any) -> Shapes:
     return replace(shapes, ageless=model.pinned, slots=0, ring=model.keys, places=places)
 
 
-def vars_of(shapes: Shapes) -> dict[str, Any]:
-    """The fields of the shapes, without what was worked out from them."""
-    return {name: getattr(shapes, name) for name in Shapes.__dataclass_fields__}
-
-
 def trace(shapes: Shapes, chip: Chip) -> Trace:
     """The instructions of one core, without numerics."""
     kernel = kernel_of(shapes)[shapes.cores]

@@ -63,18 +63,14 @@ def search(
     if not len(space):
         raise ValueError(f"no patch of the space divides {base.model.width}x{base.model.height}")
     ways = [
-        Way(choice, ranks) for choice in precisions(base, chip) for ranks in ranks_of(chip, cores)
+        (replace(space, base=choice), ranks)
+        for choice in precisions(base, chip)
+        for ranks in ranks_of(chip, cores)
     ]
-    spaces = [replace(space, base=way.base) for way in ways]
-    ms = np.concatenate(
-        [fast.frame_ms(each, chip, way.ranks) for each, way in zip(spaces, ways, strict=True)]
-    )
+    ms = np.concatenate([fast.frame_ms(each, chip, ranks) for each, ranks in ways])
     budget = 1000 / fps / sessions
     sound = supported(space) & (space.parameters <= (params_max or np.inf))
-    fitting = [
-        fast.fits(each, chip, sessions, way.ranks) & sound
-        for each, way in zip(spaces, ways, strict=True)
-    ]
+    fitting = [fast.fits(each, chip, sessions, ranks) & sound for each, ranks in ways]
     allowed = np.concatenate(fitting) & np.isfinite(ms)
     if not allowed.any():
         raise ValueError(
@@ -89,21 +85,13 @@ def search(
             f"nothing holds {fps:g} fps for {sessions} sessions on {places}: the "
             f"fastest takes {least:.2f} ms, {least / budget:.1f} times the {budget:.2f} ms of each"
         )
-    losses = np.tile(law.predict(space, space.passes), len(spaces))[within]
+    losses = np.tile(law.predict(space, space.passes), len(ways))[within]
     chosen = within[spread(ms[within], losses)]
-    places = (divmod(int(i), len(space)) for i in chosen)
-    found = [planned(spaces[which], i, chip, law, ways[which].ranks) for which, i in places]
+    numbers = (divmod(int(i), len(space)) for i in chosen)
+    found = [planned(*ways[which], i, chip, law) for which, i in numbers]
     found = [point for point in found if point.plan.ms <= budget]  # the fast path is a little off
     front = [found[i] for i in pareto(*figures(found))]
     return Searched(len(ms), len(within), ms[within], losses, front)
-
-
-@dataclass(frozen=True)
-class Way:
-    """In which precision, and on how many cores, a candidate is streamed."""
-
-    base: Config
-    ranks: int
 
 
 def ranks_of(chip: Chip, cores: int) -> list[int]:
@@ -143,8 +131,8 @@ def spread(ms: np.ndarray, losses: np.ndarray) -> np.ndarray:
     return front[np.unique([np.abs(at - w).argmin() for w in wanted])]
 
 
-def planned(space: Candidates, i: int, chip: Chip, law: Law, ranks: int) -> Found:
-    """A candidate by the planner proper."""
+def planned(space: Candidates, ranks: int, i: int, chip: Chip, law: Law) -> Found:
+    """A candidate on so many cores, by the planner proper."""
     model = space.model(i)
     config = space.config(i, name_of(model, chip, space.base.stream.weight_dtype))
     loss = float(law.predict(model, int(space.passes[i])))
