@@ -1,10 +1,23 @@
-"""Eight virtual CPU devices, strict dtypes, checked shapes, and one small model for all."""
+"""Eight virtual CPU devices, quick compiles, strict dtypes, checked shapes, and one small model for
+all."""
 
+import atexit
 import os
+import shutil
+import tempfile
+from functools import lru_cache
+
+QUICK = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+"""Most of what tests cost is compiling, and LLVM's optimisations are most of that."""
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 _flags = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
+os.environ["XLA_FLAGS"] = f"{_flags} {QUICK} --xla_force_host_platform_device_count=8".strip()
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one process has compiled serves all
+    _shared = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, _shared, ignore_errors=True)
 
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
@@ -28,13 +41,6 @@ jax.tree_util.register_dataclass = _unchecked
 from lsd_jax.config import Config, ModelConfig, TrainConfig  # noqa: E402
 
 
-def compiled(jitted, *args):
-    """An executable that compiles five times faster than it would with LLVM's optimisations."""
-    return jitted.lower(*args).compile(
-        {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    )
-
-
 @pytest.fixture(scope="session")
 def small_config() -> Config:
     """A model that compiles in seconds: 16 tokens, two layers, two heads."""
@@ -56,8 +62,7 @@ def small_model(small_config):
     """Its weights, untrained."""
     from lsd_jax.model import Denoiser
 
-    key = jax.random.key(0)
-    return compiled(jax.jit(lambda key: Denoiser(small_config.model, key)), key)(key)
+    return jax.jit(lambda key: Denoiser(small_config.model, key))(jax.random.key(0))
 
 
 @pytest.fixture(scope="session")
@@ -91,18 +96,8 @@ def small_batch(small_config):
 
 
 @pytest.fixture(scope="session")
-def quick_step():
-    """`make_step`, compiled quickly and once for all tests that ask for the same step."""
+def shared_step():
+    """`make_step`, once for all tests of a file that ask for the same step."""
     from lsd_jax.train.step import make_step
 
-    known = {}
-
-    def make(config, loss, mesh):
-        def run(state, batch):
-            if (config, loss, mesh) not in known:
-                known[config, loss, mesh] = compiled(make_step(config, loss, mesh), state, batch)
-            return known[config, loss, mesh](state, batch)
-
-        return run
-
-    return make
+    return lru_cache(make_step)

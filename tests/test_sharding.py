@@ -92,7 +92,7 @@ def config(small_config):
 
 
 @pytest.fixture(scope="module")
-def two_steps(config, small_params, small_batch, quick_step):
+def two_steps(config, small_params, small_batch, shared_step):
     """The state and metrics after two steps on a mesh, as NumPy."""
     batch = jax.tree.map(lambda x: x[:, :2] if x.ndim == 5 else x, small_batch)
 
@@ -100,7 +100,7 @@ def two_steps(config, small_params, small_batch, quick_step):
         mesh = mesh_of(**sizes)
         state = init_state(config, mesh, small_params)
         placed = jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))
-        step = quick_step(config, forcing_loss, mesh)
+        step = shared_step(config, forcing_loss, mesh)
         metrics = []
         for _ in range(2):
             state, values = step(state, placed)

@@ -138,13 +138,13 @@ def test_the_pattern_lies_along_what_is_summed(small_config, small_params):
         two_four.pattern(jnp.ones((1, 6, 1)), (1,))
 
 
-def test_training_keeps_the_zeros(small_config, small_params, small_batch, quick_step):
+def test_training_keeps_the_zeros(small_config, small_params, small_batch, shared_step):
     train = dataclasses.replace(small_config.train, keep_zeros=True, learning_rate=5e-3)
     config = dataclasses.replace(small_config, train=train)
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     sparse = two_four.sparsify(small_params)
     state = init_state(config, mesh, sparse)
-    run = quick_step(config, history_loss, mesh)
+    run = shared_step(config, history_loss, mesh)
     batch = jax.device_put(small_batch, jax.NamedSharding(mesh, sharding.BATCH))
     for _ in range(3):
         state, _ = run(state, batch)

@@ -151,11 +151,11 @@ def test_forcing_noises_the_history_and_says_how_much():
     assert len(np.unique(level)) > 80
 
 
-def test_thirty_steps_teach_one_batch(small_config, small_params, small_batch, quick_step, mesh):
+def test_thirty_steps_teach_one_batch(small_config, small_params, small_batch, shared_step, mesh):
     settings = dataclasses.replace(small_config.train, learning_rate=5e-3, steps=30)
     config = dataclasses.replace(small_config, train=settings)
     state = init_state(config, mesh, small_params)
-    run = quick_step(config, forcing_loss, mesh)
+    run = shared_step(config, forcing_loss, mesh)
     batch = jax.device_put(small_batch, jax.NamedSharding(mesh, sharding.BATCH))
     losses, means = [], []
     for n in range(30):

@@ -112,14 +112,14 @@ def test_a_share_of_the_clips_is_wrong_and_the_level_says_how_much(truth, small_
     np.testing.assert_allclose(level, np.minimum(rms, 1) if told else 0 * rms, atol=1e-6)
 
 
-def test_the_history_stage_teaches(small_config, small_params, small_batch, quick_step):
+def test_the_history_stage_teaches(small_config, small_params, small_batch, shared_step):
     """And its loss is finite and alike whether the model is told the levels or not."""
     settings = dataclasses.replace(small_config.train, learning_rate=5e-3, steps=12)
     history = dataclasses.replace(small_config.history, corrupted=1.0, level_input=True)
     config = dataclasses.replace(small_config, train=settings, history=history)
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     state = init_state(config, mesh, small_params)
-    run = quick_step(config, history_loss, mesh)
+    run = shared_step(config, history_loss, mesh)
     batch = jax.device_put(small_batch, jax.NamedSharding(mesh, sharding.BATCH))
     losses = []
     for _ in range(12):

@@ -42,9 +42,9 @@ def start(small_config, small_params, tmp_path_factory):
 
 
 @pytest.fixture
-def train(small_config, small_batch, quick_step, mesh, start, monkeypatch):
+def train(small_config, small_batch, shared_step, mesh, start, monkeypatch):
     """The loop, with steps that compile once for all tests."""
-    monkeypatch.setattr(loop, "make_step", quick_step)
+    monkeypatch.setattr(loop, "make_step", shared_step)
 
     def run(directory, batches=None, deadline_s=None, show=None, **settings):
         config = dataclasses.replace(
@@ -142,10 +142,10 @@ def test_the_deadline_stops_with_everything_saved(train, tmp_path):
 
 
 def test_a_step_that_is_not_finite_changes_nothing(
-    small_config, small_params, small_batch, quick_step, mesh
+    small_config, small_params, small_batch, shared_step, mesh
 ):
     state = init_state(small_config, mesh, small_params)
-    run = quick_step(small_config, toy_loss, mesh)
+    run = shared_step(small_config, toy_loss, mesh)
     place = jax.NamedSharding(mesh, sharding.BATCH)
     for _ in range(2):
         state, _ = run(state, jax.device_put(small_batch, place))

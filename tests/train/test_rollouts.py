@@ -140,11 +140,11 @@ def test_drift_is_the_growth_of_the_error(config, small_model, small_batch, monk
     assert float(found) == pytest.approx((0.25 - 0.04 + 0) / 2, rel=1e-3)
 
 
-def test_a_step_of_everything(config, stage, small_params, quick_step, mesh):
+def test_a_step_of_everything(config, stage, small_params, shared_step, mesh):
     history = dataclasses.replace(config.history, drift_penalty=1.0, level_input=True)
     config = dataclasses.replace(config, history=history)
     state = init_state(config, mesh, small_params)
-    run = quick_step(config, history_loss, mesh)
+    run = shared_step(config, history_loss, mesh)
     for step in range(2):
         batch = jax.device_put(stage.batches(step), jax.NamedSharding(mesh, sharding.BATCH))
         state, metrics = run(state, stage.show(step, state.ema, batch))

@@ -113,7 +113,7 @@ def test_guidance_goes_beyond_the_prompt(seen, asked):
     ("name", "with_teacher"), [("shortcut", False), ("shortcut", True), ("distill", True)]
 )
 def test_a_model_is_distilled(
-    name, with_teacher, small_config, small_params, small_batch, quick_step, tmp_path
+    name, with_teacher, small_config, small_params, small_batch, shared_step, tmp_path
 ):
     """From its own running mean, and from a checkpoint of another shape."""
     train = dataclasses.replace(small_config.train, learning_rate=5e-3, steps=8)
@@ -126,7 +126,7 @@ def test_a_model_is_distilled(
         student = dataclasses.replace(config, model=smaller, distill=chosen)
     stage = stages.prepare(name, student, None, MESH)
     state = init_state(student, MESH, None if with_teacher else small_params)
-    run = quick_step(student, stage.loss, MESH)
+    run = shared_step(student, stage.loss, MESH)
     batch = jax.device_put(small_batch, jax.NamedSharding(MESH, sharding.BATCH))
     losses = []
     for _ in range(8):
