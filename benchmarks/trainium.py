@@ -43,7 +43,13 @@ def calibration(chip: chips.Chip):
 
 def accuracy(chip: chips.Chip, layer):
     """The simulated kernel in bfloat16 against float32, and how long that takes."""
-    for name, model, most_s in (("tiny", load("tiny").model, 20), ("a layer of base", layer, 60)):
+    tiny = load("tiny").model
+    block = dataclasses.replace(tiny, layers=1, width=256)
+    for name, model, most_s in (
+        ("a block, 256 features, 128 tokens", block, 20),
+        ("tiny", tiny, 20),
+        ("a layer of base", layer, 60),
+    ):
         shapes = bench.shapes_of(model, chip)
         given = alone.arguments(shapes)
         start = time.perf_counter()

@@ -252,7 +252,8 @@ class Shapes:
 
 
 def share(stack: StackShape, ranks: int = 1, cores: int = 1, **limits: int) -> Shapes:
-    """What one rank of `ranks` computes of a stack; `cores` of them may act as one (LNC).
+    """What one rank of `ranks` computes of a stack; `cores` of them may act as one (LNC). One that
+    is to write a ring has a ring of no more than those places.
 
     Raises NotImplementedError for what the kernel cannot do.
     """
@@ -280,6 +281,8 @@ def share(stack: StackShape, ranks: int = 1, cores: int = 1, **limits: int) -> S
         ranks=ranks,
         cores=cores,
         weight_dtype=stack.weight_dtype,
+        ring=stack.places * stack.tokens,
+        places=max(stack.places, 1),
         **limits,
     )
     shapes.check(stack.head_dim)

@@ -30,6 +30,7 @@ class StackShape:
     modulations: Size  # rows of modulation per layer: 1, or one a session
     dtype: str
     weight_dtype: str = ""  # of the matrices: of eight bits, or empty where it is `dtype`
+    places: Size = 0  # of the KV buffer that the keys and values are for; 0: those of no frame yet
 
     @property
     def rows(self) -> Size:
@@ -83,6 +84,7 @@ def stack_of(
         modulations=1,
         dtype=dtype,
         weight_dtype=weight_dtype,
+        places=(2 if model.sinks else 1) if commit else 0,
     )
 
 

@@ -262,14 +262,16 @@ def decode_ops(model: ModelConfig, sessions: int, dtype: str) -> Iterator[Op]:
     yield elementwise("shown", values, 3, dtype, reads=0.25)
 
 
-def commit_ops(model: ModelConfig, sessions: int, dtype: str) -> Iterator[Op]:
+def commit_ops(
+    model: ModelConfig, sessions: int, dtype: str, written: bool = False
+) -> Iterator[Op]:
     """The new keys and values into the ring, and now and then into sinks and memory. It is all
-    done in every frame, since the step has no branches."""
+    done in every frame, since the step has no branches. `written`: the kernel that made them has
+    put them into the ring itself, and only the last layer's are looked at."""
     frame = 2 * model.layers * sessions * model.tokens * model.heads * model.head_dim
-    yield elementwise("finite", frame, 2, dtype, writes=0)
-    yield copy("window", frame, dtype)
-    if model.sinks:
-        yield elementwise("sink", frame, 1, dtype, reads=2)
+    yield elementwise("finite", frame // model.layers if written else frame, 2, dtype, writes=0)
+    for place in () if written else ("window", "sink")[: 2 if model.sinks else 1]:
+        yield copy(place, frame, dtype)
     if model.memory:
         yield elementwise("compress", frame, 1.25, dtype, writes=0.25)
         yield elementwise("memory", model.memory * frame // 4, 1, dtype, reads=2)

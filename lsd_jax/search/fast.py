@@ -10,6 +10,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,14 @@ def _shared_ms(found: Candidates, chip: Chip, ranks: int) -> np.ndarray:
 
     embed = by(found, ("dim", "patch"), timed(embed_ops))
     readout = by(found, ("dim", "patch"), timed(readout_ops))
-    commit = by(found, ("layers", "heads", "head_dim", "patch"), timed(commit_ops))
-    each = embed + readout + stacks(found, chip, ranks, commit=False)
-    whole = found.passes * each + embed + stacks(found, chip, ranks, commit=True) + commit
+    predict, _ = stacks(found, chip, ranks, commit=False)
+    remember, by_kernel = stacks(found, chip, ranks, commit=True)
+    commit, less = (
+        by(found, ("layers", "heads", "head_dim", "patch"), timed(partial(commit_ops, written=own)))
+        for own in (False, True)
+    )
+    commit = np.where(by_kernel & (chip.family in plan.WRITE_THE_RING), less, commit)
+    whole = found.passes * (embed + predict + readout) + embed + remember + commit
     return 1e3 * (whole + around(found, chip, ranks))
 
 
@@ -83,17 +89,20 @@ def alike(found: Candidates, names: tuple[str, ...]) -> tuple[list[ModelConfig],
     return [found.model(i) for i in first.tolist()], where.ravel()
 
 
-def stacks(found: Candidates, chip: Chip, ranks: int, commit: bool) -> np.ndarray:
-    """Seconds of each candidate's denoise stack."""
+def stacks(
+    found: Candidates, chip: Chip, ranks: int, commit: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of each candidate's denoise stack, and whether a kernel of ours computes it."""
     models, where = alike(found, ("dim", "heads", "head_dim", "mlp", "patch"))
     dtype = found.base.stream.compute_dtype
     eight = found.base.stream.weight_dtype
     shapes = [stack_of(model, dtype, commit=commit, weight_dtype=eight) for model in models]
     deep = [[replace(shape, layers=depth) for shape in shapes] for depth in DEPTHS]
     low, high = (kernel_seconds(each, chip, ranks) for each in deep)
-    doubtful = np.isfinite(low) & ~np.isfinite(high)
+    taken = np.isfinite(low)
+    doubtful = taken & ~np.isfinite(high)
     high[doubtful] = low[doubtful]
-    for i in np.flatnonzero(~np.isfinite(low)):
+    for i in np.flatnonzero(~taken):
         low[i], high[i] = (xla(each[i], chip, ranks) for each in deep)
     each = (high - low) / (DEPTHS[1] - DEPTHS[0])
     seconds = low[where] + (found.layers - DEPTHS[0]) * each[where]
@@ -102,7 +111,7 @@ def stacks(found: Candidates, chip: Chip, ranks: int, commit: bool) -> np.ndarra
         layers = found.layers[own].tolist()
         exact = {n: one(replace(shapes[i], layers=n), chip, ranks) for n in set(layers)}
         seconds[own] = [exact[n] for n in layers]
-    return seconds
+    return seconds, taken[where]
 
 
 def one(shape: StackShape, chip: Chip, ranks: int) -> float:

@@ -81,11 +81,13 @@ def test_eight_bits_are_planned_and_proposed_where_they_help():
     assert any("tpu7x has no matrix unit for int8" in note for note in left.notes)
 
 
-@pytest.mark.parametrize(("name", "ranks"), [("tiny", 1), ("reference", 2)])
-def test_two_layers_of_a_timeline_stand_for_all_of_it(name, ranks):
+@pytest.mark.parametrize(
+    ("name", "ranks", "commit"), [("tiny", 1, False), ("reference", 2, False), ("tiny", 1, True)]
+)
+def test_a_few_layers_of_a_timeline_stand_for_all_of_it(name, ranks, commit):
     """Within 5 % of the timeline of all layers on a Trainium2; it is in fact the same."""
-    stack = stack_of(configs.load(name).model, "bfloat16")
-    shapes = nki.shapes_of(configs.load(name).model, TRN2, ranks)
+    stack = stack_of(configs.load(name).model, "bfloat16", commit=commit)
+    shapes = nki.shapes_of(configs.load(name).model, TRN2, ranks, commit=commit)
     whole = schedule([nki.trace(shapes, TRN2)], TRN2)[0].total_ns
     seconds, _, how = nki.stack_seconds(stack, TRN2, ranks)
     assert seconds * 1e9 == pytest.approx(whole, rel=0.01)
@@ -190,3 +192,13 @@ def test_bad_input_is_refused_in_a_line(arguments, message, capsys):
     assert main(["plan", "tiny", *arguments]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_a_ring_that_the_kernel_writes_is_not_copied_by_xla():
+    base = configs.load("base")
+    by = {"kernel": base, "XLA": configs.override(base, ["model.head_width=96", "model.dim=960"])}
+    commit = {
+        who: next(stage for stage in plan_frame(config, TRN2).stages if stage.name == "commit").ms
+        for who, config in by.items()
+    }
+    assert commit["kernel"] < 0.2 * commit["XLA"]

@@ -95,7 +95,7 @@ def test_what_cannot_be_written_in_place_is_left_to_xla(monkeypatch):
 def test_equals_its_own_reference(layers, cores):
     """Two cores that act as one write their heads' columns of the same rows."""
     config = dataclasses.replace(SINKS, layers=layers)
-    shapes = bench.committing(bench.shapes_of(config, TRN2, cores, cores), config)
+    shapes = bench.shapes_of(config, TRN2, cores, cores, commit=True)
     shapes = dataclasses.replace(shapes, itemsize=4, sessions=2)
     ring_shape = (layers, 2, config.keys, cores * shapes.heads * 128)
     ring = np.random.default_rng(1).standard_normal(ring_shape, np.float32)
@@ -118,7 +118,7 @@ def test_nothing_waits_for_the_ring_which_drains_last(sinks):
     """Without its writes all else would end when it does. The ring is only written, and where is
     known at run time alone."""
     config = dataclasses.replace(BASE_LAYER, layers=2, height=512, sinks=sinks)  # two token tiles
-    shapes = bench.committing(bench.shapes_of(config, TRN2), config)
+    shapes = bench.shapes_of(config, TRN2, commit=True)
     trace = bench.trace(shapes, TRN2)
     stores = {i.number: i for i in trace.instructions if i.name == "store"}
     assert len(stores) == 2 * 2 * 2 * (1 + sinks)  # layers, token tiles, keys and values, places
@@ -134,7 +134,7 @@ def test_nothing_waits_for_the_ring_which_drains_last(sinks):
 
 def test_a_place_beyond_the_buffer_is_an_error():
     config = dataclasses.replace(SMALLER, layers=1)
-    shapes = bench.committing(bench.shapes_of(config, TRN2), config)
+    shapes = bench.shapes_of(config, TRN2, commit=True)
     two = dataclasses.replace(shapes, sessions=2)
     arguments = [np.zeros(a.shape, a.dtype) for a in bench.arguments(two)]
     arguments[-1] += config.keys - config.tokens + 1

@@ -59,7 +59,7 @@ def test_a_stream_may_be_shared_by_several_cores(few):
     assert front.ranks_of(chips.load("cpu"), 4) == [1]
     quality = law.fit(law.load())
     large = configs.override(BASE, ["model.height=1024", "model.width=1024"])
-    found = [front.search(large, V6E, quality, 300.0, cores=n) for n in (1, 4)]
+    found = [front.search(large, V6E, quality, 400.0, cores=n) for n in (1, 4)]
     least = [search.front[-1].predicted_loss for search in found]
     assert least[1] < least[0] and found[1].front[-1].plan.ranks > 1
 
