@@ -26,11 +26,14 @@ Call = tuple[InputDefinition, dict[str, Any], "asyncio.Future[None]"]
 
 
 class State(Enum):
-    """Where a session is in its life."""
+    """Where a session is in its life. STARTING, until its host has it, and CANCELING, until that
+    has let go of it, are seen from outside only."""
 
+    STARTING = "STARTING"
     READY = "READY"
     RUNNING = "RUNNING"
     PAUSED = "PAUSED"
+    CANCELING = "CANCELING"
     ENDED = "ENDED"
     FAILED = "FAILED"
 

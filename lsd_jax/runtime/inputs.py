@@ -46,7 +46,8 @@ class InputDefinition:
         try:
             parsed = self.arguments.model_validate_json(json.dumps(args))
         except ValidationError as error:
-            raise InputError("invalid_args", f"{self.name}: {_first(error)}") from None
+            words = f"{self.name}: {first_error(error)}; the manifest has its schema"
+            raise InputError("invalid_args", words) from None
         except (ValueError, RecursionError) as error:
             raise InputError("invalid_args", f"{self.name}: {error}") from None
         values = {name: getattr(parsed, name) for name in self.arguments.model_fields}
@@ -55,10 +56,12 @@ class InputDefinition:
         return values
 
 
-def _first(error: ValidationError) -> str:
+def first_error(error: ValidationError) -> str:
+    """The first thing that is wrong with what was validated, in one line."""
     found = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in found["loc"])
-    return f"{where}: {found['msg']}" if where else found["msg"]
+    words = " ".join(found["msg"].split())
+    return f"{where}: {words}" if where else words
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from lsd_jax.serve.live import LiveClient
 from lsd_jax.serve.livekit import LiveKitClient, Rooms
 from lsd_jax.serve.metrics import Metrics
 from lsd_jax.serve.registry import Registry
+from lsd_jax.serve.rest import Sessions, problem
 from lsd_jax.serve.settings import Settings
-from lsd_jax.serve.tokens import Grant, Refused, mint, turn_credentials
+from lsd_jax.serve.tokens import Grant, Refused, TooOften, mint, turn_credentials
 
 WEB = Path(__file__).parent / "web"
 _log = logging.getLogger("lsd.serve")
@@ -32,12 +33,21 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+OPENS = ("/v1/live", "/v1/stream", "/rtc", "/sessions")
+"""Where sessions are opened: who is refused there is counted."""
 Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def problem(status: int, code: str, message: str) -> web.Response:
-    """A refusal: what is wrong and what to do."""
-    return web.json_response({"error": {"code": code, "message": message}}, status=status)
+def _remedy(request: web.Request, error: web.HTTPException) -> str:
+    """What is wrong with a request that no handler took, and what to do."""
+    if error.status == 404:
+        return f"nothing is at {request.path[:100]!r}; /openapi.json lists what there is"
+    if error.status == 405:
+        allowed = error.headers.get("Allow", "another method")
+        return f"{request.path[:100]!r} takes no {request.method}; use {allowed}"
+    if error.status == 413:
+        return "the request is too large; send at most 1,000,000 bytes"
+    return error.text or f"{error.reason}; see /openapi.json"
 
 
 def room_token(request: web.Request) -> str:
@@ -64,6 +74,7 @@ class Server:
         routes.add_get("/docs", self.page("docs.html"))
         routes.add_get("/", self.page("index.html"))
         routes.add_get("/models", self.models)
+        Sessions(self.registry, self.guard).add_to(routes)
         routes.add_get("/v1/live", self.live)
         routes.add_get("/v1/stream", self.stream)
         routes.add_get("/rtc", self.room)
@@ -93,9 +104,11 @@ class Server:
             self.guard.check_host(request)
             response = await handler(request)
         except Refused as refused:
-            response = problem(refused.status, "refused", str(refused))
+            if request.path in OPENS:
+                self.metrics.rejected.labels(refused.code).inc()
+            response = problem(refused.status, refused.code, str(refused))
         except web.HTTPException as error:
-            response = problem(error.status, "http", error.reason)
+            response = problem(error.status, "http", _remedy(request, error))
         if not response.prepared:
             response.headers.update(_HEADERS)
             origin = request.headers.get("Origin")
@@ -156,9 +169,23 @@ class Server:
         return web.json_response({"models": [manifest] if manifest else []})
 
     async def live(self, request: web.Request) -> web.StreamResponse:
-        """A session of our own protocol, over a WebSocket."""
-        socket, grant = await self._admit(request)
-        await LiveClient(self.registry, socket, grant.max_session_s).run()
+        """A session of our own protocol, over a WebSocket. Pages learn nothing of a handshake that
+        fails: what is wrong with a token is said after it, to whoever does not go on with a session
+        that it has the secret of."""
+        grant, refused = None, None
+        try:
+            grant = self._permit(request)
+        except TooOften:
+            raise
+        except Refused as error:
+            self.guard.check_origin(request)
+            if not web.WebSocketResponse().can_prepare(request):
+                raise
+            self.guard.check_rate(request, of="strangers ")
+            refused = error
+        socket = await self._socket(request)
+        limit = grant.max_session_s if grant else None
+        await LiveClient(self.registry, socket, limit, refused).run()
         return socket
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
@@ -202,14 +229,9 @@ class Server:
         return socket
 
     def _permit(self, request: web.Request) -> Grant:
-        """What a client may do, of whom nothing is wrong. Raises Refused. Who brings no key spends
-        nothing of the rate of an address that others may share."""
-        self.guard.check_origin(request)
-        grant = self.guard.grant(request)
+        """What a client may do, of whom nothing is wrong. Raises Refused."""
         model = self.registry.manifest.get("model", {}).get("name")
-        grant.check(model, request.headers.get("Origin"))
-        self.guard.check_rate(request)
-        return grant
+        return self.guard.permit(request, model)
 
     async def ice_servers(self, request: web.Request) -> web.Response:
         """STUN and TURN servers, the latter with credentials for an hour."""
@@ -227,7 +249,7 @@ class Server:
         if not self.settings.api_key:
             return problem(409, "no_key", "this server asks for no tokens; set LSD_API_KEY to")
         if not self.guard.grant(request).is_key:
-            return problem(403, "refused", "a token mints no tokens; give the API key")
+            return problem(403, "forbidden", "a token mints no tokens; give the API key")
         self.guard.check_rate(request)
         try:
             asked = await request.json()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 
 from lsd_jax.serve.guard import Bucket
 from lsd_jax.serve.registry import Registry
@@ -15,6 +15,8 @@ from lsd_jax.serve.sessions import LiveSession
 
 _log = logging.getLogger("lsd.serve")
 POLICY, OVERLOADED = 1008, 1013
+UNKNOWN_SESSION, TAKEN_OVER = 4404, 4409
+"""Codes of a closed socket; those of a refused token are 4000 and HTTP's."""
 
 
 class SocketClient:
@@ -32,6 +34,7 @@ class SocketClient:
         self._session: LiveSession | None = None
         self._peer: Peer | None = None
         self._tasks: set[asyncio.Task] = set()
+        self._closing: set[asyncio.Task] = set()
         self._rate = Bucket(self._settings.messages_per_s, 2.0 * self._settings.messages_per_s)
 
     async def send(self, message: dict[str, Any]) -> None:
@@ -42,26 +45,25 @@ class SocketClient:
             except ConnectionError:
                 _log.debug("a client left before it could be told %s", message["type"])
 
-    async def _hang_up(self, code: int, words: str) -> None:
-        await self._socket.close(code=code, message=words.encode()[:120])
+    async def _hang_up(self, code: int = WSCloseCode.OK, words: str = "") -> None:
+        """Closes the socket; begun, that goes on though this client is done with."""
+        closing = asyncio.create_task(self._socket.close(code=code, message=words.encode()[:120]))
+        self._closing.add(closing)
+        await asyncio.shield(closing)
 
     async def _leave(self) -> None:
         """Ends all that there is for a client that has gone."""
         for task in self._tasks:
             task.cancel()
         if self._session:  # first: a half-open connection takes seconds to close
-            await self._session.end("client_left")
+            await self._part(self._session)
         if self._peer:
             await self._peer.close()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
-    def _limit(self, session: LiveSession, reason: str) -> None:
-        """Ends the session for that reason when its token's time is over."""
-        if self._max_session_s is not None:
-            self._spawn(self._expire(session, self._max_session_s, reason))
-
-    async def _expire(self, session: LiveSession, seconds: float, reason: str) -> None:
-        await asyncio.sleep(seconds)
-        await session.end(reason)
+    async def _part(self, session: LiveSession) -> None:
+        """What becomes of the session of a client that has gone."""
+        await session.end("client_left")
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)

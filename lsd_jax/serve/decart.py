@@ -47,12 +47,15 @@ class DecartClient(SocketClient):
 
     async def run(self) -> None:
         """Serves the client until it leaves, or the session ends."""
-        opening = asyncio.create_task(self._registry.open(waits=self._tell_place))
+        limit = self._max_session_s, "max_session_duration"
+        opening = asyncio.create_task(self._registry.open(0, self._tell_place, *limit))
         try:
             try:
                 session = self._session = await opening
-            except Full:
-                await self._error("Concurrent session limit reached.", OVERLOADED)
+            except Full as full:
+                limit_reached = "Concurrent session limit reached."  # as the SDKs know it
+                words = limit_reached if full.code == "full" else f"{full.code}: {full}"
+                await self._error(words, OVERLOADED)
                 return
             session.ended.add_done_callback(lambda _: self._spawn(self._ended(session)))
             self._peer = Peer(session, self._registry.settings, self._registry.metrics)
@@ -60,7 +63,6 @@ class DecartClient(SocketClient):
             told = {"type": "session_id", "session_id": session.id}
             await self.send({**told, "server_ip": host, "server_port": port})
             self._spawn(self._tick(session))
-            self._limit(session, "max_session_duration")
             await self._listen(session, self._peer)
         finally:
             opening.cancel()
@@ -160,7 +162,7 @@ class DecartClient(SocketClient):
     async def _ended(self, session: LiveSession) -> None:
         told = {"type": "generation_ended", "seconds": self._seconds(session)}
         await self.send({**told, "reason": session.ended.result()})
-        await self._socket.close()
+        await self._hang_up()
 
     def _tell_place(self, place: int, length: int) -> None:
         told = {"type": "queue_position", "position": place, "queue_size": length}

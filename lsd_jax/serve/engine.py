@@ -140,6 +140,7 @@ class Engine:
             return
         self._hosts[id] = host
         host.start()
+        self._link.send({"type": "opened", "session": id})
 
     def _sender(self, id: str) -> Callable[[OutputSpec, Any, float], None]:
         def send(spec: OutputSpec, sample: Any, ts_ms: float) -> None:

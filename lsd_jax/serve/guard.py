@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import time
 from collections import OrderedDict
 from urllib.parse import urlsplit
@@ -31,6 +32,12 @@ class Bucket:
             return False
         self._level -= 1
         return True
+
+
+def bearer_token(request: web.Request) -> str:
+    """What comes as `Authorization: Bearer`, or nothing."""
+    header = request.headers.get("Authorization", "")
+    return header.removeprefix("Bearer ") if header.startswith("Bearer ") else ""
 
 
 class Guard:
@@ -73,11 +80,10 @@ class Guard:
         key = self._settings.api_key
         if not key:
             return Grant(is_key=True)
-        bearer = request.headers.get("Authorization", "")
         token = (
-            bearer.removeprefix("Bearer ")
-            if bearer.startswith("Bearer ")
-            else request.headers.get("X-API-Key") or request.query.get("api_key", "")
+            bearer_token(request)
+            or request.headers.get("X-API-Key")
+            or request.query.get("api_key", "")
         )
         if not token:
             raise Unauthorized("unauthorized: give an API key or a token")
@@ -86,6 +92,20 @@ class Guard:
         except WrongKey:
             self.check_rate(request, of="guesses ")
             raise
+
+    def permit(self, request: web.Request, model: str | None) -> Grant:
+        """What a client of `model` may do, of whom nothing is wrong. Raises Refused. Who brings no
+        key spends nothing of the rate of an address that others may share."""
+        self.check_origin(request)
+        grant = self.grant(request)
+        grant.check(model, request.headers.get("Origin"))
+        self.check_rate(request)
+        return grant
+
+    def is_key(self, token: str) -> bool:
+        """Whether `token` is the server's own key, where it has one."""
+        key = self._settings.api_key
+        return bool(key) and hmac.compare_digest(token.encode(errors="replace"), key.encode())
 
     def check_rate(self, request: web.Request, of: str = "") -> None:
         """Raises TooOften where an address opens sessions and mints tokens too often, or guesses

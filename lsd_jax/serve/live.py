@@ -6,15 +6,22 @@ import asyncio
 import json
 from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import WebSocketError, WSMessage, WSMsgType, web
 
 from lsd_jax.runtime import InputError
 from lsd_jax.serve import convert, protocol
-from lsd_jax.serve.client import OVERLOADED, POLICY, SocketClient
+from lsd_jax.serve.client import (
+    OVERLOADED,
+    POLICY,
+    TAKEN_OVER,
+    UNKNOWN_SESSION,
+    SocketClient,
+)
 from lsd_jax.serve.protocol import ProtocolError
-from lsd_jax.serve.registry import Full, Registry
+from lsd_jax.serve.registry import Full, Registry, UnknownSession
 from lsd_jax.serve.rtc import Peer
 from lsd_jax.serve.sessions import LiveSession, Sample
+from lsd_jax.serve.tokens import Refused
 
 START_S = 10.0
 """In which a client must send `start`."""
@@ -23,15 +30,18 @@ MAX_TASKS = 64
 
 
 class LiveClient(SocketClient):
-    """Drives one session for one WebSocket."""
+    """Drives one session for one WebSocket. One that was `refused` may only go on with a session
+    whose secret it knows."""
 
     def __init__(
         self,
         registry: Registry,
         socket: web.WebSocketResponse,
         max_session_s: float | None,
+        refused: Refused | None = None,
     ):
         super().__init__(registry, socket, max_session_s)
+        self._refused, self._lost = refused, False
         self._patience = asyncio.timeout(None)
         self._announced: protocol.Upload | protocol.Restore | None = None
         self._shown = asyncio.Semaphore(protocol.IN_FLIGHT)
@@ -49,17 +59,46 @@ class LiveClient(SocketClient):
             await self._refuse("bad_message", words, POLICY)
         except ProtocolError as error:
             await self._refuse(error.code, str(error), POLICY)
+        except Refused as refused:
+            self._registry.metrics.rejected.labels(refused.code).inc()
+            await self._refuse(refused.code, str(refused), 4000 + refused.status)
         finally:
             await self._leave()
 
     async def _listen(self) -> None:
-        async for message in self._socket:
-            self._spend()
+        while True:
+            message = await self._socket.receive()
             if message.type is WSMsgType.TEXT:
+                self._spend()
                 if not await self._text(message.data):
                     return
             elif message.type is WSMsgType.BINARY:
+                self._spend()
                 await self._binary(message.data)
+            else:
+                self._lost = _without_a_word(message)
+                return
+
+    async def _part(self, session: LiveSession) -> None:
+        session.ended.remove_done_callback(self._on_end)
+        if self._lost and self._settings.keep_s and not session.ended.done():
+            session.let_go = None
+            self._registry.keep(session, self._settings.keep_s)
+        else:
+            await session.end("client_left")
+
+    def _let_go(self) -> None:
+        """Another socket drives the session from now on."""
+        if self._session:
+            self._session.ended.remove_done_callback(self._on_end)
+        self._session = None
+        for task in self._tasks:
+            task.cancel()
+        words = "this session goes on in another window or connection"
+        self._spawn(self._refuse("taken_over", words, TAKEN_OVER))
+
+    def _on_end(self, ended: asyncio.Future[str]) -> None:
+        self._spawn(self._ended(ended.result()))
 
     def _spend(self) -> None:
         if not self._rate.take():
@@ -97,43 +136,68 @@ class LiveClient(SocketClient):
         return True
 
     async def _start(self, message: protocol.Start) -> bool:
+        if message.session is None:
+            session = await self._open(message)
+        else:
+            session = await self._claim(message.session, message.secret)
+        if session is not None:
+            await self._begin(session, message.media, message.session is not None)
+        return session is not None
+
+    async def _claim(self, id: str, secret: str) -> LiveSession | None:
+        """The session that this client, or one before it, has left."""
+        try:
+            self._session = self._registry.claim(id, secret, self._let_go)
+        except UnknownSession as unknown:
+            await self._refuse("unknown_session", str(unknown), UNKNOWN_SESSION)
+        return self._session
+
+    async def _open(self, message: protocol.Start) -> LiveSession | None:
+        """A new session, or None where the client left or was refused before its turn."""
+        if self._refused:
+            raise self._refused
+
         def waits(place: int, length: int) -> None:
             told = {"type": "queue_position", "position": place, "queue_size": length}
-            self._spawn(self.send(told))
+            self._spawn(self.send(told | {"loading": self._registry.loading}))
 
         opening = asyncio.create_task(
-            self._registry.open(message.seed, waits if message.wait else None)
+            self._registry.open(message.seed, waits if message.wait else None, self._max_session_s)
         )
         try:
             session = await (self._until_left(opening) if message.wait else opening)
         except Full as full:
-            await self._refuse("full", str(full), OVERLOADED)
-            return False
+            await self._refuse(full.code, str(full), OVERLOADED)
+            return None
         finally:  # a session that is opened by now is ours, to use or to end
             opening.cancel()
             await asyncio.gather(opening, return_exceptions=True)
             if not opening.cancelled() and opening.exception() is None:
                 self._session = opening.result()
-        if session is None:
-            return False
+        if session is not None:
+            session.hold(self._let_go)
+        return session
+
+    async def _begin(self, session: LiveSession, media: str, reclaimed: bool) -> None:
         session.on_taken = lambda name: self._spawn(self.send({"type": "want", "input": name}))
-        session.ended.add_done_callback(lambda _: self._spawn(self._ended(session)))
-        self._limit(session, "its token's time is over")
+        session.ended.add_done_callback(self._on_end)
         await self.send(
             {
                 "type": "started",
                 "session_id": session.id,
-                "media": message.media,
+                "secret": session.secret,
+                "reclaimed": reclaimed,
+                "paused": session.paused,
+                "media": media,
                 "manifest": session.manifest,
             }
         )
-        if message.media == "jpeg":
+        if media == "jpeg":
             self._spawn(self._send_pictures(session))
         else:
             self._peer = Peer(session, self._settings, self._registry.metrics)
         self._spawn(self._send_events(session))
         self._spawn(self._send_metrics(session))
-        return True
 
     async def _until_left(self, opening: asyncio.Task[LiveSession]) -> LiveSession | None:
         """The session when its turn has come, or None where the client left before. Raises
@@ -269,10 +333,18 @@ class LiveClient(SocketClient):
                 }
             )
 
-    async def _ended(self, session: LiveSession) -> None:
-        await self.send({"type": "ended", "reason": session.ended.result()})
-        await self._socket.close()
+    async def _ended(self, reason: str) -> None:
+        await self.send({"type": "ended", "reason": reason})
+        await self._hang_up()
 
     async def _refuse(self, code: str, message: str, close: int) -> None:
         await self.send({"type": "error", "code": code, "message": message})
         await self._hang_up(close, message)
+
+
+def _without_a_word(message: WSMessage) -> bool:
+    """Whether a socket's last message says that it was lost: neither closed by its client, who then
+    wants no more, nor for what that sent."""
+    if message.type is WSMsgType.ERROR:
+        return not isinstance(message.data, WebSocketError)
+    return message.type is WSMsgType.CLOSED

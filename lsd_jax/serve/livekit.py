@@ -213,7 +213,7 @@ class LiveKitClient(SocketClient):
         reason = models.DisconnectReason.ROOM_DELETED
         disconnect = rtc.LeaveRequest.Action.DISCONNECT
         await self._tell(leave=rtc.LeaveRequest(reason=reason, action=disconnect))
-        await self._socket.close()
+        await self._hang_up()
 
 
 def _now_ms() -> int:

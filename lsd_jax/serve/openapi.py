@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from lsd_jax import __version__
-from lsd_jax.serve import protocol
+from lsd_jax.serve import protocol, rest
 
 _PATHS = {
     "/healthz": ("get", "The process lives", (200,)),
     "/readyz": ("get", "Loaded, compiled, a slot free", (200, 503)),
     "/metrics": ("get", "Counters and clocks for Prometheus", (200,)),
     "/models": ("get", "The manifest of the model that runs", (200,)),
+    "/sessions": (
+        "post",
+        "Opens a session for a client to come",
+        (202, 400, 401, 403, 404, 429, 503),
+    ),
+    "/sessions/{id}": ("get", "A session's state, to who has its token", (200, 403, 404)),
+    "/sessions/{id}:end": ("post", "Ends a session", (200, 403, 404)),
     "/v1/live": ("get", "A session over a WebSocket; see LiveMessage", (101, 401, 403, 429)),
     "/v1/stream": ("get", "A session of Decart's realtime messages", (101, 401, 403, 429)),
     "/rtc": ("get", "A session's media by LiveKit's signalling v0", (101, 401, 403, 429)),
@@ -21,8 +28,8 @@ _PATHS = {
     "/v1/realtime/quota": ("get", "Sessions allowed, active and free", (200, 401, 429)),
 }
 _MEANING = {
-    101: "Switched to WebSocket", 200: "OK", 400: "Bad request", 401: "No valid key or token",
-    403: "Not allowed", 409: "The server asks for no tokens", 429: "Too often",
+    101: "Switched to WebSocket", 200: "OK", 202: "Opened", 400: "Bad request", 401: "No valid key or token",
+    403: "Not allowed", 404: "No such session, or not yours; or another model's", 409: "The server asks for no tokens", 429: "Too often",
     503: "Not ready, or full",
 }  # fmt: skip
 
@@ -40,16 +47,21 @@ def document() -> dict[str, Any]:
             "constraints": {"type": "object"},
         },
     }
+    bodies = {"/v1/client/tokens": token, "/sessions": rest.Opening.model_json_schema()}
     paths: dict[str, Any] = {}
     for path, (method, summary, codes) in _PATHS.items():
         operation: dict[str, Any] = {
             "summary": summary,
             "responses": {str(code): {"description": _MEANING[code]} for code in codes},
         }
-        if path.startswith("/v1"):
+        if path.startswith(("/v1", "/sessions")):
             operation["security"] = [{"key": []}, {"query": []}, {}]
-        if method == "post":
-            operation["requestBody"] = {"content": {"application/json": {"schema": token}}}
+        if path in bodies:
+            operation["requestBody"] = {"content": {"application/json": {"schema": bodies[path]}}}
+        if "{id}" in path:
+            operation["parameters"] = [
+                {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+            ]
         paths[path] = {method: operation}
     definitions["LiveMessage"] = schema
     return {

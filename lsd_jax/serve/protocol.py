@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from lsd_jax.runtime.inputs import first_error
+
 PICTURE, FILE, SNAPSHOT, SAMPLE = 1, 2, 3, 4
 _HEADER = struct.Struct("<B3xId")
 IN_FLIGHT = 2
@@ -35,12 +37,15 @@ class _Message(BaseModel):
 
 
 class Start(_Message):
-    """Opens the session; the first message. `wait` queues for a slot where none is free."""
+    """Opens the session; the first message. `wait` queues for a slot where none is free. With the
+    id of a `session` and its `secret`, it goes on with that one."""
 
     type: Literal["start"]
     media: Literal["jpeg", "webrtc"] = "jpeg"
     seed: int = Field(0, ge=0, lt=2**31)
     wait: bool = False
+    session: str | None = Field(None, max_length=64)
+    secret: str = Field("", max_length=64)
 
 
 class Input(_Message):
@@ -116,11 +121,14 @@ def parse(text: str) -> Any:
     try:
         return _adapter.validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ProtocolError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+        raise ProtocolError(in_words(error)) from None
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"the message is no JSON: {error}") from None
+
+
+def in_words(error: ValidationError) -> str:
+    """The first thing that is wrong with a message, and where its schema is, in one line."""
+    return f"{first_error(error)}; /openapi.json has the schema"
 
 
 def schema() -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import secrets
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
+from lsd_jax.runtime import State
 from lsd_jax.serve.engines import EngineFailed, EngineHandle
 from lsd_jax.serve.metrics import Metrics
 from lsd_jax.serve.sessions import LiveSession
@@ -17,8 +19,21 @@ Position = Callable[[int, int], None]
 """Told a waiting client's place in the queue, from 1, and the queue's length."""
 
 
+PAST = 64
+"""Sessions that are over and can still be asked about."""
+
+
 class Full(RuntimeError):
-    """No slot is free, and the client does not wait for one, or may not."""
+    """No slot is free, and the client does not wait for one, or may not. `code` says which: `full`,
+    `loading` or `draining`."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+class UnknownSession(LookupError):
+    """No session has this id and this secret, or no longer."""
 
 
 class Registry:
@@ -27,6 +42,8 @@ class Registry:
     def __init__(self, settings: Settings, metrics: Metrics):
         self.settings, self.metrics = settings, metrics
         self.sessions: dict[str, LiveSession] = {}
+        self._past: OrderedDict[str, LiveSession] = OrderedDict()
+        self._kept: dict[str, asyncio.TimerHandle] = {}  # sessions that wait for their client
         self.draining = False
         self._promised = 0  # slots whose turn has been given to a client that has yet to take it
         self._waiting: deque[tuple[asyncio.Future[None], Position]] = deque()
@@ -58,6 +75,11 @@ class Registry:
         return sum(max(0, engine.free) for engine in self.engines) - self._promised
 
     @property
+    def loading(self) -> bool:
+        """Whether no engine has its model yet."""
+        return not any(engine.ready.is_set() for engine in self.engines)
+
+    @property
     def waiting(self) -> int:
         """Clients in the queue."""
         return len(self._waiting)
@@ -67,30 +89,70 @@ class Registry:
         """The model's manifest, once an engine has been ready."""
         return next((e.manifest for e in self.engines if e.manifest), {})
 
-    async def open(self, seed: int = 0, waits: Position | None = None) -> LiveSession:
-        """A session in a free slot. Raises Full where none is free and there is nobody to tell
-        that it waits, or the queue is full as well."""
+    async def open(
+        self,
+        seed: int = 0,
+        waits: Position | None = None,
+        longest_s: float | None = None,
+        over: str = "its token's time is over",
+    ) -> LiveSession:
+        """A session in a free slot, which ends for the reason `over` after `longest_s`. Raises Full
+        where none is free and there is nobody to tell that it waits, or the queue is full too."""
         if self.free <= 0 or self._waiting:
             if waits is None or len(self._waiting) >= self.settings.queue or self.draining:
-                reason = "draining" if self.draining else "full"
-                self.metrics.rejected.labels(reason).inc()
-                raise Full(
-                    "the server is shutting down; connect to another"
-                    if self.draining
-                    else f"all slots are taken and {len(self._waiting)} clients wait; try later"
-                )
+                full = self._full()
+                self.metrics.rejected.labels(full.code).inc()
+                raise full
             await self._wait(waits)
             self._promised -= 1
         engine = max(self.engines, key=lambda engine: engine.free)
         session = LiveSession(uuid4().hex, engine, self.settings, self.metrics, seed)
         self.sessions[session.id] = session
         session.ended.add_done_callback(lambda _: self._over(session))
-        lifetime = asyncio.get_running_loop().call_later(
-            self.settings.max_session_s, self._expire, session
-        )
+        limit_s, reason = self.settings.max_session_s, "its time is over"
+        if longest_s is not None and longest_s < limit_s:
+            limit_s, reason = longest_s, over
+        lifetime = asyncio.get_running_loop().call_later(limit_s, self._expire, session, reason)
         session.ended.add_done_callback(lambda _: lifetime.cancel())
         self._count()
         return session
+
+    def _full(self) -> Full:
+        if self.draining:
+            return Full("draining", "the server is shutting down; connect to another")
+        if self.loading:
+            return Full("loading", "the model is still loading; wait and try again in a moment")
+        words = f"all slots are taken and {len(self._waiting)} clients wait; try later"
+        return Full("full", words)
+
+    def find(self, id: str, secret: str | None) -> LiveSession:
+        """The session `id`, over or not; None for a secret is the server's own word that it may be
+        seen. Raises UnknownSession, in the same words whatever is wrong."""
+        session = self.sessions.get(id) or self._past.get(id)
+        known = session.secret if session else secrets.token_urlsafe(24)
+        said = (secret or "").encode(errors="replace")
+        right = secret is None or secrets.compare_digest(known.encode(), said)
+        if session is None or not right:
+            raise UnknownSession("no session has this id and secret, or no longer; open another")
+        return session
+
+    def claim(self, id: str, secret: str, let_go: Callable[[], None]) -> LiveSession:
+        """The session `id`, in its slot and as it was left, for who knows its secret; a client that
+        still drives it lets go. Raises UnknownSession."""
+        session = self.find(id, secret)
+        if session.state in (State.CANCELING, State.ENDED, State.FAILED):
+            raise UnknownSession("this session is over; open another")
+        if timer := self._kept.pop(id, None):
+            timer.cancel()
+        session.hold(let_go)
+        return session
+
+    def keep(self, session: LiveSession, seconds: float) -> None:
+        """Holds the slot of a session whose client is not there; ends it when that does not come
+        within `seconds`."""
+        session.release()
+        loop = asyncio.get_running_loop()
+        self._kept[session.id] = loop.call_later(seconds, self._expire, session, "client_left")
 
     async def _wait(self, waits: Position) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -125,13 +187,18 @@ class Registry:
         for place, (_, waits) in enumerate(self._waiting, 1):
             waits(place, len(self._waiting))
 
-    def _expire(self, session: LiveSession) -> None:
-        task = asyncio.create_task(session.end("its time is over"))
+    def _expire(self, session: LiveSession, reason: str) -> None:
+        task = asyncio.create_task(session.end(reason))
         self._ends.add(task)
         task.add_done_callback(self._ends.discard)
 
     def _over(self, session: LiveSession) -> None:
         self.sessions.pop(session.id, None)
+        if timer := self._kept.pop(session.id, None):
+            timer.cancel()
+        self._past[session.id] = session
+        if len(self._past) > PAST:
+            self._past.popitem(last=False)
         self._seen.pop(session.id, None)
         self.metrics.ended.labels(session.ended.result().partition(":")[0][:40]).inc()
         self._count()
@@ -173,7 +240,7 @@ class Registry:
     def _on_lost(self, engine: EngineHandle) -> None:
         for id in list(engine.sessions):
             if session := self.sessions.get(id):
-                session.finish("engine_lost: the model's process was lost")
+                session.finish("engine_lost: the model's process was lost", failed=True)
         engine.sessions.clear()
         self._count()
 
@@ -182,7 +249,7 @@ class Registry:
         self.draining = True
         for turn, _ in self._waiting:
             if not turn.done():
-                turn.set_exception(Full("the server is shutting down; connect to another"))
+                turn.set_exception(self._full())
         ends = [session.end("draining") for session in list(self.sessions.values())]
         await asyncio.wait([asyncio.gather(*ends)], timeout=self.settings.drain_s)
         await asyncio.gather(*(engine.stop() for engine in self.engines))

@@ -63,6 +63,7 @@ class Peer:
         self._session, self._metrics = session, metrics
         self._tasks: set[asyncio.Task] = set()
         self._candidates = self._failed = 0
+        self._closed = False
         self._connection, self._offers, self.used = self._connect(), offers, False
 
     def _connect(self) -> RTCPeerConnection:
@@ -175,7 +176,8 @@ class Peer:
             _log.debug("a candidate was ignored: %r", error)
 
     async def close(self) -> None:
-        """Lets go of the connection, whatever state it is in."""
+        """Lets go of the connection, whatever state it is in; the session goes on without it."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await _close(self._connection)
@@ -189,7 +191,8 @@ class Peer:
             self._session.offer(frame, time.time() * 1e3)
 
     def _on_state(self, connection: RTCPeerConnection) -> None:
-        state, ours = connection.connectionState, connection is self._connection
+        state = connection.connectionState
+        ours = connection is self._connection and not self._closed
         if ours and state in ("failed", "closed") and not self._session.ended.done():
             self._spawn(self._session.end(f"connection_{state}"))
 

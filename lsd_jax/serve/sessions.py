@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 from av import VideoFrame
 
-from lsd_jax.runtime import InputError, Mailbox
+from lsd_jax.runtime import InputError, Mailbox, State
 from lsd_jax.serve import convert
 from lsd_jax.serve.engines import EngineHandle
 from lsd_jax.serve.metrics import Metrics
@@ -30,6 +31,10 @@ MARGIN_S = 0.005
 """By which a picture is to be at its engine before the step ends: it may not wait for one."""
 LATE_EVENTS = 64
 """Samples of outputs other than video that may wait for a client; the oldest give way."""
+
+
+def _nobody(name: str) -> None:
+    """Is told that a picture was taken where no client waits to hear it."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,18 @@ class LiveSession:
     """One client's session in a slot of `engine`.
 
     The next stage takes from `video`, the mailbox of the first video output, from `sound`, the
-    first audio output, once it has set `sounds`, and from `events`.
+    first audio output, once it has set `sounds`, and from `events`. Who knows `secret` may drive
+    it; `let_go` is what whoever drives it now does when another takes over.
     """
 
     def __init__(
         self, id: str, engine: EngineHandle, settings: Settings, metrics: Metrics, seed: int
     ):
         self.id, self.engine, self.seed = id, engine, seed
+        self.secret = secrets.token_urlsafe(24)
+        self.let_go: Callable[[], None] | None = None
+        self.claimed = False  # by a first client
+        self._opened = self._ending = self._failed = False
         self.manifest = engine.manifest
         self._settings, self._metrics = settings, metrics
         self._outputs = {one["name"]: one for one in self.manifest["outputs"]}
@@ -73,7 +83,7 @@ class LiveSession:
         self.sounds = False  # a transport carries `sound`; else its samples are events
         self.events: deque[Sample] = deque(maxlen=LATE_EVENTS)
         self.events_ready = asyncio.Event()
-        self.on_taken: Callable[[str], None] = lambda name: None  # a picture left for the engine
+        self.on_taken: Callable[[str], None] = _nobody  # a picture left for the engine
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.opened_s, self.first_frame_s = time.monotonic(), None
         self.input_size: tuple[int, int] | None = None
@@ -92,6 +102,36 @@ class LiveSession:
         self._pumps = [asyncio.create_task(self._pump(name)) for name in self._inputs]
         engine.sessions.add(id)
         engine.send({"type": "open", "session": id, "seed": seed})
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life: READY is one whose client has yet to come."""
+        if self.ended.done():
+            return State.FAILED if self._failed else State.ENDED
+        if self._ending:
+            return State.CANCELING
+        if not self._opened:
+            return State.STARTING
+        if not self._unpaused.is_set():
+            return State.PAUSED
+        return State.RUNNING if self.claimed else State.READY
+
+    @property
+    def paused(self) -> bool:
+        """Whether it takes no pictures."""
+        return not self._unpaused.is_set()
+
+    def hold(self, let_go: Callable[[], None]) -> None:
+        """Hands it to a client; the one before lets go of it."""
+        self.release()
+        self.claimed, self.let_go = True, let_go
+
+    def release(self) -> None:
+        """Takes it from its client, if it has one; the stream stays as it is."""
+        let_go, self.let_go = self.let_go, None
+        if let_go:
+            let_go()
+        self.on_taken, self.sounds = _nobody, False
 
     @property
     def dropped(self) -> int:
@@ -158,18 +198,21 @@ class LiveSession:
     async def end(self, reason: str) -> None:
         """Ends the session and frees its slot."""
         if not self.ended.done():
+            self._ending = True
             await self._ask({"type": "end", "reason": reason}, check=False)
             self.finish(reason)
 
-    def finish(self, reason: str) -> None:
+    def finish(self, reason: str, failed: bool = False) -> None:
         """Notes that the engine has ended the session, or is gone."""
         if self.ended.done():
             return
+        self._failed = failed
         self.ended.set_result(reason)
         self.engine.sessions.discard(self.id)
         for pump in self._pumps:
             pump.cancel()
-        self.video.close()
+        for box in (self.video, *self._boxes.values()):
+            box.close()
         if self.sound:
             self.sound.closed = True
         self.events_ready.set()
@@ -178,13 +221,15 @@ class LiveSession:
     def handle(self, header: dict[str, Any], body: bytes) -> None:
         """A message of the engine about this session."""
         match header["type"]:
+            case "opened":
+                self._opened = True
             case "want":
                 self._due_s[header["input"]] = time.perf_counter() + header["in_ms"] / 1e3
                 self._wanted[header["input"]].set()
             case "output":
                 self._output(header, body)
             case "ended":
-                self.finish(header["reason"])
+                self.finish(header["reason"], header["state"] == State.FAILED.value)
 
     def _output(self, header: dict[str, Any], body: bytes) -> None:
         output = self._outputs[header["output"]]

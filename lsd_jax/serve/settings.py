@@ -31,11 +31,12 @@ class Settings:
     origins: tuple[str, ...] = ()  # beside the server's own
     queue: int = 8  # clients that may wait for a slot
     max_session_s: float = 3600.0
+    keep_s: float = 4.0  # a session waits for a client whose socket was lost; below 10
     max_message_bytes: int = 10_000_000
     messages_per_s: int = 400  # of one client
     opens_per_minute: int = 120  # of one address
     max_picture_pixels: int = 3840 * 2160
-    heartbeat_s: float = 4.0  # a client that is silent for 1.5 times this has vanished
+    heartbeat_s: float = 3.0  # a client that is silent for 1.5 times this has vanished
     engine_timeout_s: float = 15.0  # an engine that answers no ping for this long is replaced
     load_timeout_s: float = 600.0
     drain_s: float = 10.0
@@ -63,6 +64,8 @@ class Settings:
         ):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite")
+        if not 0 <= self.keep_s < 10:
+            raise ValueError(f"keep_s={self.keep_s} must be in [0, 10); 0 keeps no session")
         if self.api_key and len(self.api_key) < 16:
             raise ValueError("the API key is shorter than 16 characters; use a longer secret")
         if not self.loopback and not self.api_key:

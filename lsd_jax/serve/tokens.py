@@ -16,15 +16,15 @@ LONGEST_S = 3600
 
 
 class Refused(PermissionError):
-    """A client may not do what it asked for; the message says why, `status` is HTTP's."""
+    """A client may not do what it asked for; the message says why; `status` is HTTP's."""
 
-    status = 403
+    status, code = 403, "forbidden"
 
 
 class Unauthorized(Refused):
     """No key or token, or none that is valid."""
 
-    status = 401
+    status, code = 401, "unauthorized"
 
 
 class WrongKey(Unauthorized):
@@ -34,7 +34,7 @@ class WrongKey(Unauthorized):
 class TooOften(Refused):
     """More requests than are allowed in a while."""
 
-    status = 429
+    status, code = 429, "too_often"
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ class Client:
                 return self.pictures[-1]
             self.binaries.append((kind, content))
             return self.binaries[-1]
-        return self.socket.close_code
+        closed = message.type is aiohttp.WSMsgType.CLOSE
+        return message.data if closed else self.socket.close_code
 
     async def until(self, type, **fields):
         """The next JSON message of `type` with these fields."""
@@ -74,6 +75,10 @@ class Client:
     async def start(self, **fields):
         await self.socket.send_json({"type": "start", **fields})
         return await self.until("started")
+
+    def vanish(self):
+        """Its connection is lost, without a word."""
+        self.socket._writer.transport.abort()
 
     async def ask(self, type, **fields):
         """A request's ack."""

@@ -126,11 +126,12 @@ def test_a_server_with_a_key_lets_in_who_has_it_or_a_token(caplog):
             key = {"Authorization": f"Bearer {KEY}"}
             assert (await status(server, "/v1/realtime/quota"))[0] == 401
             assert (await status(server, "/v1/realtime/quota", headers=key))[0] == 200
-            for query, headers in (("", None), ("?api_key=wrong", None)):
-                with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-                    async with connected(server, query, headers):
-                        pass
-                assert refused.value.status == 401
+            for query in ("", "?api_key=wrong"):
+                assert (await status(server, f"/v1/live{query}"))[0] == 401
+                async with connected(server, query) as client:
+                    await client.socket.send_json({"type": "start"})
+                    assert (await client.until("error"))["code"] == "unauthorized"
+                    assert await client.receive() == 4401
             asked = {"expiresIn": 30, "allowedModels": ["pass-through"]}
             asked["constraints"] = {"realtime": {"maxSessionDuration": 1}}
             assert (await status(server, "/v1/client/tokens", "POST", json=asked))[0] == 401
@@ -153,10 +154,11 @@ def test_a_server_with_a_key_lets_in_who_has_it_or_a_token(caplog):
                 await client.start()
                 assert "time is over" in (await client.until("ended"))["reason"]
             other = mint(KEY, Grant(("another",)), 60)
-            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-                async with connected(server, f"?api_key={other}"):
-                    pass
-            assert refused.value.status == 403
+            assert (await status(server, f"/v1/live?api_key={other}"))[0] == 403
+            async with connected(server, f"?api_key={other}") as client:
+                await client.socket.send_json({"type": "start"})
+                assert (await client.until("error"))["code"] == "forbidden"
+                assert await client.receive() == 4403
             elsewhere = mint(KEY, Grant(origins=("https://friend.example",)), 60)
             asked = {"api_key": elsewhere}
             assert (await status(server, "/v1/ice-servers", params=asked))[0] == 403

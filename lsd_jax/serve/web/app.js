@@ -78,8 +78,8 @@ client.addEventListener("started", ({ detail: manifest }) => {
   $("video").hidden = client.media !== "webrtc";
   $("sound").hidden = !(client.hasSound && client.media === "webrtc");
   if (client.media === "jpeg" && stream) stopSending = client.sendPictures($("before"));
-  pressed("pause", false);
-  restore();
+  pressed("pause", client.paused);
+  if (!client.reclaimed) restore();
 });
 
 client.addEventListener("track", ({ detail }) => {

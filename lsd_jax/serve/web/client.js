@@ -24,6 +24,7 @@ export class LiveClient extends EventTarget {
     this.wanted = false;
     this.retries = 0;
     this.timer = 0;
+    this.claim = null;
     this.reset();
   }
 
@@ -51,6 +52,7 @@ export class LiveClient extends EventTarget {
     this.retries = 0;
     clearTimeout(this.timer);
     this.close();
+    this.claim = null;
     this.connect();
   }
 
@@ -83,7 +85,7 @@ export class LiveClient extends EventTarget {
     socket.binaryType = "arraybuffer";
     this.socket = socket;
     socket.onopen = () => {
-      if (socket === this.socket) this.send({ type: "start", media: this.media, wait: true });
+      if (socket === this.socket) this.begin();
     };
     socket.onmessage = ({ data }) => {
       if (socket !== this.socket) return;
@@ -93,6 +95,11 @@ export class LiveClient extends EventTarget {
     socket.onclose = ({ code }) => {
       if (socket === this.socket) this.lost(code);
     };
+  }
+
+  /** Asks for the session that was lost, if there was one, or else for a new one. */
+  begin() {
+    this.send({ type: "start", media: this.media, wait: true, ...this.claim });
   }
 
   send(message) {
@@ -139,6 +146,7 @@ export class LiveClient extends EventTarget {
     switch (message.type) {
       case "started": return this.started(message);
       case "queue_position":
+        if (message.loading) return this.tell("busy", "The model is still loading. Please wait …");
         return this.tell("busy", `All places are taken. You are number ${message.position} of ` +
           `${message.queue_size} in the queue.`);
       case "ack": {
@@ -155,6 +163,7 @@ export class LiveClient extends EventTarget {
       case "output": return this.emit("output", message);
       case "ended":
         this.reason = message.reason;
+        this.claim = null;
         if (/time is over/.test(message.reason)) this.wanted = false;
         return;
       case "error": return this.failed(message);
@@ -163,14 +172,22 @@ export class LiveClient extends EventTarget {
 
   failed({ code, message }) {
     if (code === "bad_offer") return this.fallBack();
+    if (code === "unknown_session" && this.claim) {
+      this.close();
+      this.claim = null;
+      return this.connect();
+    }
     this.wanted = false;
     const full = "All places are taken, and so is the queue. Try again in a minute.";
     this.close();
     this.tell("bad", code === "full" ? full : `The server refused: ${message}.`);
   }
 
-  async started({ manifest, media }) {
+  async started({ manifest, media, session_id, secret, reclaimed, paused }) {
     this.live = true;
+    this.claim = { session: session_id, secret };
+    this.reclaimed = reclaimed;
+    this.paused = paused;
     this.retries = 0;
     this.manifest = manifest;
     this.emit("started", manifest);
@@ -223,6 +240,7 @@ export class LiveClient extends EventTarget {
   fallBack() {
     this.media = "jpeg";
     this.close();
+    this.claim = null;
     this.connect();
   }
 

@@ -1,0 +1,40 @@
+"""A model whose every picture tells how many it has seen, and one that takes long to load."""
+
+import asyncio
+
+import numpy as np
+
+from lsd_jax.live.passthrough import PassThroughModel, PassThroughSession
+from lsd_jax.runtime import input, output
+
+
+class Counting(PassThroughSession):
+    told = output.json()
+
+    def __init__(self, model, ctx):
+        super().__init__(model, ctx)
+        self.count, self.prompt = 0, ""
+
+    @input
+    def set_prompt(self, prompt: str) -> None:
+        self.prompt = prompt
+
+    async def run(self):
+        async for frame in self.camera:
+            self.count += 1
+            await self.told({"prompt": self.prompt, "count": self.count})
+            grey = np.full_like(frame.image, 10 * self.count)
+            await self.ctx.publish("main_video", grey, frame.ts_ms)
+
+
+class CountingModel(PassThroughModel):
+    name = "counting"
+    session_cls = Counting
+
+
+class SlowModel(PassThroughModel):
+    name = "slow"
+
+    async def load(self, context):
+        await asyncio.sleep(2)
+        await super().load(context)
