@@ -28,9 +28,9 @@ _PATHS = {
     "/v1/realtime/quota": ("get", "Sessions allowed, active and free", (200, 401, 429)),
 }
 _MEANING = {
-    101: "Switched to WebSocket", 200: "OK", 202: "Opened", 400: "Bad request", 401: "No valid key or token",
-    403: "Not allowed", 404: "No such session, or not yours; or another model's", 409: "The server asks for no tokens", 429: "Too often",
-    503: "Not ready, or full",
+    101: "Switched to WebSocket", 200: "OK", 202: "Opened", 400: "Bad request",
+    401: "No valid key or token", 403: "Not allowed", 404: "No such session, or model",
+    409: "The server asks for no tokens", 429: "Too often", 503: "Not ready, or full",
 }  # fmt: skip
 
 

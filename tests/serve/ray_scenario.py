@@ -30,8 +30,12 @@ async def a_killed_actor_takes_only_its_own_sessions_and_is_replaced():
             assert (await lost.until("ended"))["reason"].startswith("engine_lost")
             await asyncio.wait_for(first.ready.wait(), 60)
             async with connected(server) as again:
-                await again.start()
+                started = await again.start()
                 assert (await again.show(PICTURE))[0] == 1
+                again.vanish()
+            async with connected(server) as back:  # to the same session of the same actor
+                await back.start(session=started["session_id"], secret=started["secret"])
+                assert (await back.show(PICTURE))[0] == 2
             assert (first.starts, second.starts) == (2, 1)
 
 
