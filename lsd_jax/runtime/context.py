@@ -46,6 +46,11 @@ class SessionContext:
         self._published: dict[str, deque[float]] = {}
         self._last_good: dict[str, Any] = {}
 
+    @property
+    def room_name(self) -> str:
+        """The session's name among a transport's rooms: its id."""
+        return self.session_id
+
     async def publish(
         self, name: str, sample: Any, ts_ms: float | None = None, finite: bool = True
     ) -> None:

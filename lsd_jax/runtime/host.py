@@ -22,6 +22,7 @@ from lsd_jax.runtime.manifest import ModelDefinition
 from lsd_jax.runtime.model import Model, Session
 from lsd_jax.runtime.uploads import UploadShelf
 
+OVER = "the session is over; open another"
 Call = tuple[InputDefinition, dict[str, Any], "asyncio.Future[None]"]
 
 
@@ -116,10 +117,11 @@ class SessionHost:
         is dropped."""
         mailbox = self.ctx.video_inputs.get(name)
         if mailbox is None:
-            raise InputError("unknown_input", f"no video input {name!r}")
+            known = ", ".join(self.ctx.video_inputs) or "none"
+            raise InputError("unknown_input", f"no video input {name!r}; this model has: {known}")
         width, height = self.definition.video_inputs[name]
         if frame.image.shape != (height, width, 3):
-            raise InputError("invalid_args", f"{name}: frames are {width}x{height} RGB")
+            raise InputError("invalid_args", f"{name}: not RGB; send {width}x{height}x3")
         if self.state is State.PAUSED:
             mailbox.dropped += 1
             self._wanted(name, 0.0)
@@ -142,7 +144,7 @@ class SessionHost:
             known = ", ".join(self.definition.inputs) or "none"
             raise InputError("unknown_input", f"no input {name!r}; this model has: {known}")
         if self.over:
-            raise InputError("ended", "the session is over; open another")
+            raise InputError("ended", OVER)
         if self.state is State.PAUSED and not definition.paused:
             raise InputError("paused", f"{name!r} is not taken while paused; resume first")
         if self._calls.full():
@@ -177,7 +179,7 @@ class SessionHost:
         """The result of `work`, which the session's end cancels. Raises InputError then."""
         if self.over:
             work.close()
-            raise InputError("ended", "the session is over; open another")
+            raise InputError("ended", OVER)
         task = asyncio.create_task(work)
         self._requests.add(task)
         try:
@@ -186,7 +188,7 @@ class SessionHost:
             task.cancel()  # where this waiting was
             self._requests.discard(task)
         if task.cancelled():
-            raise InputError("ended", "the session is over; open another")
+            raise InputError("ended", OVER)
         return task.result()
 
     async def end(self, reason: str = "ended", failed: bool = False) -> None:
@@ -202,7 +204,7 @@ class SessionHost:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
             while not self._calls.empty():
-                self._refuse(self._calls.get_nowait()[2], "ended", "the session is over")
+                self._refuse(self._calls.get_nowait()[2], "ended", OVER)
             try:
                 async with asyncio.timeout(self.limits.close_timeout_s):
                     await self._session.close()
@@ -245,11 +247,11 @@ class SessionHost:
             except ValueError as error:  # the model's own words on what it does not take
                 self._refuse(done, "invalid_args", " ".join(str(error).split()))
             except asyncio.CancelledError:
-                self._refuse(done, "ended", "the session is over")
+                self._refuse(done, "ended", OVER)
                 raise
-            except Exception as error:
+            except Exception:
                 self._log.exception("input %s failed", definition.name)
-                self._refuse(done, "model_error", f"{type(error).__name__} in {definition.name}")
+                self._refuse(done, "model_error", f"{definition.name} failed; try another value")
             else:
                 if not done.done():
                     done.set_result(None)

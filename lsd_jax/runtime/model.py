@@ -40,11 +40,11 @@ class Session(Generic[M]):
 
     async def snapshot(self) -> bytes:
         """The whole state, for `restore`. Raises NotImplementedError where there is no such."""
-        raise NotImplementedError(f"{self.model.name} takes no snapshots")
+        raise NotImplementedError(f"{self.model.name} takes no snapshots; go on without")
 
     async def restore(self, state: bytes) -> None:
         """Goes on from a snapshot of this model. Raises ValueError where it is none."""
-        raise NotImplementedError(f"{self.model.name} takes no snapshots")
+        raise NotImplementedError(f"{self.model.name} takes no snapshots; go on without")
 
 
 class Model(Generic[Cfg]):

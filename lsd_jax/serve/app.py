@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 from weakref import WeakSet
 
 from aiohttp import WSCloseCode, web
@@ -15,14 +14,14 @@ from lsd_jax import __version__
 from lsd_jax.reports import commit
 from lsd_jax.serve import openapi
 from lsd_jax.serve.decart import DecartClient
-from lsd_jax.serve.guard import Guard
+from lsd_jax.serve.guard import Guard, ice_servers
 from lsd_jax.serve.live import LiveClient
 from lsd_jax.serve.livekit import LiveKitClient, Rooms
 from lsd_jax.serve.metrics import Metrics
 from lsd_jax.serve.registry import Registry
 from lsd_jax.serve.rest import Sessions, problem
 from lsd_jax.serve.settings import Settings
-from lsd_jax.serve.tokens import Grant, Refused, TooOften, mint, turn_credentials
+from lsd_jax.serve.tokens import Grant, Refused, TooOften, mint
 
 WEB = Path(__file__).parent / "web"
 _log = logging.getLogger("lsd.serve")
@@ -35,6 +34,7 @@ _HEADERS = {
 }
 OPENS = ("/v1/live", "/v1/stream", "/rtc", "/sessions")
 """Where sessions are opened: who is refused there is counted."""
+_TOKEN = "send expiresIn of 1 to 3600, lists of names, and a maxSessionDuration in seconds"
 Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -47,7 +47,9 @@ def _remedy(request: web.Request, error: web.HTTPException) -> str:
         return f"{request.path[:100]!r} takes no {request.method}; use {allowed}"
     if error.status == 413:
         return "the request is too large; send at most 1,000,000 bytes"
-    return error.text or f"{error.reason}; see /openapi.json"
+    if error.status == 400 and request.path in OPENS:
+        return "no WebSocket's handshake; open a WebSocket here"
+    return f"{error.reason}; /openapi.json says what is taken here"
 
 
 def room_token(request: web.Request) -> str:
@@ -236,12 +238,7 @@ class Server:
     async def ice_servers(self, request: web.Request) -> web.Response:
         """STUN and TURN servers, the latter with credentials for an hour."""
         self._permit(request)
-        settings = self.settings
-        servers: list[dict[str, Any]] = [{"urls": list(settings.stun)}] if settings.stun else []
-        if settings.turn:
-            login = turn_credentials(settings.turn_secret, "lsd")
-            servers.append({"urls": list(settings.turn), **login})
-        return web.json_response({"iceServers": servers})
+        return web.json_response({"iceServers": ice_servers(self.settings)})
 
     async def tokens(self, request: web.Request) -> web.Response:
         """Mints a short-lived token; only the API key itself may ask for one."""
@@ -263,7 +260,7 @@ class Server:
             seconds = int(asked.get("expiresIn", 60))
             token = mint(self.settings.api_key, grant, seconds)
         except (ValueError, TypeError, AttributeError, OverflowError) as error:
-            return problem(400, "bad_request", " ".join(str(error).split())[:200])
+            return problem(400, "bad_request", f"{' '.join(str(error).split())[:200]}; {_TOKEN}")
         return web.json_response({"apiKey": token, "token": token, "expiresIn": seconds})
 
     async def quota(self, request: web.Request) -> web.Response:

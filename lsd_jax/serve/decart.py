@@ -20,6 +20,7 @@ from lsd_jax.data.pictures import picture_kind
 from lsd_jax.runtime import InputError
 from lsd_jax.runtime.uploads import MAX_PIXELS
 from lsd_jax.serve.client import OVERLOADED, POLICY, SocketClient
+from lsd_jax.serve.guard import ice_servers
 from lsd_jax.serve.livekit import Rooms
 from lsd_jax.serve.registry import Full, Registry
 from lsd_jax.serve.rtc import Peer
@@ -43,7 +44,7 @@ class DecartClient(SocketClient):
     ):
         super().__init__(registry, socket, max_session_s)
         self._address, self._rooms, self._room_url = address, rooms, room_url
-        self._joined = False
+        self._joined = self._relayed = False
 
     async def run(self) -> None:
         """Serves the client until it leaves, or the session ends."""
@@ -71,12 +72,12 @@ class DecartClient(SocketClient):
     async def _listen(self, session: LiveSession, peer: Peer) -> None:
         async for message in self._socket:
             if message.type is not WSMsgType.TEXT or not self._rate.take():
-                return await self._error("send JSON text, and not so often", POLICY)
+                return await self._error("not a message; send JSON text, and not so often", POLICY)
             try:
                 found = json.loads(message.data)
                 kind = found["type"]
             except (ValueError, TypeError, KeyError, RecursionError):
-                return await self._error("the message is no JSON object with a type", POLICY)
+                return await self._error("no message; send a JSON object with a type", POLICY)
             match kind:
                 case "prompt":
                     await self._prompt(session, found)
@@ -91,7 +92,7 @@ class DecartClient(SocketClient):
                 case "livekit_join":
                     await self._join(session, peer)
                 case _:
-                    await self._error(f"unknown message {str(kind)[:50]!r}")
+                    await self._error(f"unknown {str(kind)[:50]!r}; send prompt or set_image")
 
     async def _prompt(self, session: LiveSession, message: dict[str, Any]) -> None:
         text = message.get("prompt")
@@ -140,10 +141,22 @@ class DecartClient(SocketClient):
     async def _offer(self, peer: Peer, message: dict[str, Any]) -> None:
         if self._joined:
             return await self._error("this session's media go by its room; open another session")
+        if relay := self._relay():
+            return await self.send({"type": "ice-restart", "turn_config": relay})
         try:
             await self.send({"type": "answer", "sdp": await peer.answer(str(message.get("sdp")))})
         except ValueError as error:
             await self._error(str(error))
+
+    def _relay(self) -> dict[str, Any] | None:
+        """The TURN server, once, where there is one: such a client learns of it by an ICE restart,
+        and offers anew with it."""
+        told, self._relayed = self._relayed, True
+        turn = [one for one in ice_servers(self._settings) if "credential" in one]
+        if told or not turn:
+            return None
+        login = {name: turn[0][name] for name in ("username", "credential")}
+        return {"server_url": turn[0]["urls"][0], **login}
 
     async def _tick(self, session: LiveSession) -> None:
         """Tells when pictures begin, and how many seconds they have been coming."""

@@ -69,6 +69,7 @@ class Engine:
         self._link = link
         self._hosts: dict[str, SessionHost] = {}
         self._tasks: set[asyncio.Task] = set()
+        self._unsent: dict[str, int] = {}  # pictures that found the one before still on its way
         self._recompiles = 0
 
     async def run(self) -> None:
@@ -143,18 +144,33 @@ class Engine:
         self._link.send({"type": "opened", "session": id})
 
     def _sender(self, id: str) -> Callable[[OutputSpec, Any, float], None]:
+        places: dict[str, int] = {}  # of each video output's sample before
+
         def send(spec: OutputSpec, sample: Any, ts_ms: float) -> None:
-            if spec.kind == "video" and self._link.congested:
+            video = spec.kind == "video"
+            if video and not self._link.has_sent(places.get(spec.name, 0)):
+                self._unsent[id] = self._unsent.get(id, 0) + 1  # the next will be newer
                 return
             header = {"type": "output", "session": id, "output": spec.name, "ts_ms": ts_ms}
-            self._link.send(header, sample)
+            place = self._link.send(header, sample)
+            if video:
+                places[spec.name] = place
 
         return send
 
     def _over(self, id: str, state: State, reason: str) -> None:
         host = self._hosts.pop(id, None)
         told = {"type": "ended", "session": id, "state": state.value, "reason": reason}
-        self._link.send({**told, "nonfinite": host.ctx.nonfinite if host else 0})
+        if host:
+            told |= self._counts(id, host)
+        self._unsent.pop(id, None)
+        self._link.send(told)
+
+    def _counts(self, id: str, host: SessionHost) -> dict[str, Any]:
+        """What a session's frames came to that were not shown, ever."""
+        untaken = sum(box.dropped for box in host.ctx.video_inputs.values())
+        dropped = {"model": untaken, "link": self._unsent.get(id, 0)}
+        return {"nonfinite": host.ctx.nonfinite, "dropped": dropped}
 
     def _frame(self, header: dict[str, Any], body: bytes) -> None:
         host = self._hosts.get(header["session"])
@@ -198,7 +214,8 @@ class Engine:
             answer |= {"ok": False, "code": "invalid_args", "message": " ".join(str(error).split())}
         except Exception as error:
             logging.getLogger("lsd.engine").exception("a request failed")
-            answer |= {"ok": False, "code": "model_error", "message": type(error).__name__}
+            words = f"{type(error).__name__}; try again, or open another session"
+            answer |= {"ok": False, "code": "model_error", "message": words}
         try:
             self._link.send(answer, data)
         except TooLarge as error:
@@ -213,7 +230,7 @@ class Engine:
                     "inference_ms_p50": host.ctx.inference_ms(50),
                     "inference_ms_p99": host.ctx.inference_ms(99),
                     "outputs": host.ctx.output_metrics(),
-                    "nonfinite": host.ctx.nonfinite,
+                    **self._counts(id, host),
                 }
                 for id, host in self._hosts.items()
             }

@@ -43,7 +43,7 @@ class EngineHandle:
         self.pid: int | None = None
         self._settings, self._on_message, self._on_lost = settings, on_message, on_lost
         self._link: Link | None = None
-        self._launcher = launcher(settings)
+        self._launcher = launcher(settings, number)
         self._stopping = self._loaded = False
         self._answers: dict[int, asyncio.Future[tuple[dict[str, Any], bytes]]] = {}
         self._requests = 0

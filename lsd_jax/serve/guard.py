@@ -5,12 +5,21 @@ from __future__ import annotations
 import hmac
 import time
 from collections import OrderedDict
+from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from lsd_jax.serve.settings import LOOPBACK_NAMES, Settings
-from lsd_jax.serve.tokens import Grant, Refused, TooOften, Unauthorized, WrongKey, read
+from lsd_jax.serve.tokens import (
+    Grant,
+    Refused,
+    TooOften,
+    Unauthorized,
+    WrongKey,
+    read,
+    turn_credentials,
+)
 
 ADDRESSES = 10_000
 """Of which a rate is remembered; beyond, that of the one seen longest ago is forgotten."""
@@ -122,3 +131,13 @@ class Guard:
         if len(self._buckets) > ADDRESSES:
             self._buckets.popitem(last=False)
         return bucket
+
+
+def ice_servers(settings: Settings) -> list[dict[str, Any]]:
+    """The STUN and TURN servers that a client is told of, as browsers take them; TURN with
+    credentials for an hour."""
+    servers: list[dict[str, Any]] = [{"urls": list(settings.stun)}] if settings.stun else []
+    if settings.turn:
+        login = turn_credentials(settings.turn_secret, "lsd")
+        servers.append({"urls": list(settings.turn), **login})
+    return servers

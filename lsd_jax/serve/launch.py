@@ -45,10 +45,11 @@ class Launcher(Protocol):
         ...
 
 
-def launcher(settings: Settings) -> Launcher:
-    """The launcher that the settings ask for. Raises ValueError where its package is absent."""
+def launcher(settings: Settings, number: int = 0) -> Launcher:
+    """The launcher of engine `number`, as the settings ask for it. Raises ValueError where its
+    package is absent."""
     if settings.engine == "process":
-        return LocalLauncher()
+        return LocalLauncher(device(number) if settings.engines > 1 else {})
     try:
         from lsd_jax.serve.on_ray import RayLauncher
     except ModuleNotFoundError as error:
@@ -74,9 +75,11 @@ class LocalProcess:
 
 
 class LocalLauncher:
-    """Engines as processes of this machine, on sockets in a folder of this user alone."""
+    """Engines as processes of this machine, on sockets in a folder of this user alone. Each has
+    `environment` beside ours, which says which device is its own."""
 
-    def __init__(self):
+    def __init__(self, environment: dict[str, str] | None = None):
+        self._environment = environment or {}
         self._folder, self._started = TemporaryDirectory(prefix="lsd-engine-"), 0
 
     async def listen(self, accept: Callable[[Link], None]) -> tuple[asyncio.Server, str]:
@@ -92,8 +95,9 @@ class LocalLauncher:
     async def start(self, address: str) -> LocalProcess:
         """Starts `python -m lsd_jax.serve.engine`, without the front's secrets."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("LSD_")}
+        variables = cache() | self._environment | kept
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "lsd_jax.serve.engine", address, env=cache() | kept,
+            sys.executable, "-m", "lsd_jax.serve.engine", address, env=variables,
             start_new_session=True,  # Ctrl-C is the front's to handle
         )  # fmt: skip
         return LocalProcess(process)
@@ -101,6 +105,34 @@ class LocalLauncher:
     def close(self) -> None:
         """Removes the folder."""
         self._folder.cleanup()
+
+
+def device(number: int) -> dict[str, str]:
+    """Environment variables by which engine `number` has one accelerator to itself: a GPU, a TPU
+    chip or a NeuronCore; none of a kind that the user has shared out already.
+
+    Those of TPUs also say that the process is a slice of its own, and a port that no other uses.
+    """
+    n, port = str(number), str(8476 + number)
+    kinds = (
+        (("CUDA_VISIBLE_DEVICES",), {"CUDA_VISIBLE_DEVICES": n}),
+        (
+            ("TPU_VISIBLE_CHIPS", "TPU_VISIBLE_DEVICES"),
+            {
+                "TPU_VISIBLE_CHIPS": n,
+                "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1",
+                "TPU_PROCESS_BOUNDS": "1,1,1",
+                "TPU_MESH_CONTROLLER_ADDRESS": f"localhost:{port}",
+                "TPU_MESH_CONTROLLER_PORT": port,
+            },
+        ),
+        (("NEURON_RT_VISIBLE_CORES", "NEURON_RT_NUM_CORES"), {"NEURON_RT_VISIBLE_CORES": n}),
+    )
+    given: dict[str, str] = {}
+    for shared, variables in kinds:
+        if not set(shared) & set(os.environ):
+            given |= variables
+    return given
 
 
 def cache() -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 _LENGTHS = struct.Struct("!II")
 MAX_HEADER, MAX_BODY = 4_000_000, 256_000_000
 CONGESTED = 16_000_000
-"""Bytes that may wait to be written; above that, video is dropped rather than queued."""
+"""Bytes that may wait to be written; above that, uploads are refused rather than queued."""
 
 
 class TooLarge(ValueError):
@@ -22,11 +22,13 @@ class Link:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self._reader, self._writer = reader, writer
+        self._given = 0  # bytes, ever
 
-    def send(self, header: dict[str, Any], body: Any = b"") -> None:
-        """Sends one message; without effect once the other end is gone. Raises TooLarge."""
+    def send(self, header: dict[str, Any], body: Any = b"") -> int:
+        """Sends one message, and gives its place for `has_sent`; without effect once the other end
+        is gone. Raises TooLarge."""
         if self._writer.is_closing():
-            return
+            return self._given
         text = json.dumps(header, ensure_ascii=False)
         head, view = text.encode(errors="surrogatepass"), memoryview(body).cast("B")
         if len(head) > MAX_HEADER or view.nbytes > MAX_BODY:
@@ -34,10 +36,16 @@ class Link:
         self._writer.write(_LENGTHS.pack(len(head), view.nbytes) + head)
         if view.nbytes:
             self._writer.write(view)
+        self._given += _LENGTHS.size + len(head) + view.nbytes
+        return self._given
+
+    def has_sent(self, place: int) -> bool:
+        """Whether the message that `send` gave this place has left this process."""
+        return self._given - self._writer.transport.get_write_buffer_size() >= place
 
     @property
     def congested(self) -> bool:
-        """Whether so much waits to be written that a picture should rather be dropped."""
+        """Whether so much waits to be written that no upload should be added."""
         return self._writer.transport.get_write_buffer_size() > CONGESTED
 
     async def receive(self) -> tuple[dict[str, Any], bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 from aiohttp import WebSocketError, WSMessage, WSMsgType, web
@@ -17,6 +18,7 @@ from lsd_jax.serve.client import (
     UNKNOWN_SESSION,
     SocketClient,
 )
+from lsd_jax.serve.guard import Bucket
 from lsd_jax.serve.protocol import ProtocolError
 from lsd_jax.serve.registry import Full, Registry, UnknownSession
 from lsd_jax.serve.rtc import Peer
@@ -44,6 +46,7 @@ class LiveClient(SocketClient):
         self._refused, self._lost = refused, False
         self._patience = asyncio.timeout(None)
         self._announced: protocol.Upload | protocol.Restore | None = None
+        self._complaints = Bucket(1, 1)
         self._shown = asyncio.Semaphore(protocol.IN_FLIGHT)
         self._unshown: set[int] = set()
 
@@ -112,12 +115,12 @@ class LiveClient(SocketClient):
             return True
         if self._session is None:
             if not isinstance(message, protocol.Start):
-                raise ProtocolError("send start first")
+                raise ProtocolError("no session yet; send start first")
             self._patience.reschedule(None)
             return await self._start(message)
         match message:
             case protocol.Start():
-                raise ProtocolError("the session has started already")
+                raise ProtocolError("this session has started; open another socket for another")
             case protocol.Upload() | protocol.Restore():
                 if self._announced:
                     raise ProtocolError("a file was announced already; send it first")
@@ -178,8 +181,15 @@ class LiveClient(SocketClient):
             session.hold(self._let_go)
         return session
 
+    def _refuse_picture(self, words: str) -> None:
+        """Tells of a live picture that did not decode, once a second at most."""
+        if self._complaints.take():
+            told = {"type": "refused", "code": "bad_picture", "message": words}
+            self._spawn(self.send(told))
+
     async def _begin(self, session: LiveSession, media: str, reclaimed: bool) -> None:
         session.on_taken = lambda name: self._spawn(self.send({"type": "want", "input": name}))
+        session.on_refused = self._refuse_picture
         session.ended.add_done_callback(self._on_end)
         await self.send(
             {
@@ -217,13 +227,13 @@ class LiveClient(SocketClient):
             self._spend()
             ping = protocol.parse(message.data) if message.type is WSMsgType.TEXT else None
             if not isinstance(ping, protocol.Ping):
-                raise ProtocolError("wait for started")
+                raise ProtocolError("no session yet; wait for started")
             await self.send({"type": "pong", "client_ts_ms": ping.client_ts_ms})
 
     async def _binary(self, data: bytes) -> None:
         session = self._session
         if session is None:
-            raise ProtocolError("send start first")
+            raise ProtocolError("no session yet; send start first")
         kind, _, ts_ms, content = protocol.unpack(data)
         if kind == protocol.PICTURE:
             try:
@@ -239,7 +249,7 @@ class LiveClient(SocketClient):
         elif kind == protocol.SNAPSHOT and isinstance(announced, protocol.Restore):
             await self._answer_later(announced.id, session.restore(content))
         else:
-            raise ProtocolError(f"a binary message of kind {kind} was not announced")
+            raise ProtocolError(f"kind {kind} was not announced; send upload or restore first")
 
     async def _request(self, message: Any) -> None:
         session = self._session
@@ -262,7 +272,8 @@ class LiveClient(SocketClient):
         """Answers request `id` when `work` is done; of too many at a time it refuses the newest."""
         if len(self._tasks) >= MAX_TASKS:
             work.close()
-            refusal = {"ok": False, "code": "queue_full", "message": "too many requests wait"}
+            words = "too many requests wait; await their acks"
+            refusal = {"ok": False, "code": "queue_full", "message": words}
             await self.send({"type": "ack", "id": id, **refusal})  # which slows such a client down
             return
 
@@ -294,10 +305,14 @@ class LiveClient(SocketClient):
                 sample = await session.video.take()
             except EOFError:
                 return
+            stage, began = self._registry.metrics.stage, time.perf_counter()
             jpeg = await asyncio.to_thread(convert.to_jpeg, sample.data, sample.output)
+            encoded = time.perf_counter()
+            stage.labels("encode").observe(encoded - began)
             self._unshown.add(sample.seq)
             packed = protocol.pack(protocol.PICTURE, jpeg, sample.seq, sample.client_ts_ms)
             await self._socket.send_bytes(packed)
+            stage.labels("send").observe(time.perf_counter() - encoded)
             session.note_sent(sample)
 
     async def _send_events(self, session: LiveSession) -> None:

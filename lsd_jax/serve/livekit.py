@@ -22,6 +22,7 @@ from livekit.protocol import models, rtc
 
 from lsd_jax import __version__
 from lsd_jax.serve.client import POLICY, SocketClient
+from lsd_jax.serve.guard import ice_servers
 from lsd_jax.serve.registry import Registry
 from lsd_jax.serve.rtc import Peer
 from lsd_jax.serve.sessions import LiveSession
@@ -117,11 +118,11 @@ class LiveKitClient(SocketClient):
         """Answers what the client says. Raises ValueError for what none of LiveKit's says."""
         async for message in self._socket:
             if message.type is not WSMsgType.BINARY or not self._rate.take():
-                raise ValueError("send binary messages, and not so often")
+                raise ValueError("not LiveKit's; send binary messages, and not so often")
             try:
                 request = rtc.SignalRequest.FromString(message.data)
             except DecodeError:
-                raise ValueError("the message is no SignalRequest of LiveKit's") from None
+                raise ValueError("no SignalRequest of LiveKit's; use one of its clients") from None
             match request.WhichOneof("message"):
                 case "offer":
                     sdp = await self._camera.answer(request.offer.sdp, sends=False)
@@ -145,11 +146,11 @@ class LiveKitClient(SocketClient):
 
     async def _trickle(self, trickle: rtc.TrickleRequest) -> None:
         if len(trickle.candidateInit) > LONGEST_CANDIDATE:
-            raise ValueError("a candidate is too long")
+            raise ValueError("a candidate is too long; send a browser's")
         try:
             candidate = json.loads(trickle.candidateInit)
         except (ValueError, RecursionError):
-            raise ValueError("a candidate is no JSON") from None
+            raise ValueError("a candidate is no JSON; send what a browser's toJSON gives") from None
         if isinstance(candidate, dict):
             peer = self._camera if trickle.target == PUBLISHER else self._shows
             await peer.add_candidate(candidate)
@@ -184,6 +185,7 @@ class LiveKitClient(SocketClient):
                     source=models.TrackSource.MICROPHONE, mime_type="audio/opus",
                 )
             )  # fmt: skip
+        ice = [rtc.ICEServer(**one) for one in ice_servers(self._settings)]
         active = models.ParticipantInfo.State.ACTIVE
         may = models.ParticipantPermission(can_publish=True, can_subscribe=True)
         us = models.ParticipantInfo(
@@ -194,7 +196,8 @@ class LiveKitClient(SocketClient):
             participant=models.ParticipantInfo(
                 sid=THEIRS, identity="client", state=active, permission=may
             ),
-            other_participants=[us], subscriber_primary=True, server_version=__version__,
+            other_participants=[us], subscriber_primary=True, ice_servers=ice,
+            server_version=__version__,
             server_info=models.ServerInfo(version=__version__, protocol=15),
             enabled_publish_codecs=[models.Codec(mime=f"video/{c}") for c in ("H264", "VP8")],
             ping_interval=PING_INTERVAL_S, ping_timeout=PING_TIMEOUT_S,

@@ -42,6 +42,7 @@ class Metrics:
         self.frame_age = histogram("frame_age_seconds", "Picture received, to its result sent")
         self.stage = histogram("stage_seconds", "Duration of a stage of a frame", "stage")
         self.ttff = histogram("ttff_seconds", "Session opened, to its first frame out")
+        self.bwe = gauge("bwe_bps", "Bits per second that a receiver takes, as last encoded for")
         self.input_size = gauge("input_resolution", "Size of the newest picture in", "side")
 
     def text(self) -> bytes:

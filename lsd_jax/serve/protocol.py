@@ -123,7 +123,7 @@ def parse(text: str) -> Any:
     except ValidationError as error:
         raise ProtocolError(in_words(error)) from None
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the message is no JSON: {error}") from None
+        raise ProtocolError(f"no JSON ({error}); send an object with a type") from None
 
 
 def in_words(error: ValidationError) -> str:
@@ -144,8 +144,8 @@ def pack(kind: int, content: bytes, seq: int = 0, ts_ms: float = 0.0) -> bytes:
 def unpack(message: bytes) -> tuple[int, int, float, bytes]:
     """Kind, seq, ts_ms and content of a binary message. Raises ProtocolError."""
     if len(message) < _HEADER.size:
-        raise ProtocolError(f"a binary message has at least {_HEADER.size} bytes")
+        raise ProtocolError(f"no binary message; begin it with a header of {_HEADER.size} bytes")
     kind, seq, ts_ms = _HEADER.unpack_from(message)
     if not abs(ts_ms) < 1e15:  # also refuses what is not a number
-        raise ProtocolError("ts_ms is no time")
+        raise ProtocolError("ts_ms is no time; give finite milliseconds")
     return kind, seq, ts_ms, message[_HEADER.size :]

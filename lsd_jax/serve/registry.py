@@ -48,7 +48,7 @@ class Registry:
         self._promised = 0  # slots whose turn has been given to a client that has yet to take it
         self._waiting: deque[tuple[asyncio.Future[None], Position]] = deque()
         self._ends: set[asyncio.Task] = set()
-        self._seen: dict[str, int] = {}  # nonfinite frames by session, as last reported
+        self._seen: dict[str, dict[str, int]] = {}  # counts by session, as last reported
         self.engines = [
             EngineHandle(n, settings, self._on_message, self._on_lost)
             for n in range(settings.engines)
@@ -219,23 +219,31 @@ class Registry:
             case "report":
                 self._note(engine, header)
             case _ if session := self.sessions.get(header.get("session", "")):
-                self._count_nonfinite(session.id, header.get("nonfinite", 0))
+                self._count_frames(session.id, header)
                 session.handle(header, body)
 
     def _note(self, engine: EngineHandle, report: dict[str, Any]) -> None:
         for step_ms in report["step_ms"]:
             self.metrics.step_seconds.observe(step_ms / 1e3)
+            self.metrics.stage.labels("step").observe(step_ms / 1e3)
         self.metrics.recompiles.set(sum(one.recompiles for one in self.engines))
         for id, found in report["sessions"].items():
             if session := self.sessions.get(id):
-                session.report = found
-                self._count_nonfinite(id, found["nonfinite"])
+                self._count_frames(id, found)
+                session.report = {k: v for k, v in found.items() if k != "dropped"}
 
-    def _count_nonfinite(self, id: str, frames: int) -> None:
-        """Adds what is new of a session's `frames` that were not finite."""
-        if frames > (seen := self._seen.get(id, 0)):
-            self.metrics.nonfinite.inc(frames - seen)
-            self._seen[id] = frames
+    def _count_frames(self, id: str, found: dict[str, Any]) -> None:
+        """Adds what is new of a session's frames that were not finite, or dropped in its engine."""
+        seen = self._seen.setdefault(id, {})
+        counts = {"nonfinite": found.get("nonfinite", 0), **found.get("dropped", {})}
+        for name, frames in counts.items():
+            new = frames - seen.get(name, 0)
+            if new > 0:
+                seen[name] = frames
+                if name == "nonfinite":
+                    self.metrics.nonfinite.inc(new)
+                else:
+                    self.metrics.dropped.labels(name).inc(new)
 
     def _on_lost(self, engine: EngineHandle) -> None:
         for id in list(engine.sessions):

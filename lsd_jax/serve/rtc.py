@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -35,13 +36,16 @@ MAX_SDP, MAX_SECTIONS, MAX_CANDIDATES, MAX_FAILED = 100_000, 8, 64, 8
 class NewestTrack(VideoStreamTrack):
     """The newest pictures of a session, for the encoder to take as soon as it can."""
 
-    def __init__(self, session: LiveSession):
+    def __init__(self, session: LiveSession, note_sent: Callable[[float], None]):
         super().__init__()
-        self._session = session
+        self._session, self._note_sent = session, note_sent
         self._started = time.perf_counter()
+        self._given_s: float | None = None
 
     async def recv(self) -> VideoFrame:
         """The newest picture that was not sent yet."""
+        if self._given_s is not None:
+            self._note_sent(time.perf_counter() - self._given_s)
         try:
             sample = await self._session.video.take()
         except EOFError:
@@ -51,6 +55,7 @@ class NewestTrack(VideoStreamTrack):
         frame.pts = round((time.perf_counter() - self._started) * 90_000)
         frame.time_base = _CLOCK
         self._session.note_sent(sample)
+        self._given_s = time.perf_counter()
         return frame
 
 
@@ -125,10 +130,19 @@ class Peer:
 
     def _tracks(self) -> dict[str, MediaStreamTrack]:
         """What there is to send, by kind."""
-        tracks: dict[str, MediaStreamTrack] = {"video": NewestTrack(self._session)}
+        tracks: dict[str, MediaStreamTrack] = {"video": NewestTrack(self._session, self._note_sent)}
         if sound := self._session.sound:
             tracks["audio"] = SoundTrack(sound)
         return tracks
+
+    def _note_sent(self, seconds: float) -> None:
+        """The picture before was encoded and sent in so many `seconds`."""
+        for sender in self._connection.getSenders():
+            found = rtc_compat.encoding(sender)
+            if found is not None and sender.kind == "video":
+                self._metrics.bwe.set(found.target_bps)
+                self._metrics.stage.labels("encode").observe(found.encode_s)
+                self._metrics.stage.labels("send").observe(max(0.0, seconds - found.encode_s))
 
     def _direct(self, sends: bool) -> None:
         """Settles what each section that was offered is for: the first camera comes in, our
@@ -136,7 +150,7 @@ class Peer:
         out = self._tracks() if sends else {}
         camera, watches = None, bool(self._session.manifest["video_inputs"])
         for transceiver in self._connection.getTransceivers():
-            ours, kind = transceiver._offerDirection, transceiver.kind  # the offer, seen from here
+            ours, kind = rtc_compat.offered_direction(transceiver), transceiver.kind
             arrives = watches and kind == "video" and ours in ("sendrecv", "recvonly")
             if camera is None and arrives:
                 camera = transceiver
@@ -183,11 +197,14 @@ class Peer:
         await _close(self._connection)
 
     async def _receive(self, track: Any) -> None:
+        dropped = 0
         while True:
             try:
                 frame = await track.recv()
             except MediaStreamError:
                 return
+            new, dropped = rtc_compat.dropped(track) - dropped, rtc_compat.dropped(track)
+            self._metrics.dropped.labels("decoded").inc(new)
             self._session.offer(frame, time.time() * 1e3)
 
     def _on_state(self, connection: RTCPeerConnection) -> None:

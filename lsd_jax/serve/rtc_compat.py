@@ -22,8 +22,9 @@ import asyncio
 import fractions
 import logging
 import re
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import aioice.ice
 import aiortc
@@ -35,7 +36,7 @@ import aiortc.rtcrtpreceiver
 import aiortc.rtp
 import av
 from aiortc.codecs.h264 import H264Decoder, H264Encoder
-from aiortc.codecs.vpx import Vp8Decoder
+from aiortc.codecs.vpx import Vp8Decoder, Vp8Encoder
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
 from aiortc.rtcrtpparameters import RTCRtpHeaderExtensionParameters
 from av.video.frame import PictureType
@@ -62,7 +63,8 @@ def install() -> None:
         )
     _replace(JitterBuffer, _remove_frame=_frame_at_marker)
     _replace(aiortc.rtcrtpreceiver.RemoteStreamTrack, __init__=_init_track)
-    _replace(H264Encoder, _encode_frame=_encode_h264)
+    _replace(H264Encoder, _encode_frame=_encode_h264, encode=_timed(H264Encoder.encode))
+    _replace(Vp8Encoder, encode=_timed(Vp8Encoder.encode))
     _replace(H264Decoder, __init__=_init_decoder(H264Decoder))
     _replace(Vp8Decoder, __init__=_init_decoder(Vp8Decoder))
     _replace(aioice.ice.StunProtocol, datagram_received=_guarded_datagram)
@@ -129,6 +131,42 @@ class NewestQueue(asyncio.Queue):
 def _init_track(self: Any, kind: str, id: str | None = None) -> None:
     _init_unbounded_track(self, kind, id)
     self._queue = NewestQueue()
+
+
+def dropped(track: Any) -> int:
+    """Decoded frames of a received track that a newer one has replaced."""
+    return track._queue.dropped
+
+
+def offered_direction(transceiver: Any) -> str | None:
+    """What the offer would have a transceiver do, seen from here."""
+    return transceiver._offerDirection
+
+
+class Encoding(NamedTuple):
+    """How a sender encodes now."""
+
+    target_bps: int
+    encode_s: float  # of the frame before
+
+
+def encoding(sender: Any) -> Encoding | None:
+    """How a sender of video encodes, once it has sent a frame. Receivers move the target by REMB,
+    within the bounds above."""
+    encoder = sender._RTCRtpSender__encoder
+    if encoder is None or not hasattr(encoder, "encode_s"):
+        return None
+    return Encoding(encoder.target_bitrate, encoder.encode_s)
+
+
+def _timed(encode: Any) -> Any:
+    def timed(self: Any, frame: Any, force_keyframe: bool = False) -> Any:
+        started = time.perf_counter()
+        made = encode(self, frame, force_keyframe)
+        self.encode_s = time.perf_counter() - started
+        return made
+
+    return timed
 
 
 def _init_decoder(decoder: Any) -> Any:

@@ -33,8 +33,8 @@ LATE_EVENTS = 64
 """Samples of outputs other than video that may wait for a client; the oldest give way."""
 
 
-def _nobody(name: str) -> None:
-    """Is told that a picture was taken where no client waits to hear it."""
+def _nobody(words: str) -> None:
+    """Is told of a picture, taken or refused, where no client waits to hear of it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class LiveSession:
         self.events: deque[Sample] = deque(maxlen=LATE_EVENTS)
         self.events_ready = asyncio.Event()
         self.on_taken: Callable[[str], None] = _nobody  # a picture left for the engine
+        self.on_refused: Callable[[str], None] = _nobody  # a picture did not decode
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.opened_s, self.first_frame_s = time.monotonic(), None
         self.input_size: tuple[int, int] | None = None
@@ -131,7 +132,7 @@ class LiveSession:
         let_go, self.let_go = self.let_go, None
         if let_go:
             let_go()
-        self.on_taken, self.sounds = _nobody, False
+        self.on_taken, self.on_refused, self.sounds = _nobody, _nobody, False
 
     @property
     def dropped(self) -> int:
@@ -144,10 +145,12 @@ class LiveSession:
         name = next(iter(self._inputs), "") if name is None else name
         box = self._boxes.get(name)
         if box is None:
-            raise InputError("unknown_input", f"this model has no video input {name!r}")
+            known = ", ".join(self._boxes) or "none; send no pictures"
+            raise InputError("unknown_input", f"no video input {name!r}; this model has: {known}")
         if isinstance(data, bytes) and len(data) > MAX_JPEG:
             raise InputError(
-                "too_large", f"a picture of {len(data):,} bytes; send at most {MAX_JPEG:,}"
+                "too_large",
+                f"a picture of {len(data):,} bytes is large; send at most {MAX_JPEG:,}",
             )
         self.frames_in += 1
         self._metrics.frames_in.inc()
@@ -288,6 +291,8 @@ class LiveSession:
             except Exception as error:  # decoders raise nearly anything; the next may be better
                 _log.debug("a picture was refused: %r", error)
                 self._metrics.bad_frames.inc()
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                self.on_refused(f"{reason}; send a whole JPEG of at most {limit:,} pixels")
                 continue
             self._note_size(seen)
             self._converted_s.append(time.perf_counter() - started)
