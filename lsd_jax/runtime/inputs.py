@@ -42,9 +42,7 @@ class InputDefinition:
     def parse(self, args: object, shelf: UploadShelf) -> dict[str, Any]:
         """The method's arguments from a client's JSON. Raises InputError."""
         if not isinstance(args, dict):
-            raise InputError(
-                "invalid_args", "args are no object; send the input's arguments"
-            )
+            raise InputError("invalid_args", "args are no object; send the input's arguments")
         try:
             parsed = self.arguments.model_validate_json(json.dumps(args))
         except ValidationError as error:

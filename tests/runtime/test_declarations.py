@@ -214,3 +214,29 @@ def test_samples_of_the_declared_kind_pass():
     assert publish.bytes("b", "x/y").check(memoryview(b"ab")) == b"ab"
     sound = np.zeros((4, 1), np.int16)
     assert publish.audio("a", 8_000, sample_format="int16").check(sound).shape == (4, 1)
+
+
+def test_the_published_names_are_there():
+    """Those of the Lucid runtime, which code written for it imports and calls."""
+    exports = """LucidModel LucidSession SessionContext LoadContext InputFile input publish hold
+        press axis pointer wheel file_input image_input manifest build_model_definition HoldBinding
+        PressBinding AxisBinding PointerBinding WheelBinding InputDefinition OutputSpec
+        ModelDefinition LucidError OutputValidationError ManifestGenerationError output"""
+    assert [name for name in exports.split() if not hasattr(runtime, name)] == []
+    ctx = runtime.SessionContext("an id", {}, lambda *_: None, lambda: None)
+    attributes = """session_id room_name logger running publish pause resume is_paused
+        wait_if_paused record_inference_ms inference_ms_p50 output_metrics"""
+    assert [name for name in attributes.split() if not hasattr(ctx, name)] == []
+    assert ctx.room_name == "an id"
+    for owner, names in (
+        (runtime.LucidModel, "name description config_cls session_cls outputs bind_runtime load "
+                             "unload create_session"),
+        (runtime.LucidSession, "run close"),
+        (runtime.publish, "video audio json bytes"),
+        (runtime.output, "video audio json bytes"),
+        (runtime.InputFile, "open path"),
+    ):  # fmt: skip
+        assert [name for name in names.split() if not hasattr(owner, name)] == []
+    file = runtime.InputFile("i", "f", "m", 1, "s", b"x")
+    fields = ("id", "filename", "mime_type", "size_bytes", "sha256", "data")
+    assert [getattr(file, name) for name in fields] == ["i", "f", "m", 1, "s", b"x"]

@@ -1,6 +1,7 @@
 """A model whose every picture tells how many it has seen, and one that takes long to load."""
 
 import asyncio
+import os
 
 import numpy as np
 
@@ -38,3 +39,12 @@ class SlowModel(PassThroughModel):
     async def load(self, context):
         await asyncio.sleep(2)
         await super().load(context)
+
+
+class DeviceModel(PassThroughModel):
+    name = "device"
+
+    async def load(self, context):
+        await super().load(context)
+        names = ("CUDA_VISIBLE_DEVICES", "NEURON_RT_VISIBLE_CORES")
+        self.description = " ".join(os.environ.get(name, "-") for name in names)

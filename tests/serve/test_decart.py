@@ -104,3 +104,29 @@ def test_the_queue_and_its_end():
                     await second.until("session_id")
 
     scenario(run())
+
+
+def test_a_client_with_sdp_learns_of_turn_by_an_ice_restart():
+    """It then makes another connection and offers anew, as the SDK does."""
+
+    async def run():
+        turn = {"turn": ("turn:a:3478",), "turn_secret": "s"}
+        async with serving(config=SIZE, **turn) as server, streaming(server) as client:
+            await client.until("session_id")
+            for answer in ("ice-restart", "answer"):
+                connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+                connection.addTransceiver(Source(level=90), "sendrecv")
+                await connection.setLocalDescription(await connection.createOffer())
+                sdp = connection.localDescription.sdp
+                told = await say(client, answer, type="offer", sdp=sdp)
+                if answer == "ice-restart":
+                    given = told["turn_config"]
+                    assert given["server_url"] == "turn:a:3478"
+                    assert given["username"] and given["credential"]
+                    await connection.close()
+            described = RTCSessionDescription(told["sdp"], "answer")
+            await connection.setRemoteDescription(described)
+            await client.until("generation_started")
+            await connection.close()
+
+    scenario(run())

@@ -8,11 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from harness import SMALL, connected, scenario, serving
+from harness import PASS, SMALL, connected, scenario, serving
 
 from lsd_jax.cli.main import main
+from lsd_jax.runtime.outputs import VideoOutput
+from lsd_jax.serve import launch
+from lsd_jax.serve.engine import Engine
 from lsd_jax.serve.engines import EngineFailed
+from lsd_jax.serve.link import Link
+from lsd_jax.serve.settings import Settings
 
 HERE = Path(__file__).parent
 
@@ -168,3 +174,75 @@ def test_the_command_refuses_in_one_line(arguments, words, capsys, monkeypatch):
     assert main(["serve", *arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert words in error and "\n" not in error
+
+
+def test_each_engine_has_a_device_of_its_own(monkeypatch):
+    """Where there are several, and the user has not shared the devices out."""
+    names = ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS", "TPU_VISIBLE_DEVICES",
+             "NEURON_RT_VISIBLE_CORES", "NEURON_RT_NUM_CORES")  # fmt: skip
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    first, second = launch.device(0), launch.device(1)
+    for name in ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS", "NEURON_RT_VISIBLE_CORES"):
+        assert (first[name], second[name]) == ("0", "1")
+    assert second["TPU_PROCESS_BOUNDS"] == second["TPU_CHIPS_PER_PROCESS_BOUNDS"] == "1,1,1"
+    assert first["TPU_MESH_CONTROLLER_PORT"] != second["TPU_MESH_CONTROLLER_PORT"]
+    monkeypatch.setenv("TPU_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("NEURON_RT_NUM_CORES", "2")
+    assert launch.device(1) == {"CUDA_VISIBLE_DEVICES": "1"}
+    one, two = (Settings(model=PASS, engines=count) for count in (1, 2))
+    launchers = [launch.launcher(settings, 1) for settings in (one, two)]
+    assert [found._environment for found in launchers] == [{}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    for found in launchers:
+        found.close()
+
+
+def test_an_engine_finds_that_device_in_its_environment(here, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "0-7")
+
+    async def run():
+        async with serving("sticky_models:DeviceModel", SMALL, engines=2) as server:
+            found = [e.manifest["model"]["description"] for e in server.registry.engines]
+            assert found == ["0 0-7", "1 0-7"]
+
+    scenario(run())
+
+
+def test_a_picture_waits_for_the_one_before_and_is_counted():
+    """Of each video output, one at a time is on its way to the front."""
+
+    async def run():
+        ours, theirs = socket.socketpair()
+        link = Link(*await asyncio.open_unix_connection(sock=ours))
+        engine = Engine(link)
+        spec = VideoOutput("v", 640, 360)
+        send = engine._sender("s")
+        for n in range(10):
+            send(spec, np.full(spec.shape, n, np.uint8), float(n))
+        assert engine._unsent == {"s": 9}  # nobody reads, and a picture is more than a socket holds
+        other = Link(*await asyncio.open_unix_connection(sock=theirs))
+        assert (await other.receive())[0]["ts_ms"] == 0.0
+        await asyncio.sleep(0.05)
+        send(spec, np.full(spec.shape, 11, np.uint8), 11.0)
+        assert (await other.receive())[0]["ts_ms"] == 11.0 and engine._unsent == {"s": 9}
+        other.close()
+        link.close()
+
+    scenario(run(), 20)
+
+
+def test_drops_are_exported_where_they_happen():
+    async def run():
+        async with serving(config=SMALL) as server:
+            session = await server.registry.open()
+            for model in (3, 5):
+                counts = {"nonfinite": 1, "dropped": {"model": model, "link": 2}}
+                report = {"step_ms": [], "sessions": {session.id: counts}}
+                server.registry._note(server.registry.engines[0], report)
+            text = server.metrics.text().decode()
+            assert 'lsd_frames_dropped_total{where="model"} 5.0' in text
+            assert 'lsd_frames_dropped_total{where="link"} 2.0' in text
+            assert "lsd_nonfinite_total 1.0" in text
+
+    scenario(run())

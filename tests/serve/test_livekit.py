@@ -246,3 +246,15 @@ def test_the_largest_picture_of_several_is_asked_for():
         assert f"a=rid:{largest} recv" in found[2] and "simulcast:recv" in found[2]
         assert "rid" not in found[1] and found[2].count("a=rid:") == 1
     assert answer_sdp(answer, offer.replace(line, "")) == answer_sdp(answer) == answer
+
+
+def test_a_room_tells_of_stun_and_turn():
+    async def run():
+        ice = {"stun": ("stun:a:1",), "turn": ("turn:b:2",), "turn_secret": "s"}
+        async with serving(config=SMALL, **ice) as server, joined(server) as (_, told):
+            async with entered(server, told) as room:
+                stun, turn = (await hear(room, "join")).ice_servers
+                assert list(stun.urls) == ["stun:a:1"] and not stun.credential
+                assert list(turn.urls) == ["turn:b:2"] and turn.username and turn.credential
+
+    scenario(run())

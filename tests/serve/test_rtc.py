@@ -14,11 +14,12 @@ from aiortc import (
     RTCSessionDescription,
     VideoStreamTrack,
 )
+from aiortc.rtp import RTCP_PSFB_APP, RtcpPsfbPacket, pack_remb_fci
 from av import VideoFrame
 from harness import connected, scenario, serving
 from test_engines import HERE
 
-from lsd_jax.serve import protocol, rtc, sound
+from lsd_jax.serve import protocol, rtc, rtc_compat, sound
 
 SIZE = {"width": 320, "height": 192, "slots": 2}
 
@@ -208,5 +209,41 @@ def test_an_offer_to_a_jpeg_session_is_a_mistake():
             await client.start(media="jpeg")
             await client.socket.send_json({"type": "offer", "sdp": "v=0"})
             assert (await client.until("error"))["code"] == "bad_message"
+
+    scenario(run())
+
+
+def test_the_bitrate_follows_what_the_receiver_says_it_takes():
+    """By REMB: down, up again, and never beyond the bounds."""
+
+    async def run():
+        async with serving(config=SIZE) as server, connected(server) as client:
+            await client.start(media="webrtc")
+            connection, track, _ = await call(client, "VP8", Source(level=150))
+            await asyncio.wait_for(track.recv(), 20)
+            (receiver,) = [r for r in connection.getReceivers() if r.track is track]
+            ssrc = next(iter(receiver._RTCRtpReceiver__remote_streams))
+
+            def bwe_bps():
+                lines = server.metrics.text().decode().splitlines()
+                return float(next(x for x in lines if x.startswith("lsd_bwe_bps")).split()[1])
+
+            least, _, most = rtc_compat.VP8_BPS
+            for said, wanted in ((400_000, 400_000), (3_000_000, 3_000_000), (1, least),
+                                 (100_000_000, most)):  # fmt: skip
+                async with asyncio.timeout(20):
+                    while abs(bwe_bps() / wanted - 1) > 0.01:  # its own estimates come between
+                        packet = RtcpPsfbPacket(
+                            fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0,
+                            fci=pack_remb_fci(said, [ssrc]),
+                        )  # fmt: skip
+                        await receiver.transport._send_rtp(bytes(packet))
+                        await asyncio.wait_for(track.recv(), 20)
+            for stage in ("decode", "engine", "step", "encode", "send"):
+                count = f'lsd_stage_seconds_count{{stage="{stage}"}}'
+                async with asyncio.timeout(10):
+                    while count not in server.metrics.text().decode():  # steps come once a second
+                        await asyncio.sleep(0.05)
+            await connection.close()
 
     scenario(run())
