@@ -121,6 +121,11 @@ class Engine:
 
     def _open(self, header: dict[str, Any]) -> None:
         id = header["session"]
+
+        def wanted(name: str, in_s: float) -> None:
+            told = {"type": "want", "session": id, "input": name, "in_ms": 1e3 * in_s}
+            self._link.send(told)
+
         try:
             host = SessionHost(
                 self._model,
@@ -128,9 +133,7 @@ class Engine:
                 id,
                 self._sender(id),
                 lambda state, reason: self._over(id, state, reason),
-                lambda name, in_s: self._link.send(
-                    {"type": "want", "session": id, "input": name, "in_ms": 1e3 * in_s}
-                ),
+                wanted,
                 self._limits,
                 header["seed"],
             )
