@@ -80,8 +80,10 @@ def all_to_all(srcs, dsts, replica_group, collective_dim, priority=None, name=No
         raise ReduceAxisError(f"all_to_all splits along dimension 0, not {collective_dim}")
     pairs = _pairs("all_to_all", srcs, dsts, replica_group, lambda size, ranks: size)
     for src, dst in pairs:
-        if src.on_chip or src.shape[0] % current().ranks:
-            raise BufferError(f"all_to_all: {src!r} must be in HBM, rows a multiple of the ranks")
+        if src.on_chip:
+            raise BufferError(f"all_to_all: {src!r} must be in HBM")
+        if src.shape[0] % current().ranks:
+            raise ElementCountError(f"all_to_all: {src!r} does not split over the ranks")
 
         def combine(parts):
             ours = [np.split(p, len(parts))[current().rank] for p in parts]
@@ -92,11 +94,13 @@ def all_to_all(srcs, dsts, replica_group, collective_dim, priority=None, name=No
 
 @instruction
 def collective_permute(srcs, dsts, source_target_pairs, priority=None, name=None) -> None:
-    """Rank `source`'s tensor goes to rank `target`, for each pair: one tensor, in HBM. Each rank has
-    to be a source once and a target once; what the others would get is not documented."""
+    """Rank `source`'s tensor goes to rank `target`, for each pair: one tensor, in HBM.
+
+    Each rank has to be a source once and a target once; what others would get is not documented.
+    """
     _check_operation("collective_permute", None, priority)
     ranks = list(range(current().ranks))
-    if any(sorted(side) != ranks for side in zip(*source_target_pairs, strict=True)):
+    if any(sorted(pair[end] for pair in source_target_pairs) != ranks for end in (0, 1)):
         raise NotSimulatedError(f"collective_permute: {source_target_pairs} leave ranks out")
     pairs = _pairs("collective_permute", srcs, dsts, ReplicaGroup([ranks]), lambda size, _: size)
     if len(pairs) != 1 or pairs[0][0].on_chip:

@@ -199,7 +199,7 @@ def tensor_scalar_reduce(
     if reduce_cmd is not reduce_cmd_.reset_reduce or reduce_init is not None:
         raise NotSimulatedError("tensor_scalar_reduce: only reduce_cmd.reset_reduce is simulated")
     same_shape("tensor_scalar_reduce", dst, data)
-    _check_reduction("tensor_scalar_reduce", reduce_op, reduce_res, data, tuple(alu.REDUCTIONS))
+    check_reduction("tensor_scalar_reduce", reduce_op, reduce_res, data, tuple(alu.REDUCTIONS))
     operands = scalar_operand("tensor_scalar_reduce", operand0, data)
     cost = Cost(dst.per_partition, ("dve_copy_fp32",), ("dve_reduce_extra",))
     results = () if reduce_res is None else (reduce_res,)
@@ -231,7 +231,7 @@ def activation(
     if reduces:
         if reduce_cmd is not reduce_cmd_.reset_reduce or reduce_res is None:
             raise OperationError("activation: reduce by reduce_cmd.reset_reduce into reduce_res")
-        _check_reduction("activation", reduce_op or "add", reduce_res, data, ("add",))
+        check_reduction("activation", reduce_op or "add", reduce_res, data, ("add",))
     cost = Cost(dst.per_partition, ("act_element",), ("act_reduce_extra",) if reduces else ())
     written = (dst,) if reduce_res is None else (dst, reduce_res)
     table = alu.ACTIVATIONS[op][1]
@@ -268,7 +268,7 @@ def exponential(
     if reduce_res is not None:
         if reduce_cmd is not reduce_cmd_.reset_reduce:
             raise OperationError("exponential: reduce by reduce_cmd.reset_reduce")
-        _check_reduction("exponential", "add", reduce_res, src, ("add",))
+        check_reduction("exponential", "add", reduce_res, src, ("add",))
     cost = Cost(src.per_partition, ("dve_copy_fp32",))
     out = emit("exponential", "dve", cost, (dst, *results), (src, *operands))
     if numerics():
@@ -362,7 +362,7 @@ def select_reduce(
     if reduce_cmd is not reduce_cmd_.idle:
         if reduce_cmd is not reduce_cmd_.reset_reduce or reduce_res is None:
             raise OperationError("select_reduce: reduce by reduce_cmd.reset_reduce into reduce_res")
-        _check_reduction("select_reduce", reduce_op, reduce_res, on_true, ("maximum",))
+        check_reduction("select_reduce", reduce_op, reduce_res, on_true, ("maximum",))
         results = (reduce_res,)
     cost = Cost(dst.per_partition, ("dve_copy_fp32",), ("dve_reduce_extra",))
     out = emit("select_reduce", "dve", cost, (dst, *results), (on_true, predicate, *operands))
@@ -400,7 +400,7 @@ def _check_bits(op: str, *tensors: Tensor) -> None:
         raise DtypeError(f"{op}: operations on bits want integers of one width, got {tensors}")
 
 
-def _check_reduction(op: str, reduce_op, result, data: Tensor, allowed: tuple[str, ...]) -> None:
+def check_reduction(op: str, reduce_op, result, data: Tensor, allowed: tuple[str, ...]) -> None:
     if reduce_op not in allowed:
         raise OperationError(f"{op} reduces by {', '.join(allowed)}; not by {reduce_op}")
     if result is not None and (result.per_partition != 1 or result.partitions != data.partitions):

@@ -123,8 +123,6 @@ def check_partitions(op: str, tensor: Tensor) -> None:
     if tensor.strides[0] % free and count > 1:
         raise PartitionCountError(f"{op}: dimension 0 of {tensor!r} is not its partitions")
     start = tensor.start_partition
-    if start + count > 128:
-        raise PartitionCountError(f"{op}: {tensor!r} ends at partition {start + count}")
     allowed = (0,) if count > 64 else (0, 64) if count > 32 else (0, 32, 64, 96)
     if start not in allowed:
         raise PartitionStartError(

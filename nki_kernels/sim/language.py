@@ -130,8 +130,7 @@ sequential_range = static_range = affine_range
 
 @contextmanager
 def no_reorder() -> Iterator[None]:
-    """Keeps the program's order, which this simulator never changes; loops of the device are refused
-    inside."""
+    """Keeps the program's order, as this simulator always does. Refuses loops of the device."""
     machine = current()
     before, machine.ordered = machine.ordered, True
     try:

@@ -54,6 +54,8 @@ def nc_matmul(
     double = perf_mode is matmul_perf_mode.double_row
     if double and (is_transpose or (tile_size and tile_size[1] != 128)):
         raise OperationError("nc_matmul: double_row neither transposes nor takes column tiles")
+    if double:
+        current().require_generation(3, "nc_matmul in double_row")
     k, m, n = _check_operands(dst, stationary, moving, double)
     if tile_size:
         _check_tile(stationary, k, m, tile_position, tile_size)
@@ -192,6 +194,8 @@ def _check_tile(stationary: Tensor, k: int, m: int, position, size) -> None:
     """
     if not (len(size) == len(position) == 2 and all(s in (32, 64, 128) for s in size)):
         raise MatmulShapeError(f"nc_matmul: tile_size {size} is not of 32, 64 or 128")
+    if 32 in size:
+        current().require_generation(3, "nc_matmul in tiles of 32")
     if any(p % s or p + s > 128 for p, s in zip(position, size, strict=True)):
         raise MatmulShapeError(f"nc_matmul: tile_position {position} is not a multiple of {size}")
     if k > size[0] or m > size[1] or stationary.start_partition != position[0]:

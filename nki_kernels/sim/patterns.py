@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nki_kernels.sim import alu
-from nki_kernels.sim.elementwise import reduce_cmd
+from nki_kernels.sim.elementwise import check_reduction, reduce_cmd
 from nki_kernels.sim.emit import (
     emit,
     instruction,
@@ -14,12 +14,18 @@ from nki_kernels.sim.emit import (
     same_shape,
     scalar_operand,
 )
-from nki_kernels.sim.errors import ElementCountError, OperandError, OperationError
+from nki_kernels.sim.errors import (
+    ElementCountError,
+    NotSimulatedError,
+    OperandError,
+    OperationError,
+)
 from nki_kernels.sim.language import int32, sbuf
 from nki_kernels.sim.machine import current
 from nki_kernels.sim.tensor import BY_ENGINE, Tensor
 from nki_kernels.sim.trace import Cost
 
+reduce_cmd_ = reduce_cmd  # a parameter shares its name
 FP32_MIN = float(np.finfo(np.float32).min)
 
 
@@ -62,8 +68,9 @@ def range_select(
     same_shape("range_select", dst, on_true_tile)
     for bound in (bound0, bound1):
         scalar_operand("range_select", bound, on_true_tile)
-    if reduce_op != "maximum":
-        raise OperationError("range_select reduces by maximum only")
+    if reduce_cmd is not reduce_cmd_.reset_reduce:
+        raise NotSimulatedError("range_select: only reduce_cmd.reset_reduce is simulated")
+    check_reduction("range_select", reduce_op, reduce_res, on_true_tile, ("maximum",))
     results = () if reduce_res is None else (reduce_res,)
     cost = Cost(dst.per_partition, ("dve_copy_fp32",))
     out = emit("range_select", "dve", cost, (dst, *results), (on_true_tile, bound0, bound1))

@@ -54,9 +54,9 @@ class Run:
     traces: list[Trace]
 
 
-def jit(function=None):
+def jit(function=None, **options):
     """Marks the outermost function of a kernel. Former options, such as `mode`, are refused."""
-    if not callable(function):
+    if options or not callable(function):
         raise ArgumentError("@nki.jit takes no options: write it bare")
     return Kernel(function)
 

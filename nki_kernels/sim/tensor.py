@@ -300,12 +300,9 @@ class Tensor:
             if self.strides[i] != self.shape[j] * self.strides[j]:
                 raise AccessPatternError(f"{self!r}: axes {i} and {j} are apart in memory")
         stride = self.strides[wide[-1]] if wide else self.strides[end_dim]
+        size = prod(self.shape[i] for i in merged)
         return self._with(
-            (
-                *self.shape[:start_dim],
-                prod(self.shape[i] for i in merged),
-                *self.shape[end_dim + 1 :],
-            ),
+            (*self.shape[:start_dim], size, *self.shape[end_dim + 1 :]),
             (*self.strides[:start_dim], stride, *self.strides[end_dim + 1 :]),
         )
 
