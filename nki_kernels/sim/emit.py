@@ -90,7 +90,10 @@ def emit(
         if where == "pool" and tensor.buffer is Buffer.psum:
             raise PsumAccessError(f"{op}: GpSimd cannot touch PSUM ({tensor!r})")
         check_partitions(op, tensor)
-    starts = {t.start_partition for t in src if t.buffer is Buffer.sbuf and t.partitions > 1}
+    starts = {
+        t.start_partition for t in src
+        if t.buffer is Buffer.sbuf and (t.partitions > 1 or where == "pe")
+    }  # fmt: skip
     if len(starts) > 1:
         raise PartitionMismatchError(
             f"{op}: SBUF inputs start at partitions {sorted(starts)}; copy one to the other's"

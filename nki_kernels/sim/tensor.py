@@ -363,7 +363,8 @@ class Tensor:
         indirect_dim: int = 0,
         dtype=None,
     ) -> Tensor:
-        """An explicit access pattern: `[step, number]` pairs in elements, outermost first.
+        """An explicit access pattern: `[step, number]` pairs in elements, outermost first, from
+        `offset` elements after the view's first.
 
         `scalar_offset`, a (1, 1) int32 tile, adds `its value * prod(shape[indirect_dim + 1:])`. It
         moves the pattern along that axis and not beyond its end, so of a tensor in HBM no more than
@@ -374,7 +375,7 @@ class Tensor:
         if dtype is not None and np.dtype(dtype) != self.dtype:
             raise NotSimulatedError(".ap(dtype=...) is not simulated; use .view(dtype) first")
         steps, numbers = zip(*pattern, strict=True)
-        start = self.offset if offset is None else offset
+        start = self.offset + (offset or 0)
         if self.on_chip and (steps[0] != self._free or len(pattern) > 5):
             raise AccessPatternError(
                 f"{self!r}: on chip the first step is the partition's {self._free} elements, and "

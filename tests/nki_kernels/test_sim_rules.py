@@ -13,8 +13,8 @@ from nki_kernels.sim import errors
 from nki_kernels.sim import isa as nisa
 from nki_kernels.sim import language as nl
 from nki_kernels.sim.alu import ActivationRangeWarning
-from tests.nki_kernels.broken import (
-    ALL,
+from tests.nki_kernels.broken import ALL
+from tests.nki_kernels.calls import (
     combine,
     matmul,
     psum,

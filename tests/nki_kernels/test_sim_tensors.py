@@ -18,6 +18,12 @@ def test_views_and_access_patterns():
 
     close(through(body), np.broadcast_to(A[1], A.shape))
 
+    def beyond(d):  # of a view, from its own beginning on
+        rows = nl.shared_constant(A)[2:].ap(pattern=[[96, 4], [1, 96]], offset=96)
+        nisa.dma_copy(dst=d, src=rows)
+
+    close(through(beyond, shape=(4, 96)), A[3:7])
+
     def dynamic(d, index):
         row = nl.shared_constant(A).ap(pattern=[[96, 1], [1, 96]], scalar_offset=index)
         nisa.dma_copy(dst=d, src=row)
