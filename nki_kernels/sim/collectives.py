@@ -49,17 +49,19 @@ def all_reduce(srcs, dsts, replica_group, op, priority=None, name=None) -> None:
 
 @instruction
 def all_gather(srcs, dsts, replica_group, collective_dim, priority=None, name=None) -> None:
-    """`dst` = the ranks' `src`s, one after the other along `collective_dim`."""
+    """`dst` = the ranks' `src`s, one after the other along `collective_dim`: 0, or 1 in SBUF."""
     _check_operation("all_gather", None, priority)
     pairs = _pairs("all_gather", srcs, dsts, replica_group, lambda size, ranks: size * ranks)
+    _check_dim("all_gather", collective_dim, (0, 1) if pairs[0][0].on_chip else (0,))
     for src, dst in pairs:
         _together("all_gather", src, dst, lambda parts: np.concatenate(parts, collective_dim))
 
 
 @instruction
 def reduce_scatter(srcs, dsts, replica_group, collective_dim, op, priority=None, name=None) -> None:
-    """Each rank's share of `op over ranks of src` along `collective_dim`."""
+    """Each rank's share of `op over ranks of src` along `collective_dim`, which is 0."""
     _check_operation("reduce_scatter", op, priority)
+    _check_dim("reduce_scatter", collective_dim, (0,))
     pairs = _pairs("reduce_scatter", srcs, dsts, replica_group, lambda size, ranks: size // ranks)
     for src, dst in pairs:
 
@@ -76,8 +78,7 @@ def all_to_all(srcs, dsts, replica_group, collective_dim, priority=None, name=No
     """Part r of each rank's `src` goes to rank r, whose `dst` has them in the order of the ranks.
     Tensors lie in HBM, and are split along dimension 0."""
     _check_operation("all_to_all", None, priority)
-    if collective_dim != 0:
-        raise ReduceAxisError(f"all_to_all splits along dimension 0, not {collective_dim}")
+    _check_dim("all_to_all", collective_dim, (0,))
     pairs = _pairs("all_to_all", srcs, dsts, replica_group, lambda size, ranks: size)
     for src, dst in pairs:
         if src.on_chip:
@@ -114,6 +115,11 @@ def _check_operation(name: str, op, priority) -> None:
         raise OperationError(f"{name} has no {op!r}; it has {list(_REDUCTIONS)}")
     if priority is not None:
         current().require_generation(4, f"{name} with a priority")
+
+
+def _check_dim(name: str, dim: int, allowed: tuple[int, ...]) -> None:
+    if dim not in allowed:
+        raise ReduceAxisError(f"{name} works along dimension {allowed} here, not {dim}")
 
 
 def _pairs(op: str, srcs, dsts, group: ReplicaGroup, size_of):

@@ -51,19 +51,22 @@ def instruction(function):
     signature = inspect.signature(function)
     module = _MODULES.get(function.__module__.rpartition(".")[2], "nisa")
     name = f"{module}.{function.__name__}"
+    parameters = signature.parameters.values()
+    names = {p.name for p in parameters}
+    required = {p.name for p in parameters if p.default is p.empty}
     kinds = {"Tensor": (Tensor,), "Tensor | None": (Tensor, type(None))}
-    tiles = {
-        p.name: kinds[p.annotation] for p in signature.parameters.values() if p.annotation in kinds
-    }
+    tiles = {p.name: kinds[p.annotation] for p in parameters if p.annotation in kinds}
 
     @functools.wraps(function)
     def checked(*args, **kwargs):
-        try:
-            given = signature.bind(*args, **kwargs).arguments
-        except TypeError as error:
-            raise ArgumentError(
-                f"{name}: {error}; it takes: {', '.join(signature.parameters)}"
-            ) from None
+        given = kwargs
+        if args or not required <= kwargs.keys() <= names:  # `bind` is slow, and kernels name all
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise ArgumentError(
+                    f"{name}: {error}; it takes: {', '.join(signature.parameters)}"
+                ) from None
         for tile, kind in tiles.items():
             if tile in given and not isinstance(given[tile], kind):
                 raise OperandError(f"{name}: {tile} must be a tensor, got {given[tile]!r}")

@@ -72,7 +72,8 @@ class OperationError(NkiValidationError):
 
 
 class ReduceAxisError(NkiValidationError):
-    """A reduction over anything but trailing free axes."""
+    """A reduction over anything but trailing free axes, a collective along another dimension than
+    it may."""
 
 
 class ElementCountError(NkiValidationError):

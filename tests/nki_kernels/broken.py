@@ -277,6 +277,8 @@ BROKEN = [
         lambda: nccl.collective_permute([hbm(1, 1)] * 2, [hbm(1, 1)] * 2, [(0, 0)]),
     ),
     (errors.ReduceAxisError, lambda: nccl.all_to_all([hbm(2, 2)], [hbm(2, 2)], alone, 1)),
+    (errors.ReduceAxisError, lambda: nccl.all_gather([hbm(2, 2)], [hbm(2, 2)], alone, 1)),
+    (errors.ReduceAxisError, lambda: nccl.reduce_scatter([sbuf()], [sbuf()], alone, 1, nl.add)),
     (errors.MatmulShapeError, lambda: matmul(tile_size=(64, 128), tile_position=(32, 0))),
     (errors.MatmulShapeError, lambda: matmul(tile_size=(64, 128), tile_position=(128, 0))),
     (errors.MatmulDtypeError, lambda: matmul(stationary=sbuf(), moving=sbuf(dtype=nl.bfloat16))),
