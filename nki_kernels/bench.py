@@ -23,6 +23,7 @@ from nki_kernels import pack
 from nki_kernels.backend import kernel_of
 from nki_kernels.plan import LANE, Shapes, share
 from nki_kernels.sim import report
+from nki_kernels.sim.errors import GenerationError
 from nki_kernels.sim.run import run
 from nki_kernels.sim.timeline import Timeline, schedule
 from nki_kernels.sim.trace import Trace
@@ -73,11 +74,11 @@ def rows(
                 shapes_of(config.model, chip, ranks, together, config.stream.weight_dtype, commit)
                 for commit in (False, True)
             )
+            shown = report.figures([trace(shapes, chip)], chip)
+            commit = schedule([trace(last, chip)], chip)[0]
         except NotImplementedError as refusal:
             found.append(refused(impl, chip, ranks, str(refusal)))
             continue
-        shown = report.figures([trace(shapes, chip)], chip)
-        commit = schedule([trace(last, chip)], chip)[0]
         launch_us = chip["launch_ns"] / 1e3
         frame_us = config.stream.passes * shown["us"] + commit.total_ns / 1e3
         found.append({
@@ -165,10 +166,14 @@ def shapes_of(
 
 
 def trace(shapes: Shapes, chip: Chip) -> Trace:
-    """The instructions of one core, without numerics."""
+    """The instructions of one core, without numerics. Raises NotImplementedError where the chip's
+    generation lacks one of them."""
     kernel = kernel_of(shapes)[shapes.cores]
     ranks = 1 if shapes.cores > 1 else shapes.ranks
-    done = run(kernel, arguments(shapes), chip, numerics=False, ranks=ranks)
+    try:
+        done = run(kernel, arguments(shapes), chip, numerics=False, ranks=ranks)
+    except GenerationError as error:
+        raise NotImplementedError(str(error)) from error
     return done.traces[0]
 
 

@@ -23,10 +23,13 @@ UNARY = {
     "abs": np.abs, "square": np.square, "relu": lambda x: np.maximum(x, 0),
     "rsqrt": lambda x: 1 / np.sqrt(x), "reciprocal": lambda x: 1 / x,
 }  # fmt: skip
+# Of integers, on VectorE; `INVERT` has one input.
 BITWISE = {
     "bitwise_and": np.bitwise_and, "bitwise_or": np.bitwise_or, "bitwise_xor": np.bitwise_xor,
     "left_shift": np.left_shift, "right_shift": np.right_shift,
 }  # fmt: skip
+INVERT = "invert"
+BITS = (*BITWISE, INVERT)
 REDUCTIONS = {
     "add": np.add.reduce, "multiply": np.multiply.reduce, "maximum": np.maximum.reduce,
     "minimum": np.minimum.reduce,
@@ -88,6 +91,10 @@ def step(name: str, data: np.ndarray, operand, reverse: bool) -> np.ndarray:
     """`data op operand` of tensor_scalar and its kin, or `operand op data`."""
     if name in UNARY:
         return UNARY[name](data).astype(np.float32)
+    if name in BITS and data.dtype.kind not in "iu":
+        raise OperationError(f"{name} works on the bits of integers, not on {data.dtype}")
+    if name == INVERT:
+        return np.invert(data)
     if name in BITWISE:
         left, right = (operand, data) if reverse else (data, operand)
         return BITWISE[name](left, right)

@@ -23,7 +23,7 @@ from nki_kernels.sim.emit import (
 from nki_kernels.sim.errors import (
     DtypeError,
     ElementCountError,
-    OperandError,
+    NotSimulatedError,
     OperationError,
     ReduceAxisError,
 )
@@ -68,7 +68,7 @@ def _cost(where: str, kind: str, n: int, *tensors: Tensor, op: str = "") -> Cost
 
 
 @instruction
-def tensor_copy(dst, src, engine=_UNKNOWN, name=None):
+def tensor_copy(dst: Tensor, src: Tensor, engine=_UNKNOWN, name=None):
     """`dst = src`, cast; the way out of PSUM."""
     where = choose("tensor_copy", engine, *_ELEMENTWISE)
     same_shape("tensor_copy", dst, src)
@@ -80,7 +80,7 @@ def tensor_copy(dst, src, engine=_UNKNOWN, name=None):
 
 
 @instruction
-def memset(dst, value, engine=_UNKNOWN, name=None):
+def memset(dst: Tensor, value, engine=_UNKNOWN, name=None):
     """`dst = value`."""
     where = choose("memset", engine, *_VECTOR_POOL)
     out = emit("memset", where, _cost(where, "copy", dst.per_partition, dst), (dst,), ())
@@ -90,31 +90,54 @@ def memset(dst, value, engine=_UNKNOWN, name=None):
 
 
 @instruction
-def tensor_tensor(dst, data1, data2, op, engine=_UNKNOWN, name=None):
-    """`dst = data1 op data2`."""
-    default = (engine_.gpsimd,) if op == "power" else _VECTOR_POOL
-    where = choose("tensor_tensor", engine, *default)
-    same_shape("tensor_tensor", dst, data1, data2)
+def tensor_tensor(dst: Tensor, data1: Tensor, data2: Tensor, op, engine=_UNKNOWN, name=None):
+    """`dst = data1 op data2`, in float32 but for bits and for 32-bit integers on GpSimd.
+
+    Where all three are int32 or uint32 and none lies in PSUM, GpSimd is the default, and computes
+    exactly, as integers that wrap; `engine.vector` computes the same through float32. Bitwise
+    operations run on VectorE alone, `power` on GpSimd alone, through float32.
+    """
+    tensors = (dst, data1, data2)
+    bits = op in alu.BITWISE
+    function = alu.BITWISE[op] if bits else alu.binary(op)
+    if bits:
+        _check_bits("tensor_tensor", *tensors)
+    words = op != "power" and all(t.dtype.kind in "iu" and t.dtype.itemsize == 4 for t in tensors)
+    in_psum = any(t.buffer is Buffer.psum for t in tensors)
+    if bits:
+        engines = (engine_.vector,)
+    elif op == "power":
+        engines = (engine_.gpsimd,)
+    else:
+        engines = _VECTOR_POOL[::-1] if words and not in_psum else _VECTOR_POOL
+    where = choose("tensor_tensor", engine, *engines)
+    same_shape("tensor_tensor", *tensors)
     not_both_in_psum("tensor_tensor", data1, data2)
-    function = alu.binary(op)
     cost = _cost(where, "tt", dst.per_partition, dst, data1, data2, op=op)
     out = emit("tensor_tensor", where, cost, (dst,), (data1, data2))
     if numerics():
-        a, b = (t.read32("tensor_tensor").reshape(dst.shape) for t in (data1, data2))
-        dst.write(function(a, b).astype(np.float32))
+        exact = bits or (words and where == "pool")
+        a, b = (t.read("tensor_tensor").reshape(dst.shape) for t in (data1, data2))
+        if exact:
+            dst.write(function(a.astype(np.int64), b.astype(np.int64)).astype(dst.dtype))
+        else:
+            dst.write(function(a.astype(np.float32), b.astype(np.float32)).astype(np.float32))
     return out
 
 
 @instruction
 def tensor_scalar(
-    dst, data, op0, operand0, reverse0=False, op1=None, operand1=None, reverse1=False,
-    engine=_UNKNOWN, name=None,
+    dst: Tensor, data: Tensor, op0, operand0, reverse0=False, op1=None, operand1=None,
+    reverse1=False, engine=_UNKNOWN, name=None,
 ):  # fmt: skip
     """`dst = (data op0 operand0) op1 operand1`, operands one per partition."""
-    where = choose("tensor_scalar", engine, *_ELEMENTWISE)
     steps = [(op0, operand0, reverse0)] + ([(op1, operand1, reverse1)] if op1 else [])
-    if len({op in alu.BITWISE for op, _, _ in steps}) > 1:
+    if len({op in alu.BITS for op, _, _ in steps}) > 1:
         raise OperationError(f"tensor_scalar: {op0} and {op1} are not of one class")
+    if op0 in alu.BITS:
+        _check_bits("tensor_scalar", dst, data)
+    engines = (engine_.vector,) if op0 in alu.BITS else _ELEMENTWISE
+    where = choose("tensor_scalar", engine, *engines)
     if where == "act" and [str(op) for op, _, _ in steps] not in (
         ["multiply", "add"], ["multiply"], ["add"],
     ):  # fmt: skip
@@ -131,8 +154,9 @@ def tensor_scalar(
 
 @instruction
 def scalar_tensor_tensor(
-    dst, data, op0, operand0, op1, operand1, reverse0=False, reverse1=False, name=None
-):
+    dst: Tensor, data: Tensor, op0, operand0, op1, operand1: Tensor, reverse0=False,
+    reverse1=False, name=None,
+):  # fmt: skip
     """`dst = (data op0 operand0) op1 operand1`, the second operand a whole tile."""
     same_shape("scalar_tensor_tensor", dst, data, operand1)
     not_both_in_psum("scalar_tensor_tensor", data, operand1)
@@ -147,7 +171,7 @@ def scalar_tensor_tensor(
 
 
 @instruction
-def tensor_reduce(dst, op, data, axis, negate=False, keepdims=False, name=None):
+def tensor_reduce(dst: Tensor, op, data: Tensor, axis, negate=False, keepdims=False, name=None):
     """Reduces trailing free axes."""
     axes = sorted(a % data.ndim for a in ((axis,) if isinstance(axis, int) else axis))
     if 0 in axes or axes != list(range(data.ndim - len(axes), data.ndim)):
@@ -167,14 +191,15 @@ def tensor_reduce(dst, op, data, axis, negate=False, keepdims=False, name=None):
 
 @instruction
 def tensor_scalar_reduce(
-    dst, data, op0, operand0, reduce_op, reduce_res=None, reverse0=False,
-    reduce_cmd=reduce_cmd.reset_reduce, reduce_init=None, reduce_res_negate=False, name=None,
+    dst: Tensor, data: Tensor, op0, operand0, reduce_op, reduce_res: Tensor | None = None,
+    reverse0=False, reduce_cmd=reduce_cmd.reset_reduce, reduce_init=None,
+    reduce_res_negate=False, name=None,
 ):  # fmt: skip
     """`dst = data op0 operand0`, and its reduction along the row."""
     if reduce_cmd is not reduce_cmd_.reset_reduce or reduce_init is not None:
-        raise OperationError("tensor_scalar_reduce: only reduce_cmd.reset_reduce is simulated")
+        raise NotSimulatedError("tensor_scalar_reduce: only reduce_cmd.reset_reduce is simulated")
     same_shape("tensor_scalar_reduce", dst, data)
-    _check_reduction("tensor_scalar_reduce", reduce_op, reduce_res, data, tuple(alu.REDUCTIONS))
+    check_reduction("tensor_scalar_reduce", reduce_op, reduce_res, data, tuple(alu.REDUCTIONS))
     operands = scalar_operand("tensor_scalar_reduce", operand0, data)
     cost = Cost(dst.per_partition, ("dve_copy_fp32",), ("dve_reduce_extra",))
     results = () if reduce_res is None else (reduce_res,)
@@ -190,8 +215,8 @@ def tensor_scalar_reduce(
 
 @instruction
 def activation(
-    dst, op, data, bias=None, scale=1.0, reduce_op=None, reduce_res=None,
-    reduce_cmd=reduce_cmd.idle, name=None,
+    dst: Tensor, op, data: Tensor, bias=None, scale=1.0, reduce_op=None,
+    reduce_res: Tensor | None = None, reduce_cmd=reduce_cmd.idle, name=None,
 ):  # fmt: skip
     """ScalarE: `dst = op(data * scale + bias)`, and the row's sum where one is asked for."""
     alu.known_activation(op)
@@ -206,7 +231,7 @@ def activation(
     if reduces:
         if reduce_cmd is not reduce_cmd_.reset_reduce or reduce_res is None:
             raise OperationError("activation: reduce by reduce_cmd.reset_reduce into reduce_res")
-        _check_reduction("activation", reduce_op or "add", reduce_res, data, ("add",))
+        check_reduction("activation", reduce_op or "add", reduce_res, data, ("add",))
     cost = Cost(dst.per_partition, ("act_element",), ("act_reduce_extra",) if reduces else ())
     written = (dst,) if reduce_res is None else (dst, reduce_res)
     table = alu.ACTIVATIONS[op][1]
@@ -223,15 +248,18 @@ def activation(
 
 
 @instruction
-def activation_reduce(dst, op, data, reduce_op, reduce_res, bias=None, scale=1.0, name=None):
+def activation_reduce(
+    dst: Tensor, op, data: Tensor, reduce_op, reduce_res: Tensor, bias=None, scale=1.0, name=None
+):
     """`activation` that sums the row."""
     return activation(dst, op, data, bias, scale, reduce_op, reduce_res, reduce_cmd_.reset_reduce)
 
 
 @instruction
 def exponential(
-    dst, src, max_value=0.0, reduce_res=None, reduce_cmd=reduce_cmd.idle, reduce_init=0.0, name=None
-):
+    dst: Tensor, src: Tensor, max_value=0.0, reduce_res: Tensor | None = None,
+    reduce_cmd=reduce_cmd.idle, reduce_init=0.0, name=None,
+):  # fmt: skip
     """VectorE of the fourth generation: `exp(src - max_value)`, and the row's sum."""
     current().require_generation(4, "exponential")
     same_shape("exponential", dst, src)
@@ -240,7 +268,7 @@ def exponential(
     if reduce_res is not None:
         if reduce_cmd is not reduce_cmd_.reset_reduce:
             raise OperationError("exponential: reduce by reduce_cmd.reset_reduce")
-        _check_reduction("exponential", "add", reduce_res, src, ("add",))
+        check_reduction("exponential", "add", reduce_res, src, ("add",))
     cost = Cost(src.per_partition, ("dve_copy_fp32",))
     out = emit("exponential", "dve", cost, (dst, *results), (src, *operands))
     if numerics():
@@ -253,7 +281,7 @@ def exponential(
 
 
 @instruction
-def reciprocal(dst, data, name=None):
+def reciprocal(dst: Tensor, data: Tensor, name=None):
     """`1 / data` on VectorE, eight cycles an element: for a few elements a partition."""
     same_shape("reciprocal", dst, data)
     cost = Cost(data.per_partition, ("dve_reciprocal",))
@@ -264,7 +292,7 @@ def reciprocal(dst, data, name=None):
 
 
 @instruction
-def bn_stats(dst, data, name=None):
+def bn_stats(dst: Tensor, data: Tensor, name=None):
     """Count, mean and sum of squared deviations of a row's even and of its odd elements."""
     if data.per_partition > 512 or data.per_partition < 2:
         raise ElementCountError(f"bn_stats: {data!r} has not 2 to 512 elements a partition")
@@ -283,7 +311,7 @@ def bn_stats(dst, data, name=None):
 
 
 @instruction
-def bn_aggr(dst, data, name=None):
+def bn_aggr(dst: Tensor, data: Tensor, name=None):
     """Mean and variance of the union of `bn_stats` triples."""
     if data.per_partition % 3 or dst.per_partition != 2:
         raise ElementCountError("bn_aggr: data is (partitions, 3k), dst (partitions, 2)")
@@ -299,7 +327,9 @@ def bn_aggr(dst, data, name=None):
 
 
 @instruction
-def tensor_copy_predicated(dst, src, predicate, reverse_pred=False, name=None):
+def tensor_copy_predicated(
+    dst: Tensor, src: Tensor, predicate: Tensor, reverse_pred=False, name=None
+):
     """`dst = src` where the predicate is not zero; elsewhere `dst` stays."""
     if predicate.dtype.kind != "u":
         raise DtypeError(f"tensor_copy_predicated: predicate {predicate!r} must be unsigned")
@@ -319,8 +349,8 @@ def tensor_copy_predicated(dst, src, predicate, reverse_pred=False, name=None):
 
 @instruction
 def select_reduce(
-    dst, predicate, on_true, on_false, reduce_res=None, reduce_cmd=reduce_cmd.idle,
-    reduce_op="maximum", reverse_pred=False, name=None,
+    dst: Tensor, predicate: Tensor, on_true: Tensor, on_false, reduce_res: Tensor | None = None,
+    reduce_cmd=reduce_cmd.idle, reduce_op="maximum", reverse_pred=False, name=None,
 ):  # fmt: skip
     """`dst = on_true if predicate else on_false`, and the row's maximum."""
     if predicate.dtype.kind not in "iu" or predicate.dtype.itemsize > 2:
@@ -332,7 +362,7 @@ def select_reduce(
     if reduce_cmd is not reduce_cmd_.idle:
         if reduce_cmd is not reduce_cmd_.reset_reduce or reduce_res is None:
             raise OperationError("select_reduce: reduce by reduce_cmd.reset_reduce into reduce_res")
-        _check_reduction("select_reduce", reduce_op, reduce_res, on_true, ("maximum",))
+        check_reduction("select_reduce", reduce_op, reduce_res, on_true, ("maximum",))
         results = (reduce_res,)
     cost = Cost(dst.per_partition, ("dve_copy_fp32",), ("dve_reduce_extra",))
     out = emit("select_reduce", "dve", cost, (dst, *results), (on_true, predicate, *operands))
@@ -350,21 +380,27 @@ def select_reduce(
 
 
 def _steps(op: str, data: Tensor, steps) -> np.ndarray:
-    bitwise = steps[0][0] in alu.BITWISE
+    bitwise = steps[0][0] in alu.BITS
     values = data.read(op) if bitwise else data.read32(op)
     for name, operand, reverse in steps:
         if bitwise:
-            number = int(operand) if not isinstance(operand, Tensor) else None
-            if number is None:
-                raise OperandError(f"{op}: bitwise operands are Python integers in this simulator")
-            values = alu.step(name, values, values.dtype.type(number), reverse)
+            if isinstance(operand, Tensor):
+                raise NotSimulatedError(f"{op}: {name} by a tile; give a Python integer")
+            values = alu.step(name, values, values.dtype.type(int(operand or 0)), reverse)
         else:
             operand = 0.0 if operand is None else operand
             values = alu.step(name, values, operand_value(op, operand, data.ndim), reverse)
     return values
 
 
-def _check_reduction(op: str, reduce_op, result, data: Tensor, allowed: tuple[str, ...]) -> None:
+def _check_bits(op: str, *tensors: Tensor) -> None:
+    """Operations on bits cast nothing. Raises DtypeError."""
+    if any(t.dtype.kind not in "iu" or t.dtype.itemsize != tensors[0].dtype.itemsize
+           for t in tensors):  # fmt: skip
+        raise DtypeError(f"{op}: operations on bits want integers of one width, got {tensors}")
+
+
+def check_reduction(op: str, reduce_op, result, data: Tensor, allowed: tuple[str, ...]) -> None:
     if reduce_op not in allowed:
         raise OperationError(f"{op} reduces by {', '.join(allowed)}; not by {reduce_op}")
     if result is not None and (result.per_partition != 1 or result.partitions != data.partitions):

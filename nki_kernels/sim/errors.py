@@ -5,8 +5,12 @@ class NkiValidationError(ValueError):
     """A kernel asks for what a NeuronCore cannot do."""
 
 
-class UnknownArgumentError(NkiValidationError):
-    """A keyword that the instruction does not have, such as the former `mask=`."""
+class ArgumentError(NkiValidationError):
+    """Arguments that the function lacks, or does not have, such as the former `mask=`."""
+
+
+class NotSimulatedError(NkiValidationError):
+    """What a NeuronCore can do and this simulator cannot."""
 
 
 class PartitionCountError(NkiValidationError):
@@ -18,7 +22,8 @@ class PartitionStartError(NkiValidationError):
 
 
 class PartitionMismatchError(NkiValidationError):
-    """Two SBUF inputs of one instruction start on different partitions."""
+    """Two SBUF inputs of one instruction start on different partitions, those of a matmul too: row
+    p of the array of TensorE takes both from partition p."""
 
 
 class BufferError(NkiValidationError):
@@ -58,7 +63,8 @@ class PoisonReadError(NkiValidationError):
 
 
 class OperandError(NkiValidationError):
-    """A scalar operand is neither a Python number nor a float32 tile of (partitions, 1)."""
+    """Something other than a tile where a tile must be, or, where a scalar operand must be, neither
+    a Python number nor a float32 tile of (partitions, 1)."""
 
 
 class OperationError(NkiValidationError):
@@ -66,7 +72,8 @@ class OperationError(NkiValidationError):
 
 
 class ReduceAxisError(NkiValidationError):
-    """A reduction over anything but trailing free axes."""
+    """A reduction over anything but trailing free axes, a collective along another dimension than
+    it may."""
 
 
 class ElementCountError(NkiValidationError):
@@ -91,6 +98,10 @@ class DmaError(NkiValidationError):
 
 class GenerationError(NkiValidationError):
     """An instruction that this generation of the chip does not have."""
+
+
+class LoopError(NkiValidationError):
+    """A loop on the device where none may be, or one without its next condition."""
 
 
 class CapacityError(NkiValidationError):

@@ -24,6 +24,7 @@ class Machine:
     core: int = 0  # of the cores that run as one (LNC)
     cores: int = 1
     meeting: Meeting | None = None
+    ordered: bool = False  # inside of nl.no_reorder()
     trace: Trace = field(default_factory=Trace)
 
     @property

@@ -11,11 +11,14 @@ from nki_kernels.sim.errors import (
     FirstAccumulateError,
     MatmulDtypeError,
     MatmulShapeError,
+    NotSimulatedError,
+    OperationError,
     PsumBankError,
 )
 from nki_kernels.sim.language import (
     bfloat16,
     float8_e4m3,
+    float8_e4m3fn,
     float8_e5m2,
     float16,
     float32,
@@ -24,7 +27,7 @@ from nki_kernels.sim.machine import current
 from nki_kernels.sim.tensor import BY_MATMUL, Buffer, Tensor
 from nki_kernels.sim.trace import Cost
 
-_FP8 = (float8_e4m3, float8_e5m2)
+_FP8 = (float8_e4m3, float8_e4m3fn, float8_e5m2)
 _DTYPES = (bfloat16, float16, float32, *_FP8)
 BANK_BYTES = 2048
 
@@ -38,8 +41,8 @@ class matmul_perf_mode(Enum):
 
 @instruction
 def nc_matmul(
-    dst, stationary, moving, is_stationary_onezero=False, is_moving_onezero=False,
-    is_transpose=False, accumulate=None, tile_position=(), tile_size=(),
+    dst: Tensor, stationary: Tensor, moving: Tensor, is_stationary_onezero=False,
+    is_moving_onezero=False, is_transpose=False, accumulate=None, tile_position=(), tile_size=(),
     perf_mode=matmul_perf_mode.none, name=None,
 ):  # fmt: skip
     """`dst (M, N) = stationary (K, M).T @ moving (K, N)`, added to `dst` where `accumulate`.
@@ -49,6 +52,10 @@ def nc_matmul(
     matrix, `M / 4`, hides behind the multiplication when `N >= M`.
     """
     double = perf_mode is matmul_perf_mode.double_row
+    if double and (is_transpose or (tile_size and tile_size[1] != 128)):
+        raise OperationError("nc_matmul: double_row neither transposes nor takes column tiles")
+    if double:
+        current().require_generation(3, "nc_matmul in double_row")
     k, m, n = _check_operands(dst, stationary, moving, double)
     if tile_size:
         _check_tile(stationary, k, m, tile_position, tile_size)
@@ -69,8 +76,8 @@ def nc_matmul(
     full = stationary.dtype == float32
     cost = Cost(max(min(64, m), n), ("pe_fp32_factor",) if full else (), cycles=load)
     out = emit(
-        "nc_matmul", "pe", cost, (dst,), (stationary, moving), flops=2 * k * m * n,
-        accumulates=bool(accumulate), name=name or "",
+        "nc_matmul", "pe", cost, (dst,), (stationary, moving),
+        flops=0 if is_transpose else 2 * k * m * n, accumulates=bool(accumulate), name=name or "",
     )  # fmt: skip
     if numerics():
         left = stationary.read32("nc_matmul").reshape(k, m)
@@ -83,7 +90,7 @@ def nc_matmul(
 
 
 @instruction
-def nc_transpose(dst, data, engine=engine.unknown, name=None):
+def nc_transpose(dst: Tensor, data: Tensor, engine=engine.unknown, name=None):
     """`dst = data.T`: up to 128 x 128 from SBUF to PSUM on TensorE, up to 32 x 32 on VectorE."""
     where = choose("nc_transpose", engine, engine_.tensor, engine_.vector)
     rows, columns = data.partitions, data.per_partition
@@ -107,6 +114,25 @@ def nc_transpose(dst, data, engine=engine.unknown, name=None):
     return out
 
 
+@instruction
+def nc_matmul_mx(
+    dst: Tensor, stationary: Tensor, moving: Tensor, stationary_scale: Tensor,
+    moving_scale: Tensor, tile_position=None, tile_size=None, accumulate=None, name=None,
+):  # fmt: skip
+    """Products of microscaled fp8 and fp4, of the fourth generation. Raises GenerationError before
+    it, and NotSimulatedError from it on."""
+    current().require_generation(4, "nc_matmul_mx")
+    raise NotSimulatedError("nc_matmul_mx (microscaled products) is not simulated")
+
+
+@instruction
+def quantize_mx(dst: Tensor, src: Tensor, dst_scale: Tensor, name=None):
+    """Quantises to microscaled fp8, in the fourth generation. Raises GenerationError before it, and
+    NotSimulatedError from it on."""
+    current().require_generation(4, "quantize_mx")
+    raise NotSimulatedError("quantize_mx (microscaled fp8) is not simulated")
+
+
 def _check_operands(dst: Tensor, stationary: Tensor, moving: Tensor, double: bool):
     """K, M and N. Raises MatmulShapeError, MatmulDtypeError or BufferError."""
     _check_buffers("nc_matmul", dst, stationary, moving)
@@ -117,6 +143,10 @@ def _check_operands(dst: Tensor, stationary: Tensor, moving: Tensor, double: boo
         raise MatmulDtypeError(
             f"nc_matmul: float32 pairs only with itself; {stationary!r}, {moving!r}"
         )
+    if float8_e4m3fn in (stationary.dtype, moving.dtype):
+        current().require_generation(4, "nc_matmul of float8_e4m3fn")
+        if float8_e4m3 in (stationary.dtype, moving.dtype):
+            raise MatmulDtypeError("nc_matmul: float8_e4m3 and float8_e4m3fn do not mix")
     rows = 2 if double else 1
     if double:
         if stationary.dtype not in _FP8 or moving.dtype not in _FP8:
@@ -164,6 +194,8 @@ def _check_tile(stationary: Tensor, k: int, m: int, position, size) -> None:
     """
     if not (len(size) == len(position) == 2 and all(s in (32, 64, 128) for s in size)):
         raise MatmulShapeError(f"nc_matmul: tile_size {size} is not of 32, 64 or 128")
+    if 32 in size:
+        current().require_generation(3, "nc_matmul in tiles of 32")
     if any(p % s or p + s > 128 for p, s in zip(position, size, strict=True)):
         raise MatmulShapeError(f"nc_matmul: tile_position {position} is not a multiple of {size}")
     if k > size[0] or m > size[1] or stationary.start_partition != position[0]:

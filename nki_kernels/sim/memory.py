@@ -12,6 +12,7 @@ from nki_kernels.sim.errors import (
     DtypeError,
     ElementCountError,
     LaunchError,
+    NotSimulatedError,
     PsumAccessError,
 )
 from nki_kernels.sim.machine import current
@@ -44,25 +45,21 @@ class dma_engine(Enum):
 
 @instruction
 def dma_copy(
-    dst, src, priority=None, oob_mode=oob_mode.error, dge_mode=dge_mode.unknown,
+    dst: Tensor, src: Tensor, priority=None, oob_mode=oob_mode.error, dge_mode=dge_mode.unknown,
     engine=engine.unknown, name=None,
 ):  # fmt: skip
     """`dst = src` between HBM and SBUF in either direction, cast through float32.
 
     `dge_mode.unknown` is taken as hwdge, from SyncE, unless the dtypes differ: then as swdge.
     """
-    if oob_mode is not oob_mode_.error:
-        raise DmaError("dma_copy: oob_mode.skip is not simulated")
-    if priority is not None:
-        current().require_generation(4, "dma_copy with a priority")
-    _check_ends("dma_copy", dst, src)
+    _check_ends("dma_copy", dst, src, priority, oob_mode)
     if dst.size != src.size:
         raise ElementCountError(f"dma_copy: {src!r} and {dst!r} differ in elements")
     elements = min(t.run_bytes // t.dtype.itemsize for t in (dst, src))
     row_bytes = elements * max(dst.dtype.itemsize, src.dtype.itemsize)
     hbm = sum(t.size * t.dtype.itemsize for t in (dst, src) if not t.on_chip)
     transfer = Transfer(dst.size // elements, row_bytes, hbm)
-    where, cost = _issue(dge_mode, engine, dst.dtype == src.dtype)
+    where, cost = _issue(dge_mode, engine, dst, src)
     out = record("dma_copy", where, cost, (dst,), (src,), transfer=transfer, name=name or "")
     if numerics():
         dst.write(src.read("dma_copy").copy())
@@ -71,14 +68,14 @@ def dma_copy(
 
 @instruction
 def dma_transpose(
-    dst, src, axes=None, priority=None, dge_mode=dge_mode.unknown, oob_mode=oob_mode.error,
-    name=None,
+    dst: Tensor, src: Tensor, axes=None, priority=None, dge_mode=dge_mode.unknown,
+    oob_mode=oob_mode.error, name=None,
 ):  # fmt: skip
     """Transposes on the way into SBUF: axes (1, 0), (2, 1, 0) or (3, 1, 2, 0)."""
     axes = tuple(axes) if axes is not None else tuple(reversed(range(src.ndim)))
     if axes not in ((1, 0), (2, 1, 0), (3, 1, 2, 0)):
         raise DmaError(f"dma_transpose: axes {axes} are none of (1, 0), (2, 1, 0), (3, 1, 2, 0)")
-    _check_ends("dma_transpose", dst, src)
+    _check_ends("dma_transpose", dst, src, priority, oob_mode)
     if dst.buffer is not Buffer.sbuf or dst.dtype != src.dtype:
         raise DmaError(f"dma_transpose: {dst!r} must be in SBUF, of the dtype of {src!r}")
     if dst.size != src.size or len(axes) != src.ndim:
@@ -90,7 +87,7 @@ def dma_transpose(
     hbm = 0 if src.on_chip else src.size * src.dtype.itemsize
     row = dst.per_partition * dst.dtype.itemsize
     transfer = Transfer(dst.partitions, row, hbm, share)
-    where, cost = _issue(dge_mode, engine.unknown, True)
+    where, cost = _issue(dge_mode, engine.unknown, dst, src)
     out = record("dma_transpose", where, cost, (dst,), (src,), transfer=transfer)
     if numerics():
         dst.write(np.transpose(src.read("dma_transpose"), axes))
@@ -98,7 +95,7 @@ def dma_transpose(
 
 
 @instruction
-def core_barrier(data, cores=(0, 1), engine=engine.gpsimd, name=None):
+def core_barrier(data: Tensor, cores=(0, 1), engine=engine.gpsimd, name=None):
     """Both cores wait for each other; what they wrote to `data`, in shared HBM, is then visible."""
     machine = current()
     if data.buffer is not Buffer.shared_hbm:
@@ -114,7 +111,10 @@ def core_barrier(data, cores=(0, 1), engine=engine.gpsimd, name=None):
 
 
 @instruction
-def sendrecv(src, dst, send_to_rank, recv_from_rank, pipe_id, dma_engine=dma_engine.dma, name=None):
+def sendrecv(
+    src: Tensor, dst: Tensor, send_to_rank, recv_from_rank, pipe_id, dma_engine=dma_engine.dma,
+    name=None,
+):  # fmt: skip
     """Two cores that run as one exchange SBUF tiles."""
     machine = current()
     if machine.cores != 2 or send_to_rank != 1 - machine.core or recv_from_rank != send_to_rank:
@@ -135,15 +135,21 @@ def sendrecv(src, dst, send_to_rank, recv_from_rank, pipe_id, dma_engine=dma_eng
     return out
 
 
-def _check_ends(op: str, dst: Tensor, src: Tensor) -> None:
+def _check_ends(op: str, dst: Tensor, src: Tensor, priority, oob: oob_mode) -> None:
+    if oob is not oob_mode_.error:
+        raise NotSimulatedError(f"{op}: oob_mode.skip is not simulated")
+    if priority is not None:
+        current().require_generation(4, f"{op} with a priority")
     for tensor in (dst, src):
-        if not isinstance(tensor, Tensor):
-            raise DmaError(f"{op}: wants tensors, got {type(tensor).__name__}")
         if tensor.buffer is Buffer.psum:
             raise PsumAccessError(f"{op}: DMA cannot touch PSUM ({tensor!r}); go by SBUF")
 
 
-def _issue(mode: dge_mode, where: engine, same_dtype: bool) -> tuple[str, Cost]:
+def _issue(mode: dge_mode, where: engine, dst: Tensor, src: Tensor) -> tuple[str, Cost]:
+    """The engine that issues a DMA, and what that costs it. A place known at run time alone costs
+    GpSimd more; the hardware's descriptors take it in their stride. Raises DmaError."""
+    same_dtype = dst.dtype == src.dtype
+    dynamic = dst.dynamic is not None or src.dynamic is not None
     if where not in (engine.unknown, engine.sync, engine.scalar):
         raise DmaError(f"a DMA is issued by engine.sync or engine.scalar, not by {where}")
     if mode is dge_mode.unknown:
@@ -155,7 +161,9 @@ def _issue(mode: dge_mode, where: engine, same_dtype: bool) -> tuple[str, Cost]:
     if where is not engine.unknown:
         raise DmaError("engine=sync or scalar goes with dge_mode.hwdge only")
     if mode is dge_mode.swdge:
-        return "pool", Cost(fixed=("dma_issue_swdge_ns",))
+        return "pool", Cost(fixed=("dma_issue_indirect_ns" if dynamic else "dma_issue_swdge_ns",))
+    if dynamic:
+        raise DmaError("dge_mode.none has its descriptors beforehand: no place known at run time")
     return "sp", Cost()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nki_kernels.sim import alu
-from nki_kernels.sim.elementwise import reduce_cmd
+from nki_kernels.sim.elementwise import check_reduction, reduce_cmd
 from nki_kernels.sim.emit import (
     emit,
     instruction,
@@ -14,17 +14,23 @@ from nki_kernels.sim.emit import (
     same_shape,
     scalar_operand,
 )
-from nki_kernels.sim.errors import ElementCountError, OperandError, OperationError
+from nki_kernels.sim.errors import (
+    ElementCountError,
+    NotSimulatedError,
+    OperandError,
+    OperationError,
+)
 from nki_kernels.sim.language import int32, sbuf
 from nki_kernels.sim.machine import current
 from nki_kernels.sim.tensor import BY_ENGINE, Tensor
 from nki_kernels.sim.trace import Cost
 
+reduce_cmd_ = reduce_cmd  # a parameter shares its name
 FP32_MIN = float(np.finfo(np.float32).min)
 
 
 @instruction
-def iota(dst, pattern, offset=0, channel_multiplier=0, name=None):
+def iota(dst: Tensor, pattern, offset=0, channel_multiplier=0, name=None):
     """`offset + partition * channel_multiplier + sum(index * step)`, by `[step, number]`s."""
     values = _affine("iota", dst, pattern, offset, channel_multiplier)
     cost = Cost(dst.per_partition, ("pool_element",), ("pool_pattern_extra",))
@@ -36,8 +42,8 @@ def iota(dst, pattern, offset=0, channel_multiplier=0, name=None):
 
 @instruction
 def affine_select(
-    dst, pattern, channel_multiplier, on_true_tile, on_false_value, cmp_op="equal", offset=0,
-    name=None,
+    dst: Tensor, pattern, channel_multiplier, on_true_tile: Tensor, on_false_value,
+    cmp_op="equal", offset=0, name=None,
 ):  # fmt: skip
     """Keeps elements whose affine position compares true with 0; puts a number elsewhere."""
     same_shape("affine_select", dst, on_true_tile)
@@ -53,18 +59,18 @@ def affine_select(
 
 @instruction
 def range_select(
-    dst, on_true_tile, comp_op0, comp_op1, bound0, bound1, reduce_cmd=reduce_cmd.reset_reduce,
-    reduce_res=None, reduce_op="maximum", range_start=0, on_false_value=FP32_MIN, name=None,
+    dst: Tensor, on_true_tile: Tensor, comp_op0, comp_op1, bound0: Tensor, bound1: Tensor,
+    reduce_cmd=reduce_cmd.reset_reduce, reduce_res: Tensor | None = None, reduce_op="maximum",
+    range_start=0, on_false_value=FP32_MIN, name=None,
 ):  # fmt: skip
     """Keeps element j where `(range_start + j) op0 bound0` and `op1 bound1`, bounds per row."""
     current().require_generation(3, "range_select")
     same_shape("range_select", dst, on_true_tile)
     for bound in (bound0, bound1):
-        if not isinstance(bound, Tensor):
-            raise OperandError("range_select: bounds are float32 tiles of (partitions, 1)")
         scalar_operand("range_select", bound, on_true_tile)
-    if reduce_op != "maximum":
-        raise OperationError("range_select reduces by maximum only")
+    if reduce_cmd is not reduce_cmd_.reset_reduce:
+        raise NotSimulatedError("range_select: only reduce_cmd.reset_reduce is simulated")
+    check_reduction("range_select", reduce_op, reduce_res, on_true_tile, ("maximum",))
     results = () if reduce_res is None else (reduce_res,)
     cost = Cost(dst.per_partition, ("dve_copy_fp32",))
     out = emit("range_select", "dve", cost, (dst, *results), (on_true_tile, bound0, bound1))
@@ -83,8 +89,9 @@ def range_select(
 
 @instruction
 def tensor_tensor_scan(
-    dst, data0, data1, initial, op0, op1, reverse0=False, reverse1=False, name=None
-):
+    dst: Tensor, data0: Tensor, data1: Tensor, initial, op0, op1, reverse0=False, reverse1=False,
+    name=None,
+):  # fmt: skip
     """The recurrence `r = (data0 op0 r) op1 data1` along the free axis."""
     same_shape("tensor_tensor_scan", dst, data0, data1)
     operands = scalar_operand("tensor_tensor_scan", initial, data0)
@@ -106,7 +113,7 @@ def tensor_tensor_scan(
 
 
 @instruction
-def tensor_partition_reduce(dst, op, data, name=None):
+def tensor_partition_reduce(dst: Tensor, op, data: Tensor, name=None):
     """Reduces over partitions on GpSimd: slow; a matmul with ones is faster."""
     if op not in alu.REDUCTIONS:
         raise OperationError(f"tensor_partition_reduce has no {op!r}")
@@ -120,7 +127,7 @@ def tensor_partition_reduce(dst, op, data, name=None):
 
 
 @instruction
-def nc_stream_shuffle(dst, src, shuffle_mask, name=None):
+def nc_stream_shuffle(dst: Tensor, src: Tensor, shuffle_mask, name=None):
     """Moves partitions within each quadrant of 32: `dst[i] = src[mask[i]]`; 255 keeps `dst[i]`."""
     if len(shuffle_mask) != 32 or any(i != 255 and not 0 <= i < 32 for i in shuffle_mask):
         raise OperandError("nc_stream_shuffle: the mask is 32 numbers below 32, or 255")
@@ -141,6 +148,7 @@ def nc_stream_shuffle(dst, src, shuffle_mask, name=None):
     return out
 
 
+@instruction
 def register_alloc(x=None) -> Tensor:
     """A scalar register, optionally loaded from a (1, 1) tile or a number."""
     register = current().new((1, 1), int32, sbuf, "register")
@@ -151,21 +159,24 @@ def register_alloc(x=None) -> Tensor:
     return register
 
 
-def register_move(dst, src) -> None:
+@instruction
+def register_move(dst: Tensor, src, name=None) -> None:
     """`dst = src`, a register or a number."""
+    if dst.size != 1 or (isinstance(src, Tensor) and src.size != 1):
+        raise ElementCountError(f"register_move moves one element; {src!r} to {dst!r}")
     if numerics():
         value = src.read("register_move") if isinstance(src, Tensor) else np.full((1, 1), src)
         dst.write(np.asarray(value, np.int32), BY_ENGINE)
 
 
 @instruction
-def register_load(dst, src, name=None):
+def register_load(dst: Tensor, src: Tensor, name=None):
     """A register from a (1, 1) tile."""
     return _through_register("register_load", dst, src)
 
 
 @instruction
-def register_store(dst, src, name=None):
+def register_store(dst: Tensor, src: Tensor, name=None):
     """A (1, 1) tile from a register."""
     return _through_register("register_store", dst, src)
 

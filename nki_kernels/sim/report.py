@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lsd_jax.files import replacing
 from lsd_jax.hw.chips import Chip
-from nki_kernels.sim.timeline import LANES, Timeline, schedule
+from nki_kernels.sim.timeline import LANES, Span, Timeline, schedule
 from nki_kernels.sim.trace import NAMES, Trace
 
 
@@ -40,27 +41,43 @@ def figures(traces: list[Trace], chip: Chip) -> dict[str, Any]:
     }
 
 
-def chrome_trace(timeline: Timeline) -> dict[str, Any]:
-    """Events of chrome://tracing and ui.perfetto.dev, a thread for each lane, microseconds."""
-    lanes = {lane: i for i, lane in enumerate(LANES)}
-    events: list[dict[str, Any]] = [
-        {"ph": "M", "name": "thread_name", "pid": 0, "tid": i, "args": {"name": NAMES[lane]}}
-        for lane, i in lanes.items()
-    ]
-    for span in timeline.spans:
-        events.append({
-            "ph": "X", "name": span.op, "pid": 0, "tid": lanes[span.lane],
-            "ts": span.start / 1e3, "dur": (span.end - span.start) / 1e3,
-            "args": {"instruction": span.number, "waited for": span.why},
-        })  # fmt: skip
-    kind = {"kind": "modelled", "chip": timeline.chip.name}
+def chrome_trace(timelines: Sequence[Timeline]) -> dict[str, Any]:
+    """Events of chrome://tracing and ui.perfetto.dev, microseconds: a process for each core, in it
+    a thread for each compute engine, for collectives and for each of the DMA engines."""
+    lanes = {lane: i for i, lane in enumerate(lane for lane in LANES if lane != "dma")}
+    chip = timelines[0].chip
+    names = [NAMES[lane] for lane in lanes]
+    names += [f"{NAMES['dma']} {i}" for i in range(int(chip["dma_engines"]))]
+    events: list[dict[str, Any]] = []
+    for core, timeline in enumerate(timelines):
+        named = {"ph": "M", "pid": core}
+        events.append({**named, "name": "process_name", "args": {"name": f"core {core}"}})
+        for i, name in enumerate(names):
+            events.append({**named, "name": "thread_name", "tid": i, "args": {"name": name}})
+        for span in timeline.spans:
+            begun = {
+                "ph": "X", "name": span.op, "pid": core,
+                "args": {"instruction": span.number, "waited for": span.why},
+            }  # fmt: skip
+            for tid, start, ns in _threads(span, lanes):
+                events.append({**begun, "tid": tid, "ts": start / 1e3, "dur": ns / 1e3})
+    kind = {"kind": "modelled", "chip": chip.name}
     return {"traceEvents": events, "displayTimeUnit": "ns", "otherData": kind}
 
 
-def write_chrome_trace(path: str | Path, timeline: Timeline) -> None:
-    """Writes `chrome_trace` as JSON, whole or not at all."""
+def _threads(span: Span, lanes: dict[str, int]) -> Iterator[tuple[int, float, float]]:
+    """The threads that show a span, from when and for how long."""
+    if span.queued is None:
+        yield lanes[span.lane], span.start, span.end - span.start
+        return
+    for engine, start in zip(span.queued.engines, span.queued.starts, strict=True):
+        yield len(lanes) + int(engine), float(start), span.queued.service
+
+
+def write_chrome_trace(path: str | Path, *timelines: Timeline) -> None:
+    """Writes `chrome_trace` of the cores as JSON, whole or not at all."""
     with replacing(path) as beside:
-        beside.write_text(json.dumps(chrome_trace(timeline)), encoding="utf-8")
+        beside.write_text(json.dumps(chrome_trace(timelines)), encoding="utf-8")
 
 
 def write_picture(path: str | Path, timeline: Timeline, until_us: float | None = None) -> None:

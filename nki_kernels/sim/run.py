@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 
 from lsd_jax.hw import chips
-from nki_kernels.sim.errors import LaunchError, OutputBufferError, UnknownArgumentError
+from nki_kernels.sim.errors import (
+    ArgumentError,
+    LaunchError,
+    NotSimulatedError,
+    OutputBufferError,
+)
 from nki_kernels.sim.machine import Machine, Meeting, enter
 from nki_kernels.sim.tensor import Buffer, Tensor
 from nki_kernels.sim.trace import Trace
@@ -49,10 +54,10 @@ class Run:
     traces: list[Trace]
 
 
-def jit(function=None):
+def jit(function=None, **options):
     """Marks the outermost function of a kernel. Former options, such as `mode`, are refused."""
-    if not callable(function):
-        raise UnknownArgumentError("@nki.jit takes no options: write it bare")
+    if options or not callable(function):
+        raise ArgumentError("@nki.jit takes no options: write it bare")
     return Kernel(function)
 
 
@@ -84,7 +89,9 @@ def run(
     """
     chip = chips.load(chip) if isinstance(chip, str) else chip
     if ranks > 1 and kernel.cores > 1:
-        raise LaunchError("several ranks of two cores each are not simulated; use ranks alone")
+        raise NotSimulatedError(
+            "several ranks of two cores each are not simulated; use ranks alone"
+        )
     cores = kernel.cores if ranks == 1 else ranks
     if not numerics or cores == 1:
         per_core = [args[0] if ranks > 1 and numerics else args]

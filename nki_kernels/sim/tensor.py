@@ -16,6 +16,7 @@ import numpy as np
 
 from nki_kernels.sim.errors import (
     AccessPatternError,
+    NotSimulatedError,
     OutOfBoundsError,
     PartitionCountError,
     PoisonReadError,
@@ -274,6 +275,74 @@ class Tensor:
             raise AccessPatternError(f"{self!r}: cannot reshape to {shape}")
         return self._with(shape, (*self.strides[:keep], *contiguous_strides(shape[keep:])))
 
+    def reshape_dim(self, dim: int, shape: tuple[int, ...]) -> Tensor:
+        """Splits an axis; one size may be -1. The partition of an on-chip tensor stays."""
+        if not 0 <= dim < self.ndim or (self.on_chip and dim == 0 and len(shape) != 1):
+            raise AccessPatternError(f"{self!r}: axis {dim} cannot be split")
+        known = prod(n for n in shape if n != -1)
+        sizes = [self.shape[dim] // max(known, 1) if n == -1 else n for n in shape]
+        if list(shape).count(-1) > 1 or prod(sizes) != self.shape[dim]:
+            raise AccessPatternError(f"{self!r}: axis {dim} does not split into {tuple(shape)}")
+        strides = [s * self.strides[dim] for s in contiguous_strides(sizes)]
+        return self._with(
+            (*self.shape[:dim], *sizes, *self.shape[dim + 1 :]),
+            (*self.strides[:dim], *strides, *self.strides[dim + 1 :]),
+        )
+
+    def flatten_dims(self, start_dim: int, end_dim: int) -> Tensor:
+        """Merges the axes from `start_dim` to `end_dim`, the last included, that lie side by side
+        in memory. The partition of an on-chip tensor stays."""
+        if not self.on_chip <= start_dim <= end_dim < self.ndim:
+            raise AccessPatternError(f"{self!r}: axes {start_dim} to {end_dim} cannot be merged")
+        merged = range(start_dim, end_dim + 1)
+        wide = [i for i in merged if self.shape[i] > 1]
+        for i, j in itertools.pairwise(wide):
+            if self.strides[i] != self.shape[j] * self.strides[j]:
+                raise AccessPatternError(f"{self!r}: axes {i} and {j} are apart in memory")
+        stride = self.strides[wide[-1]] if wide else self.strides[end_dim]
+        size = prod(self.shape[i] for i in merged)
+        return self._with(
+            (*self.shape[:start_dim], size, *self.shape[end_dim + 1 :]),
+            (*self.strides[:start_dim], stride, *self.strides[end_dim + 1 :]),
+        )
+
+    def rearrange(
+        self, src_pattern: tuple, dst_pattern: tuple, fixed_sizes: dict[str, int] | None = None
+    ) -> Tensor:
+        """Splits, permutes and merges axes by their names; a tuple of names is one axis of several:
+        `t.rearrange(("p", ("h", "w")), ("p", "w", "h"), {"h": 4})`."""
+        fixed = fixed_sizes or {}
+        groups = [(g,) if isinstance(g, str) else tuple(g) for g in src_pattern]
+        wanted = [(g,) if isinstance(g, str) else tuple(g) for g in dst_pattern]
+        names, order = ([n for g in gs for n in g] for gs in (groups, wanted))
+        if (
+            len(groups) != self.ndim
+            or len({*names}) != len(names)
+            or sorted(names) != sorted(order)
+        ):
+            raise AccessPatternError(f"{self!r}: {src_pattern} does not become {dst_pattern}")
+        split = self
+        for axis, group in reversed(list(enumerate(groups))):
+            alone = len(group) == 1 and group[0] not in fixed
+            if not alone:
+                split = split.reshape_dim(axis, tuple(fixed.get(n, -1) for n in group))
+        out = split.permute(tuple(names.index(n) for n in order))
+        for axis, group in enumerate(wanted):
+            if len(group) > 1:
+                out = out.flatten_dims(axis, axis + len(group) - 1)
+        return out
+
+    def slice(self, dim: int, start: int, end: int, step: int = 1) -> Tensor:
+        """`start:end:step` of one axis."""
+        return self[(slice(None),) * dim + (slice(start, end, step),)]
+
+    def select(self, dim: int, index: int) -> Tensor:
+        """One element of an axis, and without the axis, unless that is the partition of an on-chip
+        tensor."""
+        if isinstance(index, Tensor):
+            raise NotSimulatedError("select by a tensor is not simulated; use .ap(scalar_offset=)")
+        return self[(slice(None),) * dim + (index,)]
+
     def view(self, dtype) -> Tensor:
         """The same bytes as another dtype; the last axis grows or shrinks."""
         dtype = np.dtype(dtype)
@@ -294,18 +363,19 @@ class Tensor:
         indirect_dim: int = 0,
         dtype=None,
     ) -> Tensor:
-        """An explicit access pattern: `[step, number]` pairs in elements, outermost first.
+        """An explicit access pattern: `[step, number]` pairs in elements, outermost first, from
+        `offset` elements after the view's first.
 
         `scalar_offset`, a (1, 1) int32 tile, adds `its value * prod(shape[indirect_dim + 1:])`. It
         moves the pattern along that axis and not beyond its end, so of a tensor in HBM no more than
         the elements that share the other indices can be meant.
         """
         if vector_offset is not None:
-            raise AccessPatternError("vector_offset (a gather by rows) is not simulated")
+            raise NotSimulatedError("vector_offset (a gather by rows) is not simulated")
         if dtype is not None and np.dtype(dtype) != self.dtype:
-            raise AccessPatternError(".ap(dtype=...) is not simulated; use .view(dtype) first")
+            raise NotSimulatedError(".ap(dtype=...) is not simulated; use .view(dtype) first")
         steps, numbers = zip(*pattern, strict=True)
-        start = self.offset if offset is None else offset
+        start = self.offset + (offset or 0)
         if self.on_chip and (steps[0] != self._free or len(pattern) > 5):
             raise AccessPatternError(
                 f"{self!r}: on chip the first step is the partition's {self._free} elements, and "

@@ -15,7 +15,7 @@ DMA engines and its bytes take on the core's share of HBM, both of which queue i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -27,10 +27,19 @@ Order = Literal["overlapped", "serial"]
 LANES = ("pe", "act", "dve", "pool", "sp", "dma", "cc")
 
 
+class Queued(NamedTuple):
+    """The share of a transfer that one of the DMA engines carries, in nanoseconds."""
+
+    engines: np.ndarray  # their numbers
+    starts: np.ndarray  # when each begins
+    service: float  # how long each takes
+
+
 @dataclass(slots=True)
 class Span:
     """One instruction in time, nanoseconds. `lane` is where the work is done: an engine, `dma`
-    or `cc` (collectives); `why` is the instruction that it waited for last, or -1."""
+    or `cc` (collectives); `why` is the instruction that it waited for last, or -1; `queued` is
+    what the DMA engines do of a transfer."""
 
     number: int
     op: str
@@ -38,6 +47,7 @@ class Span:
     start: float
     end: float
     why: int = -1
+    queued: Queued | None = None
 
 
 @dataclass
@@ -154,18 +164,20 @@ def _place(core: _Core, ins: Instruction, chip: Chip, hbm: float, order: Order) 
     end = start + duration
     core.free[engine], core.last[engine] = end, ins.number
     core.busy[engine] += duration
-    lane, begun = engine, start
+    lane, begun, queued = engine, start, None
     if ins.transfer is not None:
         begun = end + chip["dma_start_ns"]
-        end = _transfer(core, ins, chip, hbm, begun)
+        end, queued = _transfer(core, ins, chip, hbm, begun)
         lane, visible = "dma", end + chip["semaphore_ns"]
     else:
         visible = end + chip[f"{engine}_latency"] * 1e9 / chip[f"{engine}_clock"]
-    core.spans.append(Span(ins.number, ins.name or ins.op, lane, begun, end, why))
+    core.spans.append(Span(ins.number, ins.name or ins.op, lane, begun, end, why, queued))
     _remember(core, ins, lane, end, visible)
 
 
-def _transfer(core: _Core, ins: Instruction, chip: Chip, hbm: float, begun: float) -> float:
+def _transfer(
+    core: _Core, ins: Instruction, chip: Chip, hbm: float, begun: float
+) -> tuple[float, Queued]:
     moved = ins.transfer
     assert moved is not None
     share = chip[moved.share] if moved.share else 1.0
@@ -173,13 +185,14 @@ def _transfer(core: _Core, ins: Instruction, chip: Chip, hbm: float, begun: floa
     used = min(len(core.queues), moved.rows)
     service = moved.rows / used * row_ns
     chosen = np.argsort(core.queues, kind="stable")[:used]
-    core.queues[chosen] = np.maximum(core.queues[chosen], begun) + service
+    starts = np.maximum(core.queues[chosen], begun)
+    core.queues[chosen] = starts + service
     end = float(core.queues[chosen].max())
     if moved.hbm_bytes:
         core.hbm_free = max(core.hbm_free, begun) + moved.hbm_bytes * 1e9 / hbm
         end = max(end, core.hbm_free)
     core.busy["dma"] += max(service * used / len(core.queues), moved.hbm_bytes * 1e9 / hbm)
-    return end
+    return end, Queued(chosen, starts, service)
 
 
 def _collective(cores: list[_Core], chip: Chip, order: Order) -> None:

@@ -25,6 +25,16 @@ def test_the_floor_does_not_count_what_a_plan_reads_again():
     assert row["floor_us"] == pytest.approx(least_bytes(shapes.stack) / 1e3)
 
 
+def test_a_generation_without_eight_bits_at_twice_the_rate_is_a_refusal():
+    tiny = load("tiny")
+    eight = dataclasses.replace(tiny.stream, weight_dtype="float8_e4m3")
+    trn1 = chips.load("trn1").with_numbers({
+        "sbuf_bytes_per_partition": TRN2.numbers["sbuf_bytes_per_partition"],
+    })  # fmt: skip
+    row = bench.rows(dataclasses.replace(tiny, stream=eight), trn1)[0]
+    assert "double_row needs generation 3" in row["refused"]
+
+
 @pytest.mark.parametrize("name", ["reference", "base"])
 def test_the_floor_is_that_of_a_tpu(name):
     config = load(name)

@@ -1,57 +1,129 @@
-"""Each simulated instruction against NumPy."""
+"""Each simulated instruction that computes against NumPy."""
 
-import ml_dtypes
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from nki_kernels import sim
+from nki_kernels.sim import alu
 from nki_kernels.sim import collectives as nccl
 from nki_kernels.sim import isa as nisa
 from nki_kernels.sim import language as nl
+from tests.nki_kernels.simulated import BF16, COLUMN, A, B, close, load, rng, through
 
-rng = np.random.default_rng(0)
-A = rng.standard_normal((128, 96)).astype(np.float32)
-B = rng.standard_normal((128, 96)).astype(np.float32)
-COLUMN = rng.standard_normal((128, 1)).astype(np.float32)
-BF16 = ml_dtypes.bfloat16
-
-
-def through(body, *arrays, shape=(128, 96), dtype=nl.float32, chip="trn2", psum=()):
-    """`body(dst, *tiles)` over tiles in SBUF that hold the arrays; what `dst` holds then."""
-
-    def kernel(*tensors):
-        out = nl.ndarray(shape, dtype, nl.shared_hbm)
-        tiles = [load(t) for t in tensors]
-        dst = nl.ndarray(shape, dtype, nl.psum if psum else nl.sbuf)
-        body(dst, *tiles)
-        if psum:
-            copy = nl.ndarray(shape, dtype)
-            nisa.tensor_copy(dst=copy, src=dst)
-            dst = copy
-        nisa.dma_copy(dst=out, src=dst)
-        return out
-
-    return sim.run(sim.jit(kernel), arrays, chip).outputs[0]
-
-
-def load(tensor):
-    tile = nl.ndarray(tensor.shape, tensor.dtype)
-    nisa.dma_copy(dst=tile, src=tensor)
-    return tile
-
-
-def close(a, b, tolerance=1e-6):
-    np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=tolerance, atol=tolerance)
+# What each operation is, written down a second time: one that the simulator has and these have not
+# fails below.
+TWO_INPUTS = {
+    "add": lambda a, b: a + b, "subtract": lambda a, b: a - b, "multiply": lambda a, b: a * b,
+    "maximum": lambda a, b: np.where(a > b, a, b), "minimum": lambda a, b: np.where(a < b, a, b),
+    "equal": lambda a, b: a == b, "not_equal": lambda a, b: a != b, "greater": lambda a, b: a > b,
+    "greater_equal": lambda a, b: a >= b, "less": lambda a, b: a < b,
+    "less_equal": lambda a, b: a <= b, "logical_and": lambda a, b: (a != 0) & (b != 0),
+    "logical_or": lambda a, b: (a != 0) | (b != 0),
+    "logical_xor": lambda a, b: (a != 0) ^ (b != 0), "power": lambda a, b: a**b,
+    "abs_max": lambda a, b: np.where(abs(a) > abs(b), abs(a), abs(b)),
+    "abs_min": lambda a, b: np.where(abs(a) < abs(b), abs(a), abs(b)),
+}  # fmt: skip
+ONE_INPUT = {
+    "abs": abs, "square": lambda x: x * x, "relu": lambda x: x * (x > 0),
+    "rsqrt": lambda x: x**-0.5, "reciprocal": lambda x: x**-1.0,
+}  # fmt: skip
+BITS = {
+    "bitwise_and": lambda a, b: a & b, "bitwise_or": lambda a, b: a | b,
+    "bitwise_xor": lambda a, b: a ^ b, "left_shift": lambda a, b: a << b,
+    "right_shift": lambda a, b: a >> b, "invert": lambda a, b: ~a,
+}  # fmt: skip
+ROWS = {"add": np.sum, "multiply": np.prod, "maximum": np.max, "minimum": np.min}
+SPARSE = np.round(A), np.round(B)  # equal at some places, and zero at some
 
 
 @pytest.mark.parametrize("engine", ["vector", "gpsimd"])
-@pytest.mark.parametrize("op", ["add", "subtract", "multiply", "maximum", "minimum", "greater"])
+@pytest.mark.parametrize("op", alu.BINARY)
 def test_tensor_tensor(op, engine):
-    where = nisa.engine[engine]
+    a, b = (abs(SPARSE[0]) + 0.5, SPARSE[1]) if op == "power" else SPARSE
+    where = nisa.engine["gpsimd" if op == "power" else engine]
+
+    def body(d, x, y):
+        nisa.tensor_tensor(dst=d, data1=x, data2=y, op=getattr(nl, op), engine=where)
+
+    out = through(body, a, b)
+    truth = TWO_INPUTS[op](a, b).astype(np.float32)
+    assert len(np.unique(truth)) > 1
+    close(out, truth)
+
+
+@pytest.mark.parametrize("op", alu.UNARY)
+def test_operations_of_one_input(op):
+    x = abs(A) + 0.1 if op in ("rsqrt", "reciprocal") else A
     out = through(
-        lambda d, a, b: nisa.tensor_tensor(dst=d, data1=a, data2=b, op=op, engine=where), A, B
+        lambda d, a: nisa.tensor_scalar(dst=d, data=a, op0=getattr(nl, op), operand0=0.0), x
     )
-    close(out, getattr(np, op)(A, B).astype(np.float32))
+    close(out, ONE_INPUT[op](x), 1e-5)
+
+
+@pytest.mark.parametrize("op", alu.BITS)
+def test_operations_on_bits(op):
+    a = rng.integers(-(1 << 30), 1 << 30, (128, 96)).astype(np.int32)
+    b = rng.integers(0, 31, (128, 96)).astype(np.int32)
+
+    def scalar(d, x):
+        nisa.tensor_scalar(dst=d, data=x, op0=getattr(nl, op), operand0=5)
+
+    def tensor(d, x, y):
+        nisa.tensor_tensor(dst=d, data1=x, data2=y, op=getattr(nl, op))
+
+    truth = BITS[op](a, np.int32(5))
+    np.testing.assert_array_equal(through(scalar, a, dtype=nl.int32), truth)
+    if op != "invert":
+        np.testing.assert_array_equal(through(tensor, a, b, dtype=nl.int32), BITS[op](a, b))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32])
+def test_words_are_exact_on_gpsimd_and_float32_on_vector(dtype):
+    a, b = np.full((2, 4), 2**24, dtype), np.ones((2, 4), dtype)
+
+    def add(d, x, y, engine):
+        return nisa.tensor_tensor(dst=d, data1=x, data2=y, op=nl.add, engine=nisa.engine[engine])
+
+    def out(engine, second=b):
+        body = lambda d, x, y: add(d, x, y, engine)  # noqa: E731
+        return through(body, a, second, shape=a.shape, dtype=np.dtype(dtype))
+
+    assert (out("unknown") == 2**24 + 1).all() and (out("gpsimd") == 2**24 + 1).all()
+    assert (out("vector") == 2**24).all()
+    assert (out("unknown", np.full_like(a, np.iinfo(dtype).max)) == a + np.iinfo(dtype).max).all()
+
+    def engines(d, x, y):
+        floats, bank = nl.ndarray(a.shape, nl.float32), nl.ndarray(a.shape, d.dtype, nl.psum)
+        assert add(d, x, y, "unknown").engine == "pool"
+        assert add(floats, x, y, "unknown").engine == add(bank, x, y, "unknown").engine == "dve"
+
+    through(engines, a, b, shape=a.shape, dtype=np.dtype(dtype))
+
+
+@pytest.mark.parametrize("op", alu.REDUCTIONS)
+def test_reductions_over_rows_partitions_and_beside_the_result(op):
+    x = 1 + A / 8
+    rows, columns = ROWS[op](x, axis=1, keepdims=True), ROWS[op](x, axis=0, keepdims=True)
+    close(
+        through(lambda d, a: nisa.tensor_reduce(dst=d, op=op, data=a, axis=1), x, shape=(128, 1)),
+        rows, 1e-4,
+    )  # fmt: skip
+
+    def partitions(d, a):
+        nisa.tensor_partition_reduce(dst=d, op=op, data=a)
+
+    close(through(partitions, x, shape=(1, 96)), columns, 1e-4)
+
+    def beside(d, a):
+        values = nl.ndarray(a.shape, nl.float32)
+        nisa.tensor_scalar_reduce(
+            dst=values, data=a, op0="multiply", operand0=1.0, reduce_op=op, reduce_res=d,
+            reduce_res_negate=True,
+        )  # fmt: skip
+
+    close(through(beside, x, shape=(128, 1)), -rows, 1e-4)
 
 
 @pytest.mark.parametrize("engine", ["vector", "scalar", "gpsimd"])
@@ -70,6 +142,11 @@ def test_tensor_scalar_reverses_and_has_unary_operations():
     def reverse(d, a):
         nisa.tensor_scalar(dst=d, data=a, op0="subtract", operand0=2.0, reverse0=True)
 
+    def second(d, a):
+        nisa.tensor_scalar(
+            dst=d, data=a, op0="multiply", operand0=3.0, op1="subtract", operand1=2.0, reverse1=True
+        )
+
     def rsqrt(d, a):
         nisa.tensor_scalar(
             dst=d, data=a, op0="add", operand0=9.0, op1="rsqrt", operand1=0.0,
@@ -77,19 +154,8 @@ def test_tensor_scalar_reverses_and_has_unary_operations():
         )  # fmt: skip
 
     close(through(reverse, A), 2 - A)
+    close(through(second, A), 2 - 3 * A)
     close(through(rsqrt, A), 1 / np.sqrt(A + 9))
-
-
-def test_bitwise_on_integers():
-    numbers = rng.integers(0, 1 << 20, (128, 8)).astype(np.int32)
-
-    def body(d, a):
-        nisa.tensor_scalar(
-            dst=d, data=a, op0="bitwise_and", operand0=255, op1="left_shift", operand1=2
-        )
-
-    out = through(body, numbers, shape=(128, 8), dtype=nl.int32)
-    np.testing.assert_array_equal(out, (numbers & 255) << 2)
 
 
 def test_scalar_tensor_tensor():
@@ -97,6 +163,14 @@ def test_scalar_tensor_tensor():
         nisa.scalar_tensor_tensor(dst=d, data=a, op0="multiply", operand0=c, op1="add", operand1=b)
 
     close(through(body, A, B, COLUMN), A * COLUMN + B)
+
+    def reverse(d, a, b):
+        nisa.scalar_tensor_tensor(
+            dst=d, data=a, op0="subtract", operand0=1.0, op1="subtract", operand1=b, reverse0=True,
+            reverse1=True,
+        )  # fmt: skip
+
+    close(through(reverse, A, B), B - (1 - A))
 
 
 @pytest.mark.parametrize(("op", "reduce"), [("add", np.sum), ("maximum", np.max)])
@@ -205,7 +279,7 @@ def test_batch_statistics():
 
 def test_matmul_in_three_dtypes_and_accumulated():
     w = rng.standard_normal((128, 64)).astype(np.float32)
-    for dtype, tolerance in ((np.float32, 1e-4), (BF16, 0.3), (ml_dtypes.float8_e4m3, 5)):
+    for dtype, tolerance in ((np.float32, 1e-4), (BF16, 0.3), (nl.float8_e4m3, 5)):
 
         def body(d, a, b):
             nisa.nc_matmul(dst=d, stationary=a, moving=b, accumulate=False)
@@ -220,7 +294,7 @@ def test_matmul_in_three_dtypes_and_accumulated():
 
 
 def test_double_row_contracts_256():
-    fp8 = ml_dtypes.float8_e4m3
+    fp8 = nl.float8_e4m3
     a, b = (rng.standard_normal((128, 2, n)).astype(fp8) for n in (64, 96))
 
     def body(d, x, y):
@@ -326,92 +400,89 @@ def test_writes_round_half_to_even_and_saturate():
     np.testing.assert_array_equal(out, A.astype(BF16))
 
 
-def test_views_and_access_patterns():
+def test_a_transpose_by_matmul_keeps_the_dtype():
+    x = A.astype(BF16)
+
+    def body(d, a):
+        identity = load(nl.shared_identity_matrix(128, nl.bfloat16))
+        nisa.nc_matmul(dst=d, stationary=a, moving=identity, is_transpose=True)
+
+    out = through(body, x, shape=(96, 128), dtype=nl.bfloat16, psum=True)
+    np.testing.assert_array_equal(out, x.T)
+
+
+def test_small_products_in_tiles_of_the_array():
+    def body(d, a, b):
+        for row in (0, 64):  # two contractions of 64, one in each half of the rows
+            nisa.nc_matmul(
+                dst=d, stationary=a[row : row + 64, 0:32], moving=b[row : row + 64],
+                accumulate=row > 0, tile_position=(row, 0), tile_size=(64, 128),
+            )  # fmt: skip
+
+    out = through(body, A, B, shape=(32, 96), psum=True)
+    close(out, A[:, :32].T @ B, 1e-4)
+
+    def columns(d, a, b):
+        for column in (0, 32):
+            nisa.nc_matmul(
+                dst=d[column : column + 32], stationary=a[:, column : column + 32], moving=b,
+                accumulate=False, tile_position=(0, column), tile_size=(128, 32),
+            )  # fmt: skip
+
+    close(through(columns, A, B, shape=(64, 96), psum=True), A[:, :64].T @ B, 1e-4)
+
+
+def test_reductions_of_selects():
+    mask = (A > 0).astype(np.uint8)
+    low, high = np.full((128, 1), 10, np.float32), np.full((128, 1), 20, np.float32)
+
+    def select(d, a, m):
+        nisa.select_reduce(
+            dst=nl.ndarray(a.shape, nl.float32), predicate=m, on_true=a, on_false=-7.0,
+            reduce_res=d, reduce_cmd=nisa.reduce_cmd.reset_reduce, reverse_pred=True,
+        )  # fmt: skip
+
+    def window(d, a, lo, hi):
+        nisa.range_select(
+            dst=nl.ndarray(a.shape, nl.float32), on_true_tile=a, comp_op0="greater_equal",
+            comp_op1="less", bound0=lo, bound1=hi, reduce_res=d,
+        )  # fmt: skip
+
+    truth = np.where(mask, -7, A).max(axis=1, keepdims=True)
+    close(through(select, A, mask, shape=(128, 1)), truth)
+    truth = A[:, 10:20].max(axis=1, keepdims=True)
+    close(through(window, A, low, high, shape=(128, 1)), truth)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "out"),
+    [((2, 1, 0), (6, 4, 96), (96, 4, 6)), ((3, 1, 2, 0), (6, 4, 2, 96), (96, 4, 2, 6))],
+)
+def test_transposes_on_the_way_in(axes, shape, out):
+    x = rng.standard_normal(shape).astype(np.float32)
+
     def body(d):
-        source = nl.shared_constant(A)
-        rows = source.ap(pattern=[[0, 128], [1, 96]], offset=96)  # row 1 in every partition
-        nisa.dma_copy(dst=d, src=rows)
+        nisa.dma_transpose(dst=d, src=nl.shared_constant(x), axes=axes)
 
-    close(through(body), np.broadcast_to(A[1], A.shape))
-
-    def dynamic(d, index):
-        row = nl.shared_constant(A).ap(pattern=[[96, 1], [1, 96]], scalar_offset=index)
-        nisa.dma_copy(dst=d, src=row)
-
-    index = np.array([[7]], np.int32)
-    close(through(dynamic, index, shape=(1, 96)), A[7:8])
-
-    def views(d, a):
-        cube = a.reshape((128, 8, 12)).permute((0, 2, 1))  # as [12, 8]
-        nisa.tensor_copy(dst=d, src=cube)
-
-    close(through(views, A), A.reshape(128, 8, 12).transpose(0, 2, 1).reshape(128, 96))
-
-    def bits(d, a):
-        nisa.tensor_copy(dst=d, src=a.view(nl.int32)[:, 0:96])
-
-    out = through(bits, A, dtype=nl.int32)
-    np.testing.assert_array_equal(out, A.view(np.int32))
+    np.testing.assert_array_equal(through(body, shape=out), x.transpose(axes))
 
 
-def test_registers_loops_and_constants():
-    def body(d, index):
-        source = nl.shared_constant(A)
-        register = nisa.register_alloc(index)
-        nisa.dma_copy(dst=d[0:1], src=source.ap(pattern=[[96, 1], [1, 96]], scalar_offset=register))
-        total = nl.zeros((1, 96), nl.float32)
+def test_copies_cast_on_the_way():
+    def body(d):
+        nisa.dma_copy(dst=d, src=nl.shared_constant(A))
 
-        def add(i):
-            row = nl.ndarray((1, 96), nl.float32)
-            nisa.dma_copy(dst=row, src=source.ap(pattern=[[96, 1], [1, 96]], scalar_offset=i))
-            nisa.tensor_tensor(dst=total, data1=total, data2=row, op="add")
-
-        nl.fori_loop(0, 5, add)
-        nisa.tensor_tensor(dst=d, data1=d, data2=total, op="add")
-
-    out = through(body, np.array([[3]], np.int32), shape=(1, 96))
-    close(out, A[3:4] + A[:5].sum(0), 1e-5)
-    assert sim.run.__module__ == "nki_kernels.sim.run"
+    np.testing.assert_array_equal(through(body, dtype=nl.bfloat16), A.astype(BF16))
 
 
-def test_two_cores_share_hbm_and_exchange_tiles():
-    def kernel(a):
-        out = nl.ndarray((2, 128, 96), nl.float32, nl.shared_hbm)
-        core = nl.program_id(0)
-        mine, theirs = load(a), nl.ndarray((128, 96), nl.float32)
-        nisa.tensor_scalar(dst=mine, data=mine, op0="multiply", operand0=float(core + 1))
-        nisa.sendrecv(
-            src=mine, dst=theirs, send_to_rank=1 - core, recv_from_rank=1 - core, pipe_id=0
-        )
-        nisa.dma_copy(dst=out[core], src=theirs)
-        nisa.core_barrier(out)
-        return out
-
-    out = sim.run(sim.jit(kernel)[2], (A,)).outputs[0]
-    close(out[0], 2 * A)
-    close(out[1], A)
+def test_each_table_has_its_numbers():
+    assert TWO_INPUTS.keys() == alu.BINARY.keys() and ONE_INPUT.keys() == alu.UNARY.keys()
+    assert BITS.keys() == set(alu.BITS) and ROWS.keys() == alu.REDUCTIONS.keys()
 
 
-def test_collectives_over_ranks():
-    group = nccl.ReplicaGroup([[0, 1, 2, 3]])
-
-    def kernel(a):
-        out = nl.ndarray((6, 8, 96), nl.float32, nl.shared_hbm)
-        mine = load(a)
-        total, gathered = nl.ndarray((8, 96), nl.float32), nl.ndarray((32, 96), nl.float32)
-        part = nl.ndarray((8, 24), nl.float32)
-        nccl.all_reduce([mine], [total], group, nl.add)
-        nccl.all_gather([mine], [gathered], group, 0)
-        nccl.reduce_scatter([mine], [part], group, 1, nl.add)
-        nisa.dma_copy(dst=out[0], src=total)
-        nisa.dma_copy(dst=out[1:5].reshape((32, 96)), src=gathered)
-        nisa.dma_copy(dst=out[5][:, 0:24], src=part)
-        nisa.dma_copy(dst=out[5][:, 24:96], src=total[:, 24:96])
-        return out
-
-    arrays = A[:32].reshape(4, 8, 96)
-    done = sim.run(sim.jit(kernel), [(a,) for a in arrays], ranks=4)
-    for rank, out in enumerate(done.outputs):
-        close(out[0], arrays.sum(0), 1e-5)
-        close(out[1:5], arrays)
-        close(out[5, :, :24], arrays.sum(0)[:, rank * 24 : rank * 24 + 24], 1e-5)
+@pytest.mark.parametrize(("module", "prefix"), [(nisa, "nisa"), (nccl, "nccl")])
+def test_each_public_name_is_called_by_a_test(module, prefix):
+    tests = "".join(p.read_text(encoding="utf-8") for p in Path(__file__).parent.glob("*.py"))
+    names = {n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__}
+    names = {n for n in {*names, *getattr(module, "__all__", ())} if not n.startswith("_")}
+    missing = {n for n in names if not re.search(rf"\b{prefix}\.{n}\b", tests)}
+    assert len(names) > 6 and missing == set()

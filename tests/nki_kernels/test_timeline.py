@@ -1,5 +1,6 @@
 """The timeline against published measurements, and against what must follow from its rules."""
 
+import itertools
 import json
 
 import numpy as np
@@ -164,6 +165,47 @@ def test_the_critical_path_adds_up_to_the_total():
     assert path["dma"] > 0 and path["act"] > 0 and path["dve"] > 0 and path["wait"] > 1900
 
 
+def test_a_trace_has_a_process_for_each_core_and_a_thread_for_each_dma_engine(tmp_path):
+    def kernel():
+        out = nl.ndarray((128, 64), nl.float32, nl.shared_hbm)
+        for _ in range(4):
+            a = nl.ndarray((20, 512), nl.float32)
+            nisa.dma_copy(dst=a, src=nl.shared_constant(np.zeros((20, 512), np.float32)))
+        nisa.core_barrier(out)
+        nisa.dma_copy(dst=out, src=nl.zeros((128, 64), nl.float32))
+        return out
+
+    traces = sim.run(sim.jit(kernel)[2], (), TRN2).traces
+    timelines = schedule(traces, TRN2)
+    report.write_chrome_trace(tmp_path / "t.json", *timelines)
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    cores = [e["args"]["name"] for e in events if e["name"] == "process_name"]
+    assert cores == ["core 0", "core 1"]
+    busy = {}
+    for e in events:
+        if e["ph"] == "X":
+            busy.setdefault((e["pid"], e["tid"]), []).append((e["ts"], e["ts"] + e["dur"]))
+    assert len(busy) == 2 * (2 + 16)  # VectorE, the barrier's lane and the DMA engines
+    for spans in busy.values():  # a thread does one thing at a time
+        spans.sort()
+        assert all(a[1] <= b[0] + 1e-9 for a, b in itertools.pairwise(spans))
+
+
+def test_software_descriptors_of_a_place_known_at_run_time_cost_more():
+    def body(mode, dynamic):
+        source, row = nl.shared_constant(np.zeros((4, 64), np.float32)), nl.zeros((1, 1), nl.int32)
+        place = source.ap(pattern=[[64, 1], [1, 64]], scalar_offset=row if dynamic else None)
+        nisa.dma_copy(dst=nl.ndarray((1, 64), nl.float32), src=place, dge_mode=mode)
+
+    def issue(mode, dynamic):
+        timeline = timed(lambda: body(mode, dynamic))
+        return timeline.busy_ns["pool" if mode is nisa.dge_mode.swdge else "sp"]
+
+    software, hardware = nisa.dge_mode.swdge, nisa.dge_mode.hwdge
+    assert issue(software, True) - issue(software, False) == pytest.approx(1030 - 650)
+    assert issue(hardware, True) == issue(hardware, False)
+
+
 def test_the_band_holds_the_value_and_reports_are_written(tmp_path):
     def kernel():
         out = nl.ndarray((128, 512), nl.float32, nl.shared_hbm)
@@ -179,7 +221,10 @@ def test_the_band_holds_the_value_and_reports_are_written(tmp_path):
     timeline = schedule(traces, TRN2)[0]
     report.write_chrome_trace(tmp_path / "t.json", timeline)
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
-    assert [e["name"] for e in events if e["ph"] == "X"] == ["memset", "tensor_tensor", "dma_copy"]
+    threads = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    shown = [(e["name"], threads[e["tid"]]) for e in events if e["ph"] == "X"]
+    copies = [("dma_copy", f"DMA {i}") for i in range(16)]
+    assert shown == [("memset", "VectorE"), ("tensor_tensor", "VectorE"), *copies]
     report.write_picture(tmp_path / "t.png", timeline)
     assert (tmp_path / "t.png").read_bytes()[:4] == b"\x89PNG"
     assert {p.name for p in tmp_path.iterdir()} == {"t.json", "t.png"}
