@@ -22,7 +22,7 @@ from lsd_jax.hw.stack import streamed_stack
 from lsd_jax.model import Denoiser
 from lsd_jax.ops import dispatch
 from nki_kernels import _compat, alone, bench, limits, pack
-from nki_kernels.plan import share
+from nki_kernels.sharing import share
 
 TARGETS = {"trn1": ("trn1", 1), "trn2": ("trn2", 2), "trn3": ("trn3", 2)}  # neuronx-cc: target, lnc
 COMPILE = (

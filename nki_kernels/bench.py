@@ -21,7 +21,8 @@ from lsd_jax.hw.stack import (
 )
 from nki_kernels import pack
 from nki_kernels.backend import kernel_of
-from nki_kernels.plan import LANE, Shapes, share
+from nki_kernels.plan import LANE, Shapes
+from nki_kernels.sharing import share
 from nki_kernels.sim import report
 from nki_kernels.sim.run import run
 from nki_kernels.sim.timeline import Timeline, schedule

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from lsd_jax.hw.stack import StackShape
 from lsd_jax.types import KVBuffer, MatrixScales, Rope, StackWeights
-from nki_kernels.plan import KINDS, LANE, Shapes, share
+from nki_kernels.plan import KINDS, LANE, Shapes
+from nki_kernels.sharing import share
 
 SAFE_LOGIT = 66.0  # float32's exp overflows at 88.7; e^22 is left for sums over keys, and values
 
