@@ -102,6 +102,14 @@ def test_without_a_neuron_device_the_kernel_refuses_and_says_why(model):
         stream.compile_stream(stream.prepare(model, config), config)
 
 
+def test_a_placeholder_is_named_before_the_device(model, monkeypatch):
+    """Who has it installed meant to use the kernel."""
+    monkeypatch.setattr(backend._compat, "PLACEHOLDER", True)
+    config = dataclasses.replace(CONFIG, stream=StreamConfig(backend="nki"))
+    with pytest.raises(ValueError, match="backend nki: the installed `nki` is an empty placehol"):
+        stream.compile_stream(stream.prepare(model, config), config)
+
+
 def test_weights_in_eight_bits_are_refused(model):
     config = dataclasses.replace(
         CONFIG, stream=StreamConfig(backend="nki-sim", weight_dtype="int8")
