@@ -421,6 +421,19 @@ def test_the_kernel_keeps_to_the_language():
                 assert not isinstance(node, banned), (module.__name__, function.name)
 
 
+@pytest.mark.parametrize("module", [megakernel, committing])
+def test_a_kernel_says_what_it_takes_gives_and_does(module):
+    """Each argument by its name, and the four headings."""
+    said = inspect.getdoc(module.body)
+    for heading in ("Dimensions:", "Args (all @ HBM):", "Returns:", "Pseudocode::"):
+        assert f"\n{heading}" in said, heading
+    arguments = said[said.index("Args (") : said.index("Returns:")]
+    named = re.findall(r"^    (\w[\w, ]*):", arguments, re.MULTILINE)
+    assert [name for line in named for name in line.split(", ")] == [
+        *inspect.signature(module.body).parameters
+    ]
+
+
 def test_a_placeholder_of_nki_is_recognised_and_named(monkeypatch, tmp_path):
     from nki_kernels import _compat
 
