@@ -177,6 +177,11 @@ def test_a_profile_is_known_by_the_manifest_beside_it(exported, tmp_path, capsys
     assert code == 2 and "was made for trn2, not for --chip trn3" in why and not out.exists()
     assert calibrate(folder / "megakernel")[0] == 0
     assert chips.load(str(out))["pe_clock"] == pytest.approx(TRN2["pe_clock"] / 2)
+    alone_here = ["bench", "calibrate", "--profile", str(folder / "megakernel" / "summary.json")]
+    assert main(alone_here) == 0  # the manifest says the rest
+    fitted = folder / "megakernel" / "trn2-fitted.json"
+    assert f"wrote {fitted}" in capsys.readouterr().out
+    assert fitted.read_text() == out.read_text()
     (folder / "manifest.json").write_text("{}")
     code, why = calibrate(folder)
     assert code == 2 and "none of `lsd export`'s, or an older one's: export anew" in why
