@@ -55,7 +55,7 @@ def weights_for(config: Config, seed: int) -> tuple[Denoiser, str]:
             return load_model(path, [])[0], f"checkpoints/{config.name}, as shipped"
     key = jax.random.key(seed)
     make = jax.jit(lambda key: Denoiser(config.model, key)).lower(key)
-    quickly = {"xla_backend_optimization_level": 0}  # it runs once
+    quickly: dict[str, str | bool | int] = {"xla_backend_optimization_level": 0}  # it runs once
     return make.compile(quickly)(key), f"initialised by seed {seed}"
 
 

@@ -147,7 +147,7 @@ def pack_call(
     onehot = (age[:, None, :] == jnp.arange(shapes.ages)[:, None]).astype(dtype)  # [B, A, S]
     if not shapes.slots:  # nothing reads it, but an array without elements is none to a kernel
         onehot = jnp.zeros((sessions, shapes.ages, 1), dtype)
-    of_scales = np.float32([0, 1, 0, 0, 1, 0])[:, None]
+    of_scales = np.array([[0], [1], [0], [0], [1], [0]], np.float32)
     mod = modulation.astype(jnp.float32) + of_scales
     of_results = jnp.ones((6, layers))  # of q, k, v, out, up, down
     if (own_scales := weights.matrix_scales) is not None:
