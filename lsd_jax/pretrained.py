@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def weights_for(config: Config, seed: int) -> tuple[Denoiser, str]:
             return load_model(path, [])[0], f"checkpoints/{config.name}, as shipped"
     key = jax.random.key(seed)
     make = jax.jit(lambda key: Denoiser(config.model, key)).lower(key)
-    quickly: dict[str, str | bool | int] = {"xla_backend_optimization_level": 0}  # it runs once
+    quickly: dict[str, Any] = {"xla_backend_optimization_level": 0}  # it runs once
     return make.compile(quickly)(key), f"initialised by seed {seed}"
 
 
