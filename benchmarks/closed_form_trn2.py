@@ -20,7 +20,7 @@ from scipy.optimize import nnls
 from lsd_jax.hw import chips
 from lsd_jax.hw.stack import StackShape
 from lsd_jax.reports import provenance, write_json
-from nki_kernels import bench, plan
+from nki_kernels import bench, plan, sharing
 from nki_kernels.closed_form import amounts
 
 TRN2 = chips.load("trn2")
@@ -88,7 +88,7 @@ def timed(rng: random.Random) -> tuple[plan.Shapes, float, float]:
             1, "bfloat16", places=places,
         )  # fmt: skip
         try:
-            shapes = plan.share(stack, ranks, sbuf_bytes=int(TRN2["sbuf_bytes_per_partition"]))
+            shapes = sharing.share(stack, ranks, sbuf_bytes=int(TRN2["sbuf_bytes_per_partition"]))
         except NotImplementedError:
             continue
         return shapes, *bench.layer_and_others_ns(shapes, TRN2)[:2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,15 +48,31 @@ def load_settings(path: str | Path) -> Config:
     return replace(config, distill=replace(config.distill, teacher=""))
 
 
+def weights_for(config: Config, seed: int) -> tuple[Denoiser, str]:
+    """Weights for a config, in float32, and where they are from: the shipped checkpoint of its name
+    if that has its shapes, else a seed. Raises CheckpointError where that checkpoint is damaged."""
+    for path in _places(config.name):
+        if path.is_dir() and not configs.differences(load_config(path).model, config.model):
+            return load_model(path, [])[0], f"checkpoints/{config.name}, as shipped"
+    key = jax.random.key(seed)
+    make = jax.jit(lambda key: Denoiser(config.model, key)).lower(key)
+    quickly: dict[str, Any] = {"xla_backend_optimization_level": 0}  # it runs once
+    return make.compile(quickly)(key), f"initialised by seed {seed}"
+
+
 def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): x.shape for path, x in leaves}
 
 
 def _shipped(name: str) -> Path:
-    roots = (Path.cwd(), Path(__file__).parent.parent)
-    places = [root / "checkpoints" / name for root in roots]
+    places = _places(name)
     for place in places:
         if place.is_dir():
             return place
     raise CheckpointError(f"no shipped checkpoint at {places[0]}; give --checkpoint DIR")
+
+
+def _places(name: str) -> list[Path]:
+    """Where a shipped checkpoint may be."""
+    return [root / "checkpoints" / name for root in (Path.cwd(), Path(__file__).parent.parent)]

@@ -21,7 +21,8 @@ from lsd_jax.hw.stack import (
 )
 from nki_kernels import pack
 from nki_kernels.backend import kernel_of
-from nki_kernels.plan import LANE, Shapes, share
+from nki_kernels.plan import LANE, Shapes
+from nki_kernels.sharing import share
 from nki_kernels.sim import report
 from nki_kernels.sim.errors import GenerationError
 from nki_kernels.sim.run import run
@@ -140,10 +141,12 @@ def layers_timed(shapes: Shapes, chip: Chip) -> Timeline:
 
 
 def refused(impl: str, chip: Chip, ranks: int, why: str) -> dict[str, Any]:
-    """A row that holds no figure but the reason."""
+    """A row that has the keys of the others, none of their figures, and the reason."""
     empty = dict.fromkeys((
         "cycles", "us", "floor_us", "mxu_busy", "hbm_bytes", "vmem_peak_bytes", "launches",
-        "libtpu",
+        "libtpu", "us_low", "us_high", "us_serial", "over_serial", "frame_us",
+        "frame_us_with_launch", "pe_busy", "act_busy", "dve_busy", "pool_busy", "dma_busy",
+        "cc_busy", "mfu", "mbu", "table_loads", "instructions", "critical_path_us", "operations",
     ))  # fmt: skip
     return {"impl": impl, "chip": chip.name, "kind": "modelled", "cores": ranks, **empty,
             "refused": why}  # fmt: skip

@@ -11,7 +11,8 @@ import numpy as np
 
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.stack import StackShape
-from nki_kernels.plan import LANE, Shapes, share
+from nki_kernels.plan import LANE, Shapes
+from nki_kernels.sharing import share
 
 PE_CLOCK = 2.4e9  # of the chip that it was fitted to
 FIRST_NS = 17_340.0  # that the first layer takes more than each of the others

@@ -122,7 +122,11 @@ def body(
 ):
     """All layers over all sessions.
 
-    Args (all @ HBM; C is the compute dtype):
+    Dimensions: L layers, B sessions, T tokens of a frame, N keys of the buffer, S frame slots,
+        A ages, J pieces of up to 128 keys, D1 = features / 128, W = 128 * heads of one core;
+        cores: 2 where two act as one (LNC), else 1; C is the compute dtype.
+
+    Args (all @ HBM):
         s: `constants` of the shapes.
         x: [B, 128, D1, T] float32, residual stream, features on partitions.
         weights: [cores, L, blocks, 128, block] C or float8_e4m3, packed by `pack.pack_weights`.
@@ -140,6 +144,14 @@ def body(
 
     Returns:
         x after the last layer, as it came; k_new, v_new: [L, B, T, cores * W] C.
+
+    Pseudocode::
+
+        for each session, layer:
+            k = rotate(rms_norm(h @ Wk)), v = h @ Wv      # h = modulated norm of x; both stored
+            q = rotate(rms_norm(h @ Wq))
+            x += gate * softmax(q @ [k, buffer + age] + bias) @ [v, buffer + age] @ Wout
+            x += gate * gelu(modulated norm of x @ Wup) @ Wdown
     """
     out = nl.ndarray(x.shape, dtype=nl.float32, buffer=nl.shared_hbm, name="out")
     shape = (s["layers"], s["sessions"], s["tokens"], s["cores"] * s["width"])

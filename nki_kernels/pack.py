@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from lsd_jax.hw.stack import StackShape
 from lsd_jax.types import KVBuffer, MatrixScales, Rope, StackWeights
-from nki_kernels.plan import KINDS, LANE, Shapes, share
+from nki_kernels.plan import KINDS, LANE, Shapes
+from nki_kernels.sharing import share
 
 SAFE_LOGIT = 66.0  # float32's exp overflows at 88.7; e^22 is left for sums over keys, and values
 
@@ -106,8 +107,10 @@ def pack_weights(weights: StackWeights, shapes: Shapes) -> Array:
 def _share(array: Array, axis: int, own: slice) -> Array:
     """A slice of an axis, with zeros where it reaches beyond the end."""
     size = array.shape[axis]
-    taken = jnp.take(array, jnp.arange(min(own.start, size), min(own.stop, size)), axis=axis)
+    taken = jax.lax.slice_in_dim(array, min(own.start, size), min(own.stop, size), axis=axis)
     missing = (own.stop - own.start) - taken.shape[axis]
+    if not missing:
+        return taken
     return jnp.pad(taken, [(0, missing if i == axis else 0) for i in range(array.ndim)])
 
 
@@ -144,14 +147,16 @@ def pack_call(
     onehot = (age[:, None, :] == jnp.arange(shapes.ages)[:, None]).astype(dtype)  # [B, A, S]
     if not shapes.slots:  # nothing reads it, but an array without elements is none to a kernel
         onehot = jnp.zeros((sessions, shapes.ages, 1), dtype)
-    mod = modulation.astype(jnp.float32).at[:, :, jnp.array([1, 4])].add(1.0)
+    of_scales = np.array([[0], [1], [0], [0], [1], [0]], np.float32)
+    mod = modulation.astype(jnp.float32) + of_scales
     of_results = jnp.ones((6, layers))  # of q, k, v, out, up, down
     if (own_scales := weights.matrix_scales) is not None:
         each = (*(own_scales.qkv[:, i].ravel() for i in range(3)), own_scales.out.ravel(),
                 own_scales.up.ravel(), own_scales.down.ravel())  # fmt: skip
         of_results = jnp.stack(each)
-        gates = of_results[jnp.array([3, 5])].T[:, None, :, None]
-        mod = mod.at[:, :, jnp.array([2, 5])].multiply(gates)
+        same = jnp.ones(layers)
+        gates = jnp.stack([same, same, of_results[3], same, same, of_results[5]], axis=1)
+        mod = mod * gates[:, None, :, None]
     mod = mod.reshape(layers, -1, 6, across, LANE).transpose(0, 1, 4, 2, 3)
     shift = jnp.broadcast_to(-logit_shift(weights)[:, None], weights.q_scale.shape)
     learned = (scale.astype(jnp.float32) for scale in (weights.q_scale, weights.k_scale))

@@ -14,6 +14,10 @@ SMALLEST_BLOCK = 4096  # bytes a partition, which keep DMA efficient
 FP8 = "float8_e4m3"
 
 
+class TooLarge(NotImplementedError):
+    """What the chip has no room for: fewer heads or tokens of the same sizes would fit."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """Up to 128 keys of one frame slot (or of none: slot -1): `start`, `start + step`, ..."""
@@ -51,7 +55,7 @@ class Shapes:
         return 1 if self.weight_dtype else self.itemsize
 
     def check(self, head_dim: int) -> None:
-        """Raises NotImplementedError, naming the nearest shape that works."""
+        """Raises NotImplementedError, naming the nearest size that works, or TooLarge."""
         if head_dim != LANE:
             raise NotImplementedError(
                 f"head_dim={head_dim}: the NKI kernel takes heads of {LANE}, as wide as the tensor "
@@ -67,9 +71,7 @@ class Shapes:
         if self.ages > LANE:
             raise NotImplementedError(f"window={self.ages - 1}: at most {LANE - 1} works")
         if self.heads * self.slots > TOKENS:
-            raise NotImplementedError(
-                f"{self.heads * self.slots} head-slot pairs; at most {TOKENS} work: use more ranks"
-            )
+            raise TooLarge(f"{self.heads * self.slots} head-slot pairs; at most {TOKENS} work")
         if self.heads < 1:
             raise NotImplementedError("a rank needs at least one head; use fewer ranks")
 
@@ -197,17 +199,16 @@ class Shapes:
     def buffering(self) -> tuple[int, int]:
         """Key pieces of a chunk and weight blocks in flight: the most that SBUF has room for.
 
-        Raises NotImplementedError where not even the least fits.
+        Raises TooLarge where not even the least fits.
         """
         for pieces in (4, 2, 1):
             for blocks in (4, 3, 2):
                 if self.sbuf_needed(pieces, blocks) <= self.sbuf_bytes:
                     return pieces, blocks
-        raise NotImplementedError(
+        raise TooLarge(
             f"{self.tokens} tokens of dim={self.dim}, {self.heads} heads and mlp={self.mlp} a rank "
             f"need {self.sbuf_needed(1, 2) // 1024} KiB of SBUF a partition, and there are "
-            f"{self.sbuf_bytes // 1024}; share the heads over {2 * self.ranks} ranks or more, or "
-            f"use fewer tokens"
+            f"{self.sbuf_bytes // 1024}"
         )
 
     def sbuf_needed(self, pieces: int, blocks: int) -> int:
@@ -249,45 +250,6 @@ class Shapes:
             queries + shares, temporaries + h, h + hidden, hidden + shares,
         )  # fmt: skip
         return always + max(phases)
-
-
-def share(stack: StackShape, ranks: int = 1, cores: int = 1, **limits: int) -> Shapes:
-    """What one rank of `ranks` computes of a stack; `cores` of them may act as one (LNC). One that
-    is to write a ring has a ring of no more than those places.
-
-    Raises NotImplementedError for what the kernel cannot do.
-    """
-    ranks = max(ranks, cores)
-    if not 1 <= ranks <= stack.heads:
-        raise NotImplementedError(
-            f"{stack.heads} heads do not share {ranks} ranks; use at most {stack.heads}"
-        )
-    if stack.weight_dtype not in ("", FP8):
-        raise NotImplementedError(
-            f"weights in {stack.weight_dtype}: the tensor engine does not take them; use {FP8}, "
-            "or backend xla"
-        )
-    shapes = Shapes(
-        layers=stack.layers,
-        sessions=stack.sessions,
-        tokens=stack.tokens,
-        dim=stack.dim,
-        heads=-(-stack.heads // ranks),
-        mlp=stack.mlp if ranks == 1 else -(-stack.mlp // (ranks * LANE)) * LANE,
-        ageless=stack.ageless,
-        slots=stack.slots,
-        ages=stack.ages,
-        itemsize=stack.itemsize,
-        ranks=ranks,
-        cores=cores,
-        weight_dtype=stack.weight_dtype,
-        ring=stack.places * stack.tokens,
-        places=max(stack.places, 1),
-        **limits,
-    )
-    shapes.check(stack.head_dim)
-    _ = shapes.buffering
-    return shapes
 
 
 def _cut(start: int, count: int, size: int) -> list[tuple[int, int]]:

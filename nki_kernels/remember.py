@@ -74,14 +74,38 @@ def body(
 ):
     """The layers over a finished frame, and its keys and values in the ring.
 
+    Dimensions: L layers, B sessions, T tokens of a frame, P pinned keys, N keys of the whole
+        buffer, A ages, J pieces of up to 128 pinned keys, D1 = features / 128, W = 128 * heads of
+        one core; places: 1, or 2 where there are sinks; cores: 2 where two act as one (LNC), else
+        1; C is the compute dtype.
+
     Args (all @ HBM):
         s: `constants` of the shapes.
-        x .. rotation: as `denoise_stack.body` takes them; k_buffer, v_buffer: the pinned ones.
-        k_ring, v_ring: [L, B, N, cores * W] of the compute dtype, the KV buffer; written.
+        x: [B, 128, D1, T] float32, residual stream, features on partitions.
+        weights: [cores, L, blocks, 128, block] C or float8_e4m3, packed by `pack.pack_weights`.
+        k_buffer, v_buffer: [L, B, P, cores * W] C, the pinned keys and values alone; read.
+        bias: [B, 128, J] float32, added to the logits of each key of each piece.
+        onehot: [B, A, 1, 128] C, not read, for a pinned key has no age.
+        age_k, age_v: [L, A, cores * W] C, not read either.
+        scales: [L, 128, 7] float32, learned scales of queries and keys, times those of their
+            matrices; what is added to all logits of the layer; scales of the matrices of q, k,
+            v and up, 1 where they have none.
+        modulation: [L, B or 1, 128, 6, D1] float32: shift, 1 + scale, gate, twice; gates times
+            the scales of the matrices in front of them.
+        rope: [2, 128, T] C, cosines and sines, each half of the head alike.
+        rotation: [128, 128] C, stationary of `(low, high) -> (-high, low)`.
+        k_ring, v_ring: [L, B, N, cores * W] C, the KV buffer; written and given back.
         starts: [1, B * places] int32, the key from which on a session's frame is written.
 
     Returns:
         what entered the last layer, as x came; k_ring, v_ring.
+
+    Pseudocode::
+
+        for each session, layer:
+            k, v = of the frame, as in `denoise_stack.body`
+            for each place: k_ring[layer, session, starts[session, place] : + T] = k; v likewise
+            unless it is the last layer: x += attention to pinned keys and the frame; x += MLP
     """
     out = nl.ndarray(x.shape, dtype=nl.float32, buffer=nl.shared_hbm, name="out")
     c = tiles(s, rope.dtype, weights.dtype)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,12 +14,15 @@ import pytest
 from lsd_jax import config as configs
 from lsd_jax import stream
 from lsd_jax.cli.main import main
-from lsd_jax.export import export
+from lsd_jax.export import export, frame_step
 from lsd_jax.hw import chips
-from lsd_jax.model import Denoiser
-from nki_kernels import alone, bench
+from lsd_jax.hw.stack import stack_of
+from lsd_jax.ops import dispatch
+from lsd_jax.pretrained import load_model, weights_for
+from nki_kernels import _compat, alone, backend, bench
 from nki_kernels.denoise_stack_ref import unpack
 from nki_kernels.plan import Shapes
+from nki_kernels.sharing import share
 from nki_kernels.sim.timeline import schedule
 
 SMALL = dataclasses.replace(
@@ -31,16 +35,27 @@ SMALL = dataclasses.replace(
 TRN2 = chips.load("trn2")
 
 
-def test_an_export_holds_the_step_the_weights_and_the_commands(tmp_path):
-    make = jax.jit(lambda key: Denoiser(SMALL.model, key)).lower(jax.random.key(0))
-    denoiser = make.compile({"xla_backend_optimization_level": 0})(jax.random.key(0))
+@pytest.fixture(scope="module")
+def denoiser():
+    found, where = weights_for(SMALL, 0)  # it is called tiny, but is of another shape
+    assert where == "initialised by seed 0"
+    return found
+
+
+def test_an_export_holds_the_step_the_weights_and_the_commands(tmp_path, denoiser):
     out = tmp_path / "out"
-    manifest = export(SMALL, TRN2, out, denoiser)
+    manifest = export(SMALL, TRN2, out, denoiser, "a test")
+    assert manifest["weights_from"] == "a test" and manifest["kernel"] == "plain XLA"
+    assert manifest["kernel_why"] == "the real `nki` is not installed here"
     assert json.loads((out / "manifest.json").read_text()) == json.loads(json.dumps(manifest))
     module = (out / "frame_step.hlo.pb").read_bytes()
     assert b"jit_frame_step" in module[:200] or b"frame_step" in module
     commands = (out / "commands.sh").read_text()
     assert "neuronx-cc compile frame_step.hlo.pb --framework XLA --target trn2 -lnc 2" in commands
+    debug = commands.index("export NEURON_FRAMEWORK_DEBUG=1 XLA_IR_DEBUG=1 XLA_HLO_DEBUG=1")
+    capture = "NEURON_RT_ENABLE_DGE_NOTIFICATIONS=1 neuron-profile capture --neff frame_step.neff"
+    assert debug < commands.index("neuronx-cc") < commands.index(capture)
+    assert subprocess.run(["sh", "-n", out / "commands.sh"], check=False).returncode == 0
     assert (out / "nki_kernels" / "denoise_stack.py").is_file()
     shapes = Shapes(**manifest["shapes"])
     packed = np.load(out / "packed_weights.npy").view(np.float32)
@@ -53,11 +68,73 @@ def test_an_export_holds_the_step_the_weights_and_the_commands(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """Without weights."""
+def exported(tmp_path_factory, denoiser):
     out = tmp_path_factory.mktemp("export") / "out"
-    export(SMALL, TRN2, out)
+    export(SMALL, TRN2, out, denoiser, "a test")
     return out
+
+
+def custom_call(shapes, x, *rest):
+    """Stands for the real kernel, of which the lowering has a call and donated rings alone."""
+    dtype = rest[1].dtype
+    keys = (shapes.layers, shapes.sessions, shapes.ring or shapes.tokens, rest[1].shape[-1])
+    out = [jax.ShapeDtypeStruct(s, d) for s, d in ((x.shape, x.dtype), (keys, dtype))]
+    call = jax.ffi.ffi_call("AwsNeuronCustomNativeKernel", (out[0], out[1], out[1]))
+    return call(x, *rest)
+
+
+def test_with_nki_the_kernel_is_lowered_though_there_is_no_device(monkeypatch):
+    monkeypatch.setattr(_compat, "REAL", True)
+    monkeypatch.setattr(backend, "_on_device", custom_call)
+    module, kernel, why = frame_step(SMALL, cores=2)
+    assert (kernel, why) == ("custom call", "the real `nki` is installed")
+    assert module.count(b"AwsNeuronCustomNativeKernel") == SMALL.stream.passes + 1
+    with dispatch.using("nki"), pytest.raises(NotImplementedError, match="this is a cpu device"):
+        jax.eval_shape(stream.frame_step, stream.abstract_prepared(SMALL),
+                       *stream.abstract_inputs(SMALL))  # fmt: skip
+
+
+def test_what_nki_cannot_lower_here_is_exported_in_plain_xla_and_said(monkeypatch):
+    def fails(shapes, *arguments):
+        raise RuntimeError("no NeuronCore\n  was found")
+
+    monkeypatch.setattr(_compat, "REAL", True)
+    monkeypatch.setattr(backend, "_on_device", fails)
+    module, kernel, why = frame_step(SMALL, cores=2)
+    assert kernel == "plain XLA" and b"AwsNeuronCustomNativeKernel" not in module
+    assert why == "NKI did not lower the kernel here: RuntimeError: no NeuronCore was found"
+
+
+def test_weights_are_the_shipped_ones_or_of_a_seed(denoiser):
+    tiny, where = weights_for(configs.load("tiny"), 0)
+    assert where == "checkpoints/tiny, as shipped"
+    shipped, _ = load_model(None, [])
+    for a, b in zip(jax.tree.leaves(tiny), jax.tree.leaves(shipped), strict=True):
+        np.testing.assert_array_equal(a, b)
+    other, where = weights_for(SMALL, 1)
+    assert where == "initialised by seed 1"
+    assert (other.stack.weights().up != denoiser.stack.weights().up).any()
+
+
+def test_by_the_command_line_an_export_has_weights(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", "tiny", "--chip", "trn2", "-o", str(out)]) == 0
+    assert "weights: checkpoints/tiny, as shipped; there, run" in capsys.readouterr().out
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["weights_from"] == "checkpoints/tiny, as shipped"
+    packed = np.load(out / manifest["weights"])
+    assert packed.std() > 0 and packed.shape[:2] == (2, configs.load("tiny").model.layers)
+
+
+def test_what_one_device_has_no_room_for_is_refused_with_a_size_that_fits(tmp_path, capsys):
+    lucy = configs.load("lucy_1080p")
+    assert main(["export", "lucy_1080p", "--chip", "trn2", "-o", str(tmp_path / "out")]) == 2
+    why = capsys.readouterr().err
+    assert "one device, 2 cores of trn2 as one, which it does not fit" in why
+    assert why.count("\n") == 1 and not list(tmp_path.iterdir())
+    tokens = int(re.search(r"at most (\d+) tokens fit \(it has 2040\)", why)[1])
+    stack = dataclasses.replace(stack_of(lucy.model, "bfloat16"), tokens=tokens)
+    assert share(stack, cores=2).cores == 2
 
 
 def test_the_megakernel_alone_runs_and_is_right(exported, capsys):
@@ -100,6 +177,11 @@ def test_a_profile_is_known_by_the_manifest_beside_it(exported, tmp_path, capsys
     assert code == 2 and "was made for trn2, not for --chip trn3" in why and not out.exists()
     assert calibrate(folder / "megakernel")[0] == 0
     assert chips.load(str(out))["pe_clock"] == pytest.approx(TRN2["pe_clock"] / 2)
+    alone_here = ["bench", "calibrate", "--profile", str(folder / "megakernel" / "summary.json")]
+    assert main(alone_here) == 0  # the manifest says the rest
+    fitted = folder / "megakernel" / "trn2-fitted.json"
+    assert f"wrote {fitted}" in capsys.readouterr().out
+    assert fitted.read_text() == out.read_text()
     (folder / "manifest.json").write_text("{}")
     code, why = calibrate(folder)
     assert code == 2 and "none of `lsd export`'s, or an older one's: export anew" in why
@@ -118,13 +200,13 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bad_export_says_why_and_leaves_nothing(tmp_path):
+def test_a_bad_export_says_why_and_leaves_nothing(tmp_path, denoiser):
     (tmp_path / "taken").mkdir()
     with pytest.raises(ValueError, match="taken exists; give another folder"):
-        export(SMALL, TRN2, tmp_path / "taken")
+        export(SMALL, TRN2, tmp_path / "taken", denoiser, "")
     with pytest.raises(ValueError, match="--chip v6e: export is for trn1, trn2, trn3"):
-        export(SMALL, chips.load("v6e"), tmp_path / "out")
+        export(SMALL, chips.load("v6e"), tmp_path / "out", denoiser, "")
     narrow = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, head_width=64))
-    with pytest.raises(NotImplementedError, match="head_dim=64"):
-        export(narrow, TRN2, tmp_path / "out")
+    with pytest.raises(ValueError, match="head_dim=64"):
+        export(narrow, TRN2, tmp_path / "out", denoiser, "")
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]

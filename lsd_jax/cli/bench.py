@@ -52,6 +52,7 @@ EXTRA = {
     "us_serial": "us, one by one",
     "over_serial": "overlap gains",
     "frame_us": "us, all passes",
+    "critical_path_us": "critical path",
     "pe_busy": "TensorE",
     "act_busy": "ScalarE",
     "dve_busy": "VectorE",
@@ -78,7 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", choices=CASES, help="what to time")
     parser.add_argument("--chip", help="such as v6e, or a path ending in .json")
     parser.add_argument("--config", default="reference", help="a .py file or a shipped name")
-    parser.add_argument("--profile", metavar="SUMMARY.json", help="calibrate: by neuron-profile")
+    parser.add_argument(
+        "--profile",
+        metavar="SUMMARY.json",
+        help="calibrate: by neuron-profile; a manifest of `lsd export` beside it says the chip",
+    )
     parser.add_argument(
         "-o", "--out", metavar="FILE", help="micro: the log; calibrate, fit: where the chip goes"
     )
@@ -92,11 +97,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from lsd_jax.cli.calibrate import complete
     from lsd_jax.reports import write_json
 
     if args.case in ON_LOGS:
         write_json(args.json, ON_LOGS[args.case](args))
         return
+    if args.case == "calibrate":
+        complete(args)
     if args.chip is None:
         raise ValueError(f"{args.case} needs --chip, such as v6e")
     if args.files:
@@ -150,6 +158,13 @@ def readable(key: str, value) -> str:
     """A figure as people read it; a dash where it is not known."""
     if value is None:
         return "-"
+    if key == "critical_path_us":
+        parts = sorted(value.items(), key=lambda part: -part[1])
+        total = sum(value.values())
+        named = ((EXTRA.get(f"{lane}_busy", lane), us / total) for lane, us in parts)
+        return "\n".join(f"{name} {part:.0%}" for name, part in named if part >= 0.01)
+    if isinstance(value, dict):
+        return "\n".join(f"{name} {count:,}" for name, count in value.items())
     if key.startswith("us") or key.endswith("_us"):
         return f"{value:,.1f}"
     if key.endswith("_busy") or key in ("mfu", "mbu"):

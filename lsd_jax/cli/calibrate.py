@@ -11,13 +11,28 @@ from lsd_jax.hw.chips import Chip
 from lsd_jax.reports import write_json
 
 
+def complete(args: argparse.Namespace) -> None:
+    """Fills in `--chip` and `--out` where they are not given: by what the manifest beside the
+    profile says, into a file beside it."""
+    from nki_kernels import alone
+
+    if not args.profile or (args.chip and args.out):
+        return
+    if manifest := alone.manifest_of(Path(args.profile).parent):
+        args.chip = args.chip or manifest["chip"]
+        args.out = args.out or str(Path(args.profile).parent / f"{manifest['chip']}-fitted.json")
+
+
 def calibrate(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
     """Prints published points beside modelled ones or, with `--profile`, writes `--out`, the chip's
     numbers refit to the profile of one pass of the megakernel. Gives the report."""
     if chip.family != "trainium":
         raise ValueError(f"--chip {chip.name}: calibrate is for trn1, trn2 and trn3")
     if bool(args.profile) != bool(args.out):
-        raise ValueError("--profile SUMMARY.json and --out CHIP.json go together")
+        raise ValueError(
+            "--profile SUMMARY.json and --out CHIP.json go together, but where the manifest.json "
+            "of an `lsd export` is beside the summary"
+        )
     return _refit(args, config, chip) if args.profile else _points(chip)
 
 
@@ -73,6 +88,7 @@ def _refit(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
         for name in found.numbers
         if found.numbers[name] != chip.numbers[name]
     }
+    print(f"wrote {args.out}")
     for name, values in changed.items():
         print(f"{name}: {values['before']:.4g} -> {values['after']:.4g}")
     return {"chip": chip.name, "out": str(args.out), "changed": changed}

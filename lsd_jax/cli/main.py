@@ -33,7 +33,7 @@ EXAMPLES = {
     "eval": "lsd eval checkpoints/tiny --json report.json --plots plots",
     "prune": "lsd prune checkpoints/tiny --keep mlp=768,layers=5 -o pruned",
     "quantize": "lsd quantize checkpoints/tiny --format int8 -o tiny-int8",
-    "export": "lsd export tiny --checkpoint checkpoints/tiny --chip trn2 -o tiny-trn2",
+    "export": "lsd export tiny --chip trn2 -o tiny-trn2",
     "info": "lsd info tiny --set model.layers=12",
     "plan": "lsd plan base --chip v6e --fps 30 --price 1.2",
     "search": "lsd search --chip trn2 --fps 30 -o found",

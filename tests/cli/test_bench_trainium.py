@@ -1,6 +1,7 @@
 """`lsd bench` for Trainium: rows with every figure, refusals in one line, calibration both ways."""
 
 import json
+import re
 
 import pytest
 
@@ -24,7 +25,17 @@ def test_stack_rows_hold_every_figure(tmp_path, capsys):
     for row in served:
         assert set(row) >= KEYS and row["kind"] == "modelled" and row["launches"] == 1
         assert row["us_low"] < row["us"] < row["us_high"] and row["floor_us"] < row["us"]
-    assert "2 heads do not share 4 ranks; use at most 2" in capsys.readouterr().out
+    refused = [row for row in rows if row["us"] is None]
+    assert refused and all(set(row) == set(served[0]) | {"refused"} for row in refused)
+    assert {row[key] for row in refused for key in KEYS - {"impl", "chip", "kind"}} == {None}
+    shown = capsys.readouterr().out
+    assert "2 heads do not share 4 ranks; use at most 2" in shown
+    path = served[0]["critical_path_us"]
+    assert sum(path.values()) == pytest.approx(served[0]["us"])
+    most = max(path, key=path.get)
+    line = next(line for line in shown.splitlines() if "critical path" in line)
+    assert most == "wait" and f"wait {path[most] / served[0]['us']:.0%}" in line
+    assert re.search(r" DMA \d\d% ", shown)
 
 
 def test_calibration_prints_points_and_refits(tmp_path, capsys):

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import re
 import sys
 import time
 
@@ -15,6 +16,7 @@ import pytest
 from lsd_jax import ring
 from lsd_jax.config import ModelConfig, load
 from lsd_jax.hw import chips
+from lsd_jax.hw.stack import stack_of
 from lsd_jax.layers import rope_table
 from lsd_jax.ops.denoise_stack import denoise_stack
 from lsd_jax.quantize import quantize_stack
@@ -25,6 +27,7 @@ from nki_kernels import remember as committing
 from nki_kernels.denoise_stack import make_kernel
 from nki_kernels.denoise_stack_ref import denoise_stack_ref
 from nki_kernels.plan import Shapes
+from nki_kernels.sharing import DoesNotFit, share
 from nki_kernels.sim.timeline import schedule
 
 TRN2 = chips.load("trn2")
@@ -338,7 +341,6 @@ def sizes(**changed):
         (sizes(dim=320), 128, "dim=320 is no multiple of 128; the nearest that works is 256"),
         (sizes(mlp=500), 128, "mlp=500 .*nearest that works is 512"),
         (sizes(ages=129), 128, "window=128: at most 127"),
-        (sizes(heads=200, slots=3), 128, "600 head-slot pairs; at most 512"),
     ],
 )
 def test_a_shape_that_does_not_fit_is_refused_with_one_that_does(shapes, head_dim, message):
@@ -346,9 +348,62 @@ def test_a_shape_that_does_not_fit_is_refused_with_one_that_does(shapes, head_di
         shapes.check(head_dim)
 
 
-def test_what_does_not_fit_sbuf_is_refused_with_a_remedy():
-    with pytest.raises(NotImplementedError, match="KiB of SBUF.*share the heads over 2 ranks"):
-        _ = sizes(tokens=2040, dim=2048, heads=16, mlp=8192).buffering
+LUCY = stack_of(load("lucy_1080p").model, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("stack", "ranks", "cores", "named"),
+    [
+        (LUCY, 1, 1, 16),
+        (LUCY, 8, 1, 16),
+        (LUCY, 2, 2, 16),  # apart
+        (dataclasses.replace(LUCY, tokens=4096), 16, 1, None),
+        (dataclasses.replace(LUCY, tokens=4096), 1, 1, None),
+        (dataclasses.replace(LUCY, heads=200, slots=3, tokens=64), 1, 1, 8),
+        (dataclasses.replace(LUCY, heads=12, slots=60, tokens=16, ages=61), 1, 1, 2),
+        (dataclasses.replace(LUCY, dim=128 * 3000), 1, 1, None),  # whatever else it has
+    ],
+)
+def test_what_does_not_fit_is_refused_with_shapes_that_do(stack, ranks, cores, named):
+    """Those that the text names are built and accepted, and the next beyond them are refused."""
+
+    def accepted(ranks=ranks, cores=cores, **changed):
+        try:
+            return share(dataclasses.replace(stack, **changed), ranks, cores)
+        except NotImplementedError:
+            return None
+
+    with pytest.raises(DoesNotFit, match="KiB of SBUF|head-slot pairs") as refusal:
+        share(stack, ranks, cores)
+    text = str(refusal.value)
+    found = re.search(r"share the heads over (\d+) ranks", text)
+    assert (int(found[1]) if found else None) == named
+    if named:
+        assert accepted(named, 1) and stack.heads % named == 0
+        fewer = [n for n in range(ranks + 1, named) if stack.heads % n == 0]
+        assert not any(accepted(n, 1) for n in fewer)
+        assert ("that do not act as one" in text) == (cores > 1)
+    many = [(int(n), int(on or 0)) for n, on in
+            re.findall(r"at most (\d+) tokens(?: on (\d+) ranks)?", text)]  # fmt: skip
+    for tokens, on in many:
+        where = (on, 1) if on else (ranks, cores)
+        assert accepted(*where, tokens=tokens) and not accepted(*where, tokens=tokens + 1)
+    if "frame slots" in text:
+        slots = int(re.search(r"at most (\d+) frame slots", text)[1])
+        assert accepted(slots=slots) and not accepted(slots=slots + 1)
+    assert named or many or stack.dim > 128 * 2000
+    assert ("pairs" in text) == (stack.heads * stack.slots > 512)
+    if stack.dim > 128 * 2000:
+        assert not many and "use a smaller dim or mlp" in text
+
+
+def test_a_refusal_that_nobody_reads_looks_for_nothing(monkeypatch):
+    """Searches meet thousands."""
+    asked = []
+    monkeypatch.setattr(DoesNotFit, "remedy", property(lambda self: asked.append(1) or "less"))
+    with pytest.raises(DoesNotFit) as refusal:
+        share(LUCY)
+    assert not asked and str(refusal.value).endswith("; less") and asked
 
 
 def test_the_kernel_keeps_to_the_language():
@@ -364,6 +419,19 @@ def test_the_kernel_keeps_to_the_language():
             for node in ast.walk(function):
                 banned = (ast.Is, ast.IsNot, ast.ClassDef, ast.With, ast.While, ast.Try, ast.Lambda)
                 assert not isinstance(node, banned), (module.__name__, function.name)
+
+
+@pytest.mark.parametrize("module", [megakernel, committing])
+def test_a_kernel_says_what_it_takes_gives_and_does(module):
+    """Each argument by its name, and the four headings."""
+    said = inspect.getdoc(module.body)
+    for heading in ("Dimensions:", "Args (all @ HBM):", "Returns:", "Pseudocode::"):
+        assert f"\n{heading}" in said, heading
+    arguments = said[said.index("Args (") : said.index("Returns:")]
+    named = re.findall(r"^    (\w[\w, ]*):", arguments, re.MULTILINE)
+    assert [name for line in named for name in line.split(", ")] == [
+        *inspect.signature(module.body).parameters
+    ]
 
 
 def test_a_placeholder_of_nki_is_recognised_and_named(monkeypatch, tmp_path):
