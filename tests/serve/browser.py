@@ -40,13 +40,13 @@ def absent(reason: str) -> None:
 
 
 @asynccontextmanager
-async def opened(url, width=1280, height=800, allow=True, **context):
+async def opened(url, width=1280, height=800, allow=True, flags=(), **context):
     """A page at `url`; what its scripts say goes wrong is in `page.errors`."""
     from playwright.async_api import async_playwright
 
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
-            executable_path=find(), args=[*FLAGS, *([ALLOW] if allow else [])]
+            executable_path=find(), args=[*FLAGS, *flags, *([ALLOW] if allow else [])]
         )
         try:
             made = await browser.new_context(viewport={"width": width, "height": height}, **context)
