@@ -148,7 +148,7 @@ def test_where_udp_does_not_pass_the_websocket_does():
     """Offer and answer are good, but no way between them is found in time."""
 
     async def run():
-        policy = "--force-webrtc-ip-handling-policy=disable_non_proxied_udp"
+        policy = "--webrtc-ip-handling-policy=disable_non_proxied_udp"
         async with serving(config=SIZE) as server:
             async with opened(server.url, flags=[policy]) as page:
                 await page.get_by_role("button", name="Scene").click()
@@ -206,8 +206,8 @@ HEARS = """async () => {
 
 
 BOXES = """() => ["frame", "before", "after", "video", "mask"].map((id) => {
-    const box = document.getElementById(id).getBoundingClientRect();
-    const fits = id !== "video" || getComputedStyle(document.getElementById(id)).objectFit === "fill";
+    const one = document.getElementById(id), box = one.getBoundingClientRect();
+    const fits = one.matches("div") || getComputedStyle(one).objectFit === "fill";
     return [box.x, box.y, box.width, box.height, fits];
 })"""
 
@@ -275,7 +275,8 @@ def test_a_walk_through_everything_else(humming, tmp_path):
             assert not await page.evaluate("document.getElementById('video').muted")
             assert abs(await page.evaluate(HEARS) - 440) < 30
             assert page.errors == []
-            assert not await page.evaluate("document.getElementById('note').classList.contains('bad')")
+            bad = "document.getElementById('note').classList.contains('bad')"
+            assert not await page.evaluate(bad)
             await page.evaluate("Element.prototype.requestFullscreen = undefined")  # as on a phone
             await button("Full screen").click()
             await holds(page, f"{NOTE} == 'This browser shows only videos in full screen.'")
@@ -308,8 +309,9 @@ def test_clear_words_for_no_camera_and_no_slot():
 def test_a_token_that_is_none_any_more_is_told(monkeypatch):
     """By the server's own words, where the WebSocket fails with none."""
     key = "a key of some length"
+    now = time.time()
     with monkeypatch.context() as past:
-        past.setattr(tokens.time, "time", lambda now=time.time(): now - 7200)
+        past.setattr(tokens.time, "time", lambda: now - 7200)
         expired = tokens.mint(key, tokens.Grant(), 60)
 
     async def run():
