@@ -145,12 +145,14 @@ def broken(report: dict) -> list[str]:
 
 
 @contextmanager
-def server(model: str, slots: int, options: list[str], engines: int = 1):
-    """A running `lsd serve`: its address and process id."""
+def server(model: str, slots: int | None, options: list[str], engines: int = 1):
+    """A running `lsd serve`: its address and process id. `slots` is None for a model that takes no
+    settings."""
     command = [sys.executable, "-m", "lsd_jax.cli.main", "serve", model, "--port", "0"]
     command += ["--engines", str(engines), "--opens-per-minute", "1000000"]
     command += ["--max-session-s", "100000"]
-    command += ["--slots", str(slots), *(x for option in options for x in ("--option", option))]
+    command += ["--slots", str(slots)] if slots else []
+    command += [x for option in options for x in ("--option", option)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         if process.stdout is None:
