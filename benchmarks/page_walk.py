@@ -21,7 +21,7 @@ from benchmarks.serve import FLAGS, SHIPPED, server
 SIZES = {"desktop": (1280, 760), "phone": (390, 844)}
 SHOWN = {"desktop": (560, 2), "phone": (270, 4)}  # width of a picture, and how many in a row
 DRIVE = "lsd_jax.live.drive:DriveModel"
-SETTLED_MS, GAP, COLOURS = 6_000, 6, 128
+SETTLED_MS, GAP = 5_000, 6
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def dusk() -> bytes:
 
 
 def strip(pictures: list[bytes], width: int, columns: int) -> Image.Image:
-    """Screenshots as PNGs, scaled to `width`, in rows of `columns`, with few colours."""
+    """Screenshots as PNGs, scaled to `width`, in rows of `columns`."""
     shown = [Image.open(io.BytesIO(one)).convert("RGB") for one in pictures]
     height = round(shown[0].height * width / shown[0].width)
     rows = -(-len(shown) // columns)
@@ -122,7 +122,7 @@ def strip(pictures: list[bytes], width: int, columns: int) -> Image.Image:
     for n, one in enumerate(shown):
         at = ((n % columns) * (width + GAP), (n // columns) * (height + GAP))
         sheet.paste(one.resize((width, height), Image.Resampling.LANCZOS), at)
-    return sheet.quantize(COLOURS, dither=Image.Dither.NONE)
+    return sheet
 
 
 if __name__ == "__main__":

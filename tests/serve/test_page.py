@@ -205,6 +205,11 @@ HEARS = """async () => {
 }"""
 
 
+PAINTED = """([x, y]) => {
+    const { width, clientWidth } = document.getElementById("mask"), scale = width / clientWidth;
+    const context = document.getElementById("mask").getContext("2d");
+    return context.getImageData(x * scale, y * scale, 1, 1).data[3];
+}"""
 BOXES = """() => ["frame", "before", "after", "video", "mask"].map((id) => {
     const one = document.getElementById(id), box = one.getBoundingClientRect();
     const fits = one.matches("div") || getComputedStyle(one).objectFit === "fill";
@@ -261,6 +266,7 @@ def test_a_walk_through_everything_else(humming, tmp_path):
             await page.mouse.down()
             await page.mouse.move(box["x"] + 90, box["y"] + 60)
             await page.mouse.up()
+            assert await page.evaluate(PAINTED, [60, 45]) == 255  # between, in one stroke
             while taken(server) < count + 2:  # the mask, uploaded and set
                 await asyncio.sleep(0.02)
             await button("Full screen").click()

@@ -13,7 +13,7 @@ const params = new URLSearchParams(location.search);
 const client = new LiveClient({ token, media: params.get("media") ?? "webrtc" });
 const kept = { prompt: "", reference: null, mask: null };
 const shown = { times: [], latency: NaN, frames: 0 };
-let stream = null, stopSending = () => {}, keys = { stop() {} }, recorder = null, painting = false;
+let stream = null, stopSending = () => {}, keys = { stop() {} }, recorder = null, painting = null;
 
 function status(state, text) {
   $("status").dataset.state = state;
@@ -171,7 +171,8 @@ function describe(manifest) {
   });
   $("key-list").replaceChildren(...help.map(({ codes, others, words }) => {
     const item = document.createElement("li");
-    item.append(...codes.map((code) => keyButton(code, words, keys.press)), ...others, words);
+    item.append(...codes.map((code) => keyButton(code, words, keys.press)),
+      ...others.map((one) => Object.assign(document.createElement("kbd"), { textContent: one })), words);
     return item;
   }));
 }
@@ -349,12 +350,14 @@ async function sendMask() {
 
 function brushAt({ offsetX, offsetY }) {
   const canvas = $("mask"), context = canvas.getContext("2d");
-  context.fillStyle = "#fff";
-  context.beginPath();
   const x = (offsetX / canvas.clientWidth) * canvas.width;
   const y = (offsetY / canvas.clientHeight) * canvas.height;
-  context.arc(x, y, canvas.width / 16, 0, 2 * Math.PI);
-  context.fill();
+  Object.assign(context, { strokeStyle: "#fff", lineCap: "round", lineWidth: canvas.width / 8 });
+  context.beginPath();
+  context.moveTo(...(painting ?? [x, y]));  // without gaps, however fast
+  context.lineTo(x, y);
+  context.stroke();
+  painting = [x, y];
 }
 
 $("brush").onclick = async () => {
@@ -373,13 +376,12 @@ $("brush").onclick = async () => {
   }
 };
 $("mask").onpointerdown = (event) => {
-  painting = true;
   event.target.setPointerCapture(event.pointerId);
   brushAt(event);
 };
 $("mask").onpointermove = (event) => { if (painting) brushAt(event); };
 $("mask").onpointerup = async ({ target }) => {
-  painting = false;
+  painting = null;
   const opaque = document.createElement("canvas");
   Object.assign(opaque, { width: target.width, height: target.height });
   const context = opaque.getContext("2d");
