@@ -113,7 +113,7 @@ def dusk() -> bytes:
 
 
 def strip(pictures: list[bytes], width: int, columns: int) -> Image.Image:
-    """Screenshots as PNGs, scaled to `width`, in rows of `columns`."""
+    """Screenshots as PNGs, scaled to `width`, in rows of `columns`, with few colours."""
     shown = [Image.open(io.BytesIO(one)).convert("RGB") for one in pictures]
     height = round(shown[0].height * width / shown[0].width)
     rows = -(-len(shown) // columns)
@@ -122,7 +122,7 @@ def strip(pictures: list[bytes], width: int, columns: int) -> Image.Image:
     for n, one in enumerate(shown):
         at = ((n % columns) * (width + GAP), (n // columns) * (height + GAP))
         sheet.paste(one.resize((width, height), Image.Resampling.LANCZOS), at)
-    return sheet
+    return sheet.quantize(256, kmeans=3, dither=Image.Dither.NONE)
 
 
 if __name__ == "__main__":
