@@ -34,8 +34,8 @@ sample: install
 
 soak: install
 	$(BIN)/python -m benchmarks.soak --frames 10000 --json out/soak.json
-	$(BIN)/python -m benchmarks.serve --seconds 0 --overload 0 --fuzz 0 --soak 3600 \
-		--json out/serve-soak.json
+	$(BIN)/python -m benchmarks.serve --model lsd_jax.live.video:VideoModel --sessions 4 --fps 4 \
+		--seconds 0 --overload 0 --fuzz 0 --soak 3600 --json out/serve-soak.json
 
 install: .venv/installed
 

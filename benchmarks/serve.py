@@ -26,13 +26,16 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import serve_faults, serve_fuzz, serve_load
+from benchmarks import serve_faults, serve_fuzz, serve_load, serve_uploads
 from lsd_jax.reports import provenance, write_json
 
 PASS = "lsd_jax.live.passthrough:PassThroughModel"
+SHIPPED = "lsd_jax.live.video:VideoModel"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
 TELLING_S, GROWTH_MIB = 600, 1.0  # a soak that says something, and MiB an hour and session
 SLOT_BACK_S, VANISHED_S, CAMERA_HZ = 5.0, 10.0, 30
+PASS_MS, PASS_PIXELS = {"p50": 50.0, "p99": 100.0}, 640 * 360  # glass to glass, without a step
+FIRST_FRAME_MS, LARGE_FPS, REFUSED_MS, CROWDED_RATIO = 1000.0, 25.0, 100.0, 1.2
 KINDS = list(serve_fuzz.COUNTS)
 STAMP_JS = Path(__file__).with_name("serve_stamps.js")
 
@@ -71,17 +74,22 @@ def main() -> int:
         if args.overload:
             overload = serve_load.overload(url, args.sessions, width, height, args.overload)
             report["overload"] = asyncio.run(overload)
-        if args.fuzz:
-            fuzz = serve_fuzz.fuzz(url, pid, args.fuzz, width, height, args.fuzz_kinds)
-            report["fuzz"] = asyncio.run(fuzz)
         if args.faults:
             report["vanished"] = asyncio.run(serve_faults.vanish(url, width, height))
         report["recompiles"] = metric(url, "lsd_recompiles_total")
-    if args.faults:
+    if args.fuzz:
+        takes_pictures = serve_uploads.MODEL if args.model == PASS else args.model
         own = options if args.model == PASS else []
-        with server(args.model, 2, own, engines=2) as (url, pid):
-            work = serve_faults.recovery(url, pid, 2, width, height)
-            report["engine_killed"] = asyncio.run(work)
+        with server(takes_pictures, args.sessions, own) as (url, pid):
+            fuzz = serve_fuzz.fuzz(url, pid, args.fuzz, width, height, args.fuzz_kinds)
+            report["fuzz"] = asyncio.run(fuzz)
+            report["recompiles"] += metric(url, "lsd_recompiles_total")
+    if args.faults:
+        for model, key in {args.model: "engine_killed", SHIPPED: "shipped_engine_killed"}.items():
+            own = options if model == PASS else []
+            with server(model, 2, own, engines=2) as (url, pid):
+                work = serve_faults.recovery(url, pid, 2, width, height)
+                report[key] = {"model": model, **asyncio.run(work)}
         with server(serve_faults.POISONED, 2, []) as (url, _):
             report["nonfinite"] = asyncio.run(serve_faults.nonfinite(url, width, height))
     report["broken"] = broken(report)
@@ -95,12 +103,14 @@ def main() -> int:
 
 def broken(report: dict) -> list[str]:
     """What was seen that must not be."""
-    fuzz, killed = report.get("fuzz", {}), report.get("engine_killed", {})
+    fuzz, crowd = report.get("fuzz", {}), report.get("overload", {})
+    killed = [report[key] for key in ("engine_killed", "shipped_engine_killed") if key in report]
+    glass, step = report.get("glass_to_glass_ms", {}), report.get("step_ms") or {}
+    small = math.prod(report.get("size", (0, 0))) <= PASS_PIXELS
+    quick = step.get("p50", 0.0) < 1000 / LARGE_FPS
     growth = report.get("rss_growth_mib_per_hour_session", 0.0)
-    p99_ms = report.get("glass_to_glass_ms", {}).get("p99", 0.0)
-    long_and_late = report.get("seconds", 0) >= TELLING_S and p99_ms > report.get(
-        "latency_bound_ms", math.inf
-    )
+    bound_ms = report.get("latency_bound_ms", math.inf)
+    long_and_late = report.get("seconds", 0) >= TELLING_S and glass.get("p99", 0.0) > bound_ms
     found = {
         "an engine was lost to junk": fuzz.get("engine_restarts", 0) > 0,
         "a session beside junk lost pictures": fuzz.get("bystander_lost", 0) > 0,
@@ -108,8 +118,22 @@ def broken(report: dict) -> list[str]:
         "something was compiled while it served": report["recompiles"] > 0,
         "a slow model fell behind its camera": long_and_late,
         "memory grew": report.get("soak_s", 0) >= TELLING_S and growth > GROWTH_MIB,
-        "a killed engine took pictures of others": killed.get("others_lost", 0) > 0,
-        "a killed engine's slots came back late": killed.get("slot_back_s", 0) > SLOT_BACK_S,
+        "glass to glass took longer than transport may and the step": small
+        and any(glass.get(q, 0.0) > ms + step.get(q, 0.0) for q, ms in PASS_MS.items()),
+        "the first frame came late": report.get("time_to_first_frame_ms", 0.0) >= FIRST_FRAME_MS,
+        "large pictures came too seldom": not small
+        and quick
+        and report.get("fps", math.inf) < LARGE_FPS,
+        "refusals came late": crowd.get("refused_ms", {}).get("p99", 0.0) >= REFUSED_MS,
+        "a crowd at the door delayed those inside": crowd.get("p99_ratio", 0.0) > CROWDED_RATIO,
+        "a session among others was not what it is alone": report.get("soak_as_alone", {}).get(
+            "different", 0
+        )
+        > 0,
+        "a killed engine took pictures of others": any(one["others_lost"] > 0 for one in killed),
+        "a killed engine's slots came back late": any(
+            one["slot_back_s"] > SLOT_BACK_S for one in killed
+        ),
         "a vanished client held its slot": report.get("vanished", {}).get("slot_free_after_s", 0)
         > VANISHED_S,
         "what is not finite was not noticed, or not healed": any(
@@ -121,12 +145,14 @@ def broken(report: dict) -> list[str]:
 
 
 @contextmanager
-def server(model: str, slots: int, options: list[str], engines: int = 1):
-    """A running `lsd serve`: its address and process id."""
+def server(model: str, slots: int | None, options: list[str], engines: int = 1):
+    """A running `lsd serve`: its address and process id. `slots` is None for a model that takes no
+    settings."""
     command = [sys.executable, "-m", "lsd_jax.cli.main", "serve", model, "--port", "0"]
     command += ["--engines", str(engines), "--opens-per-minute", "1000000"]
     command += ["--max-session-s", "100000"]
-    command += ["--slots", str(slots), *(x for option in options for x in ("--option", option))]
+    command += ["--slots", str(slots)] if slots else []
+    command += [x for option in options for x in ("--option", option)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         if process.stdout is None:
@@ -162,6 +188,7 @@ def glass_to_glass(url: str, chromium: str, seconds: float, width: int, height: 
             float(np.median(third)) for third in np.array_split(latency, 3)[::2]
         ],
         "seconds": seconds,
+        "step_ms": found["step_ms"],
         "time_to_first_frame_ms": found["first_frame_ms"],
         "fps": found["frames"] / seconds,
         "unreadable_stamps": found["unreadable"],

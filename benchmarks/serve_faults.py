@@ -16,7 +16,8 @@ import aiohttp
 import jax
 import numpy as np
 
-from benchmarks.serve_load import Client, admitted, entered, percentiles, picture
+from benchmarks.serve_load import Client, admitted, percentiles, picture
+from benchmarks.serve_rtc import entered
 from lsd_jax.live.video import VideoModel, VideoSession
 from lsd_jax.runtime import input
 

@@ -16,18 +16,19 @@ from pathlib import Path
 
 import aiohttp
 import numpy as np
-from aiortc import (
-    RTCConfiguration,
-    RTCPeerConnection,
-    RTCSessionDescription,
-    VideoStreamTrack,
-)
-from av import VideoFrame
 
-from benchmarks.serve_load import admitted, entered, percentiles, picture
+from benchmarks.serve_load import admitted, percentiles, picture
+from benchmarks.serve_rtc import Stamped, calling, entered, number, receive
+from benchmarks.serve_uploads import fuzz_uploads
 from lsd_jax.serve import protocol
 
-COUNTS = {"json": 100_000, "images": 10_000, "sdp": 10_000, "datagrams": 1_000_000}
+COUNTS = {
+    "json": 100_000,
+    "images": 10_000,
+    "uploads": 10_000,
+    "sdp": 10_000,
+    "datagrams": 1_000_000,
+}
 """At scale 1."""
 
 
@@ -58,6 +59,7 @@ async def fuzz(
         for name, work in (
             ("json", lambda: _fuzz_json(http, url, rng, counts["json"])),
             ("images", lambda: _fuzz_images(http, url, rng, counts["images"], data)),
+            ("uploads", lambda: fuzz_uploads(http, url, rng, counts["uploads"])),
             ("sdp", lambda: _fuzz_sdp(http, url, rng, counts["sdp"])),
             ("datagrams", lambda: _fuzz_datagrams(http, url, pid, rng, counts["datagrams"])),
         ):
@@ -214,35 +216,15 @@ async def _answer(door: aiohttp.ClientWebSocketResponse) -> str:
             return told.get("code", told["type"])
 
 
-class Pictures(VideoStreamTrack):
-    """Grey pictures, 30 a second."""
-
-    async def recv(self) -> VideoFrame:
-        frame = VideoFrame.from_ndarray(np.full((180, 320, 3), 120, np.uint8), format="rgb24")
-        frame.pts, frame.time_base = await self.next_timestamp()
-        return frame
-
-
 async def _fuzz_datagrams(
     http: aiohttp.ClientSession, url: str, pid: int, rng: random.Random, count: int
 ) -> dict:
-    """Junk from a stranger to the UDP ports of a WebRTC session, whose frames are counted."""
-    async with entered(http, url, media="webrtc") as door:
-        connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        connection.addTransceiver(Pictures(), "sendrecv")
-        arrived: asyncio.Future = asyncio.get_running_loop().create_future()
-        connection.on("track", arrived.set_result)
-        await connection.setLocalDescription(await connection.createOffer())
-        await door.send_json({"type": "offer", "sdp": connection.localDescription.sdp})
-        while (told := json.loads((await door.receive()).data))["type"] != "answer":
-            continue
-        await connection.setRemoteDescription(RTCSessionDescription(told["sdp"], "answer"))
-        track, before, during = await arrived, 0, 0
-        until = time.perf_counter() + 3
-        while time.perf_counter() < until:
-            await asyncio.wait_for(track.recv(), 20)
-            before += 1
-        reading = asyncio.create_task(_read(door))  # whoever reads nothing answers no ping
+    """Junk from a stranger to the UDP ports of a WebRTC session. Of its pictures: how many come
+    back before and during, and, by the numbers in them, how many come out of order, and the most
+    that are missing between two."""
+    source = Stamped(320, 180)
+    async with calling(http, url, source) as track:
+        before = await receive(track, 3)
         targets = udp_sockets(pid)
         junk = [rng.randbytes(rng.choice([0, 1, 12, 20, 100, 1400])) for _ in range(1000)]
         began = time.perf_counter()
@@ -254,21 +236,20 @@ async def _fuzz_datagrams(
                     if n % 100 == 0:
                         await asyncio.sleep(0.005)
 
-        shooting = asyncio.create_task(shoot())
+        shooting, numbers = asyncio.create_task(shoot()), []
         while not shooting.done():
-            await asyncio.wait_for(track.recv(), 20)
-            during += 1
+            numbers.append(number(await asyncio.wait_for(track.recv(), 20)))
         seconds = time.perf_counter() - began
         await shooting
-        reading.cancel()
-        await connection.close()
-    fps = {"fps_before": before / 3, "fps_during": during / seconds}
-    return {"ports": len(targets), "seconds": seconds, **fps}
-
-
-async def _read(door: aiohttp.ClientWebSocketResponse) -> None:
-    async for _ in door:
-        continue
+    steps = np.diff(numbers)
+    return {
+        "ports": len(targets),
+        "seconds": seconds,
+        "fps_before": before / 3,
+        "fps_during": len(numbers) / seconds,
+        "out_of_order": int((steps < 0).sum()),
+        "longest_gap_pictures": int(max(steps.max(initial=1) - 1, 0)),
+    }
 
 
 def udp_sockets(pid: int) -> list[tuple[str, int]]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
+import math
 import resource
 import time
-from contextlib import asynccontextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
 import aiohttp
 import numpy as np
 from PIL import Image
 
+from benchmarks.serve_rtc import Stamped, calling, receive
 from lsd_jax.serve import protocol
 
+PROMPTS = ("make it night", "film noir", "oil painting")
+CHANGE_EVERY = 47
+"""Pictures between two prompts of a client that changes its prompt."""
+COMPARED = 500
+"""Pictures of a session that are compared with those of the same session alone, at most."""
 LOST_S = 20.0
 """After which a picture that has not come back is lost."""
 
@@ -26,6 +34,7 @@ class Client:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse, picture: bytes):
         self._socket, self._picture = socket, picture
         self.latency_ms: list[float] = []
+        self.digests: list[bytes] = []  # of what came back, the first COMPARED
         self.sent = 0
 
     async def start(self) -> bool:
@@ -33,12 +42,22 @@ class Client:
         await self._socket.send_json({"type": "start"})
         return json.loads((await self._socket.receive()).data)["type"] == "started"
 
-    async def play(self, seconds: float, fps: float = 30.0) -> None:
-        """Pictures at `fps` at most, for so long; notes each one's way there and back."""
+    async def play(
+        self, seconds: float, fps: float = 30.0, steer: bool = False, count: float = math.inf
+    ) -> None:
+        """Pictures at `fps` at most, for so long or so many; notes each one's way there and back.
+        `steer` gives a prompt now and then, counted in pictures, so that a session can be had
+        again."""
         until = time.perf_counter() + seconds
-        while (sent := time.perf_counter()) < until:
-            await self.show()
+        while (sent := time.perf_counter()) < until and self.sent < count:
+            if steer and self.sent % CHANGE_EVERY == 0:
+                turn = self.sent // CHANGE_EVERY
+                await self.ask("set_prompt", {"prompt": PROMPTS[turn % len(PROMPTS)]})
+                sent = time.perf_counter()
+            shown = await self.show()
             self.latency_ms.append((time.perf_counter() - sent) * 1e3)
+            if len(self.digests) < COMPARED:
+                self.digests.append(hashlib.sha256(shown).digest())
             await asyncio.sleep(max(0.0, sent + 1 / fps - time.perf_counter()))
 
     @property
@@ -62,24 +81,20 @@ class Client:
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     raise RuntimeError("an admitted session was ended")
 
+    async def leave(self) -> None:
+        """Ends the session, and waits until its slot is free."""
+        await self._socket.send_json({"type": "end", "id": 2})
+        async for _ in self._socket:
+            continue
+
     async def ask(self, name: str, args: dict) -> None:
         """Gives an input. Raises RuntimeError where it is refused."""
         await self._socket.send_json({"type": "input", "id": 1, "name": name, "args": args})
-        while (told := json.loads((await self._socket.receive()).data))["type"] != "ack":
-            continue
+        told = {"type": ""}
+        while told["type"] != "ack":
+            told = json.loads((await self._socket.receive()).data)
         if not told["ok"]:
             raise RuntimeError(told["message"])
-
-
-@asynccontextmanager
-async def entered(http: aiohttp.ClientSession, url: str, **start: str):
-    """The socket of a started session, as soon as a slot is free."""
-    async with http.ws_connect(f"{url}/v1/live") as door:
-        await door.send_json({"type": "start", "wait": True, **start})
-        while (told := json.loads((await door.receive()).data))["type"] != "started":
-            if told["type"] != "queue_position":
-                raise RuntimeError(f"no slot: {told}")
-        yield door
 
 
 def picture(width: int, height: int) -> bytes:
@@ -114,27 +129,39 @@ async def admitted(http: aiohttp.ClientSession, url: str, count: int, data: byte
 async def soak(
     url: str, pid: int, sessions: int, seconds: float, width: int, height: int, fps: float = 30.0
 ) -> dict:
-    """Memory while all slots are in use: the slope after a first tenth, which warms up."""
+    """Memory while all slots are in use: the slope after a first tenth, which warms up. One session
+    is WebRTC's where there are several, the others change their prompts, and what the first is
+    shown is compared with what it is shown alone."""
     data, samples = picture(width, height), []
     async with aiohttp.ClientSession() as http:
-        clients = await admitted(http, url, sessions, data)
+        (alone,) = await admitted(http, url, 1, data)
+        await alone.play(seconds / 4, fps, steer=True, count=COMPARED)
+        await alone.leave()
+        called = calling(http, url, Stamped(width, height, fps)) if sessions > 1 else None
+        async with called or nullcontext() as track:
+            clients = await admitted(http, url, sessions - (track is not None), data)
 
-        async def watch() -> None:
-            while True:
-                samples.append((time.perf_counter(), tree_rss_mib(pid)))
-                await asyncio.sleep(max(seconds / 200, 0.1))
+            async def watch() -> None:
+                while True:
+                    samples.append((time.perf_counter(), tree_rss_mib(pid)))
+                    await asyncio.sleep(max(seconds / 200, 0.1))
 
-        watching = asyncio.create_task(watch())
-        await asyncio.gather(*(client.play(seconds, fps) for client in clients))
-        watching.cancel()
+            watching = asyncio.create_task(watch())
+            work = [client.play(seconds, fps, steer=True) for client in clients]
+            received, *_ = await asyncio.gather(receive(track, seconds), *work)
+            watching.cancel()
     kept = np.array(samples[len(samples) // 10 :])
     slope_per_s = np.polyfit(kept[:, 0] - kept[0, 0], kept[:, 1], 1)[0]
     latency = [ms for client in clients for ms in client.latency_ms]
+    pairs = list(zip(alone.digests, clients[0].digests, strict=False))
     return {
         "soak_s": seconds,
         "soak_latency_ms": percentiles(latency),
-        "soak_fps_of_a_session": len(latency) / sessions / seconds,
-        "soak_fps_of_all": len(latency) / seconds,
+        "soak_fps_of_a_session": len(latency) / len(clients) / seconds,
+        "soak_fps_of_all": (len(latency) + received) / seconds,
+        "soak_webrtc_fps": received / seconds,
+        "soak_prompts": sum(-(-len(client.latency_ms) // CHANGE_EVERY) for client in clients),
+        "soak_as_alone": {"compared": len(pairs), "different": sum(a != b for a, b in pairs)},
         "rss_mib": [float(kept[0, 1]), float(kept[-1, 1])],
         "rss_growth_mib_per_hour_session": float(slope_per_s * 3600 / sessions),
     }

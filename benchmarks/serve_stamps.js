@@ -23,7 +23,7 @@ async ([seconds, width, height]) => {
   const video = Object.assign(document.createElement("video"), { muted: true, autoplay: true });
   const seen = Object.assign(document.createElement("canvas"), { width: 64, height: 16 });
   const look = seen.getContext("2d", { willReadFrequently: true });
-  const found = { latency_ms: [], frames: 0, unreadable: 0, first_frame_ms: null };
+  const found = { latency_ms: [], frames: 0, unreadable: 0, first_frame_ms: null, step_ms: null };
   const began = performance.now();
   const read = () => {
     const now = performance.now();
@@ -45,6 +45,9 @@ async ([seconds, width, height]) => {
   client.addEventListener("track", ({ detail }) => {
     video.srcObject = detail;
     video.requestVideoFrameCallback(read);
+  });
+  client.addEventListener("metrics", ({ detail: { inference_ms_p50: p50, inference_ms_p99: p99 } }) => {
+    if (p50 != null) found.step_ms = { p50, p99 };  // of the model's last steps
   });
   client.start(made.captureStream(30));
   await new Promise((done) => setTimeout(done, 2000 + 1000 * seconds));

@@ -28,20 +28,25 @@ def find() -> str | None:
     return next((str(p) for p in fetched if os.access(p, os.X_OK) and p.is_file()), None)
 
 
-needed = pytest.mark.skipif(
-    find() is None,
-    reason="no Chromium: apt-get install chromium, playwright install chromium, or LSD_CHROMIUM",
-)
+needed = pytest.mark.usefixtures("chromium")
+
+
+def absent(reason: str) -> None:
+    """Skips a test for what this machine lacks; fails it where LSD_BROWSER_TESTS=required, as in
+    the gate, which would otherwise be green with none of them run."""
+    if os.environ.get("LSD_BROWSER_TESTS") == "required":
+        pytest.fail(f"{reason}; LSD_BROWSER_TESTS=required asks for it")
+    pytest.skip(reason)
 
 
 @asynccontextmanager
-async def opened(url, width=1280, height=800, allow=True, **context):
+async def opened(url, width=1280, height=800, allow=True, flags=(), **context):
     """A page at `url`; what its scripts say goes wrong is in `page.errors`."""
     from playwright.async_api import async_playwright
 
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
-            executable_path=find(), args=[*FLAGS, *([ALLOW] if allow else [])]
+            executable_path=find(), args=[*FLAGS, *flags, *([ALLOW] if allow else [])]
         )
         try:
             made = await browser.new_context(viewport={"width": width, "height": height}, **context)

@@ -1,7 +1,17 @@
-"""A picture for the tests of the server."""
+"""A picture and a browser for the tests of the server."""
 
 import numpy as np
 import pytest
+from browser import absent, find
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Where Chromium is. A test that needs one asks for it by `browser.needed`."""
+    found = find()
+    if found is None:
+        absent("no Chromium: apt-get install chromium, playwright install chromium, LSD_CHROMIUM")
+    return found
 
 
 @pytest.fixture

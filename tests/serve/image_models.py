@@ -1,6 +1,8 @@
-"""Pass-through models that take pictures, too, and one that hums."""
+"""Pass-through models that take pictures, too, one that hums, and one that loads late."""
 
 import asyncio
+import os
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +22,15 @@ class Images(PassThroughSession):
 class ImagesModel(PassThroughModel):
     name = "images"
     session_cls = Images
+
+
+class LateModel(PassThroughModel):
+    """Loads when the file that LATE_MODEL names exists."""
+
+    async def load(self, context) -> None:
+        while not Path(os.environ["LATE_MODEL"]).exists():
+            await asyncio.sleep(0.02)
+        await super().load(context)
 
 
 class Humming(Images):

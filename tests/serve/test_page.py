@@ -4,13 +4,14 @@ import asyncio
 import os
 import signal
 import socket
+import time
 
 import pytest
 from browser import frames, holds, needed, opened
 from harness import SMALL, connected, scenario, serving
 from test_engines import HERE
 
-from lsd_jax.serve import rtc
+from lsd_jax.serve import rtc, tokens
 
 pytestmark = needed
 DRIVE = "lsd_jax.live.drive:DriveModel"
@@ -50,13 +51,16 @@ def test_a_picture_goes_through_and_can_be_steered(media, source):
                 before, after = await page.evaluate(COLOURS)
                 assert 20 < before < 235 and abs(before - after) < 12  # the model passes through
                 await page.get_by_label("What to make of it").fill("make it night")
-                note = "document.getElementById('prompt-note').textContent"
+                note = "document.getElementById('note').textContent"
                 await holds(page, f"{note} == 'Applied: make it night'")
                 await holds(page, "document.getElementById('fps').textContent != '–'")
                 figures = await page.locator("#figures dd").all_inner_texts()
                 assert float(figures[0]) > 3 and "ms" in figures[1] and "NaN" not in str(figures)
                 assert figures[-1] == {"webrtc": "WebRTC", "jpeg": "WebSocket"}[media]
+                kind = {"webrtc": "estimated", "jpeg": "measured"}[media]
+                assert await page.locator("#latency-kind").inner_text() == f"latency, {kind}"
                 await page.evaluate("document.activeElement.blur()")
+                assert await page.evaluate(NEWEST) == "make it night"  # which nobody submitted
                 await page.keyboard.press("Space")
                 await page.get_by_role("button", name="Resume").wait_for()
                 await page.get_by_role("button", name="Resume").click()
@@ -89,13 +93,14 @@ DROP = """([id, kind, event]) => {
         const data = new DataTransfer();
         data.items.add(new File([blob], "r.png", { type: kind }));
         const target = id ? document.getElementById(id) : document;
-        target.dispatchEvent(event === "drop"
-            ? new DragEvent("drop", { dataTransfer: data, cancelable: true, bubbles: true })
-            : new ClipboardEvent("paste", { clipboardData: data }));
-        done();
+        const options = { dataTransfer: data, cancelable: true, bubbles: true };
+        done(["dragover", "drop"].includes(event)
+            ? ["dragover", "drop"].map((one) => target.dispatchEvent(new DragEvent(one, options)))
+            : target.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data })));
     }));
 }"""
-NOTE = "document.getElementById('prompt-note').textContent"
+NEWEST = "document.querySelector('#history').options[0].value"
+NOTE = "document.getElementById('note').textContent"
 
 
 def taken(server):
@@ -117,28 +122,50 @@ def test_what_is_lost_comes_back_with_prompt_and_reference(humming):
             await holds(page, f"{NOTE} == 'The reference picture is set.'")
             while taken(server) < 3:  # the prompt, the upload, the reference
                 await asyncio.sleep(0.02)
+            await page.get_by_role("button", name="Pause").click()
+            await page.get_by_role("button", name="Resume", pressed=True).wait_for()
             sessions = set(server.registry.sessions)
             for door in list(server._sockets):
                 door.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
             await status(page, "Connecting again; your prompt is kept")
             await status(page, "Live")
-            await frames(page)
             assert set(server.registry.sessions) == sessions  # the same: nothing to be said again
-            assert taken(server) == 3
-            await page.evaluate("document.getElementById('prompt-note').textContent = ''")
+            await page.get_by_role("button", name="Resume", pressed=True).click()
+            await frames(page)
+            assert taken(server) == 3 + 2  # pause and resume
+            await page.evaluate("document.getElementById('note').textContent = ''")
+            await page.get_by_role("button", name="Pause").click()
+            await page.get_by_role("button", name="Resume", pressed=True).wait_for()
             os.kill(server.registry.engines[0].pid, signal.SIGKILL)
             await status(page, "Connecting again; your prompt is kept")
             await holds(page, f"{NOTE} == 'Applied: film noir'")
             await frames(page)
             await status(page, "Live")
-            while taken(server) < 6:
+            await page.get_by_role("button", name="Pause", pressed=False).wait_for()
+            while taken(server) < 3 + 2 + 1 + 3:  # all of it is said to the new engine
                 await asyncio.sleep(0.02)
             assert await page.locator("#media").inner_text() == "WebRTC"
 
     scenario(run())
 
 
-def test_where_webrtc_does_not_pass_the_websocket_does(monkeypatch):
+def test_where_udp_does_not_pass_the_websocket_does():
+    """Offer and answer are good, but no way between them is found in time."""
+
+    async def run():
+        policy = "--webrtc-ip-handling-policy=disable_non_proxied_udp"
+        async with serving(config=SIZE) as server:
+            async with opened(server.url, flags=[policy]) as page:
+                await page.get_by_role("button", name="Scene").click()
+                await frames(page, 3)
+                await status(page, "Live")
+                assert await page.locator("#media").inner_text() == "WebSocket"
+                assert "lsd_sessions_active 1.0" in server.metrics.text().decode()
+
+    scenario(run())
+
+
+def test_where_webrtc_is_refused_the_websocket_does_it(monkeypatch):
     async def refuse(*_):
         raise ValueError("no UDP here")
 
@@ -183,6 +210,18 @@ HEARS = """async () => {
 }"""
 
 
+PAINTED = """([x, y]) => {
+    const { width, clientWidth } = document.getElementById("mask"), scale = width / clientWidth;
+    const context = document.getElementById("mask").getContext("2d");
+    return context.getImageData(x * scale, y * scale, 1, 1).data[3];
+}"""
+BOXES = """() => ["frame", "before", "after", "video", "mask"].map((id) => {
+    const one = document.getElementById(id), box = one.getBoundingClientRect();
+    const fits = one.matches("div") || getComputedStyle(one).objectFit === "fill";
+    return [box.x, box.y, box.width, box.height, fits];
+})"""
+
+
 def test_a_walk_through_everything_else(humming, tmp_path):
     """File, screen, history, voice, reference, region, sound, full screen. What a headless browser
     does not have, speech and a screen, is stood in for."""
@@ -210,12 +249,15 @@ def test_a_walk_through_everything_else(humming, tmp_path):
             await holds(page, red)
             await button("Speak").click()
             await holds(page, f"{NOTE} == 'Applied: make it snow'")
+            assert await page.evaluate(NEWEST) == "make it snow"
             await page.get_by_label("What to make of it").fill("sunset")
             await page.keyboard.press("Enter")
             await holds(page, f"{NOTE} == 'Applied: sunset'")
-            history = "document.querySelector('#history').options[0].value"
-            assert await page.evaluate(history) == "sunset"
-            for event, id in (("drop", "drop"), ("paste", None)):
+            assert await page.evaluate(NEWEST) == "sunset"
+            assert await page.evaluate(DROP, [None, "video/mp4", "drop"]) == [False, False]
+            await holds(page, f"{NOTE}.includes('does not play here')")  # nor opened by the browser
+            await status(page, "Live")
+            for event, id in (("drop", "drop"), ("drop", None), ("paste", None)):
                 await page.evaluate(DROP, [id, "image/png", event])
                 await holds(page, f"{NOTE} == 'The reference picture is set.'")
                 await button("Remove").click()
@@ -229,19 +271,26 @@ def test_a_walk_through_everything_else(humming, tmp_path):
             await page.mouse.down()
             await page.mouse.move(box["x"] + 90, box["y"] + 60)
             await page.mouse.up()
+            assert await page.evaluate(PAINTED, [60, 45]) == 255  # between, in one stroke
             while taken(server) < count + 2:  # the mask, uploaded and set
                 await asyncio.sleep(0.02)
+            await button("Full screen").click()
+            await holds(page, "document.fullscreenElement?.id == 'view'")
+            boxes = await page.evaluate(BOXES)
+            assert all(box == boxes[0] for box in boxes)  # one over the other, whatever their sizes
+            assert boxes[0][2] / boxes[0][3] == pytest.approx(60 / 40, abs=0.01)
+            await page.evaluate("document.exitFullscreen()")
             await button("Brush").click()
             await holds(page, f"{NOTE} == 'The whole picture is edited.'")
             await button("Sound").click()
             assert not await page.evaluate("document.getElementById('video').muted")
             assert abs(await page.evaluate(HEARS) - 440) < 30
-            await button("Full screen").click()
-            await holds(page, "document.fullscreenElement?.id == 'view'")
-            await page.evaluate("document.exitFullscreen()")
             assert page.errors == []
-            reference = "document.getElementById('prompt-note').classList.contains('bad')"
-            assert not await page.evaluate(reference)
+            bad = "document.getElementById('note').classList.contains('bad')"
+            assert not await page.evaluate(bad)
+            await page.evaluate("Element.prototype.requestFullscreen = undefined")  # as on a phone
+            await button("Full screen").click()
+            await holds(page, f"{NOTE} == 'This browser shows only videos in full screen.'")
 
     scenario(run())
 
@@ -268,22 +317,39 @@ def test_clear_words_for_no_camera_and_no_slot():
     scenario(run())
 
 
-def test_a_token_that_is_none_is_told():
+def test_a_token_that_is_none_any_more_is_told(monkeypatch):
+    key = "a key of some length"
+    now = time.time()
+    with monkeypatch.context() as past:
+        past.setattr(tokens.time, "time", lambda: now - 7200)
+        expired = tokens.mint(key, tokens.Grant(), 60)
+
     async def run():
-        async with serving(api_key="a key of some length") as server:
-            async with opened(f"{server.url}/#token=a+key+of+some+length") as page:
-                await page.get_by_role("button", name="Scene").click()
-                await frames(page, 3)
+        async with serving(api_key=key) as server, opened(f"{server.url}/#token={expired}") as page:
+            await page.get_by_role("button", name="Scene").click()
+            await status(page, "The server refused: the token has expired; ask for another.")
+
+    scenario(run())
+
+
+def test_a_model_that_loads_is_not_a_full_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("LATE_MODEL", str(tmp_path / "now"))
+
+    async def run():
+        async with serving("image_models:LateModel", SIZE, ready=False) as server:
             async with opened(server.url) as page:
                 await page.get_by_role("button", name="Scene").click()
-                await status(page, "The server refused: unauthorized: give an API key or a token")
+                await status(page, "The model is loading")
+                (tmp_path / "now").touch()
+                await frames(page, 3)
 
     scenario(run())
 
 
 def test_a_model_of_keys_shows_its_keys_and_takes_them():
     async def run():
-        async with serving(DRIVE, {}) as server, opened(server.url) as page:
+        async with serving(DRIVE, {}) as server, opened(server.url, has_touch=True) as page:
             await page.get_by_role("button", name="Start").click()
             await frames(page, 10)
             assert await page.locator("#media").inner_text() == "WebRTC"
@@ -294,6 +360,17 @@ def test_a_model_of_keys_shows_its_keys_and_takes_them():
             await holds(page, f"{brightness} > 60")
             await page.keyboard.press("n")  # night falls
             await holds(page, f"{brightness} < 50")
+            await page.get_by_role("button", name="Night and day: N").tap()  # by a finger
+            await holds(page, f"{brightness} > 60")
+            count = taken(server)
+            await page.get_by_role("button", name="Brake: Space").hover()
+            for n, turn in enumerate((page.mouse.down, page.mouse.up), 1):  # the brake is held
+                await turn()
+                while taken(server) < count + n:
+                    await asyncio.sleep(0.02)
+            assert await page.evaluate(DROP, [None, "image/png", "drop"]) == [False, False]
+            await holds(page, f"{NOTE} == 'This model takes no file.'")
+            assert await page.locator("#note").is_visible()
             assert page.errors == []
 
     scenario(run())

@@ -1,19 +1,19 @@
 // The page: wires the controls to a live session and shows what comes of it.
 
-import { bindKeys, keyHelp } from "/web/bindings.js";
+import { bindKeys, keyHelp, keyLabel } from "/web/bindings.js";
 import { LiveClient } from "/web/client.js";
 import * as sources from "/web/sources.js";
 
 const EXAMPLES = ["make it night", "film noir", "make it snow", "oil painting", "thermal camera",
   "make it a pencil sketch", "sunset", "colour negative"];
-const TYPING_MS = 600;
+const TYPING_MS = 600, TAP_MS = 200;
 const $ = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.hash.slice(1)).get("token") ?? "";
 const params = new URLSearchParams(location.search);
 const client = new LiveClient({ token, media: params.get("media") ?? "webrtc" });
 const kept = { prompt: "", reference: null, mask: null };
 const shown = { times: [], latency: NaN, frames: 0 };
-let stream = null, stopSending = () => {}, releaseKeys = () => {}, recorder = null, painting = false;
+let stream = null, stopSending = () => {}, keys = { stop() {} }, recorder = null, painting = null;
 
 function status(state, text) {
   $("status").dataset.state = state;
@@ -35,7 +35,8 @@ async function choose(name, blob) {
     stream?.getTracks().forEach((track) => track.stop());
     stream = next;
   } catch (error) {
-    status("bad", error.message);
+    if (client.live) note(error.message, true);  // the source before goes on
+    else status("bad", error.message);
     return;
   }
   for (const button of document.querySelectorAll("[data-source]")) {
@@ -78,7 +79,7 @@ client.addEventListener("started", ({ detail: manifest }) => {
   $("video").hidden = client.media !== "webrtc";
   $("sound").hidden = !(client.hasSound && client.media === "webrtc");
   if (client.media === "jpeg" && stream) stopSending = client.sendPictures($("before"));
-  pressed("pause", client.paused);
+  showPaused(client.paused);
   if (!client.reclaimed) restore();
 });
 
@@ -112,6 +113,11 @@ function frame(now) {
   document.body.dataset.frames = shown.frames;
 }
 
+const LATENCY = {
+  estimated: "One round trip, the server's own time and what waits in this browser's decoder, added up. " +
+    "The camera, this browser's encoder and the screen are not in it: it is not glass to glass.",
+  measured: "From a picture drawn here to its return. The camera and the screen are not in it.",
+};
 const ms = (value) => (Number.isFinite(value) ? `${value.toFixed(0)} ms` : "–");
 
 client.addEventListener("metrics", async ({ detail }) => {
@@ -119,8 +125,10 @@ client.addEventListener("metrics", async ({ detail }) => {
   const fps = (1000 * (times.length - 1)) / (times.at(-1) - times[0]);
   $("fps").textContent = times.length > 1 ? fps.toFixed(1) : "–";
   if (client.peer && stream) shown.latency = await estimate(detail.age_ms_p50);
-  const about = client.peer ? "≈ " : "";
-  $("latency").textContent = stream ? about + ms(shown.latency) : "–";
+  $("latency").textContent = stream ? ms(shown.latency) : "–";
+  const kind = client.peer ? "estimated" : "measured";
+  $("latency-kind").textContent = `latency, ${kind}`;
+  $("latency-kind").parentElement.title = LATENCY[kind];
   $("step").textContent = detail.inference_ms_p50 == null ? "–"
     : `${detail.inference_ms_p50.toFixed(0)} / ${ms(detail.inference_ms_p99)}`;
   $("dropped").textContent = detail.dropped;
@@ -153,27 +161,47 @@ function describe(manifest) {
   const watches = manifest.video_inputs.length > 0;
   $("sources").hidden = !watches;
   $("start").hidden = watches;
-  if (!watches) {
-    const picture = manifest.outputs.find((one) => one.kind === "video");
-    if (picture) $("view").style.aspectRatio = `${picture.width} / ${picture.height}`;
-  }
+  const picture = manifest.outputs.find((one) => one.kind === "video");
+  if (!watches && picture) shape(picture.width, picture.height);
   const help = keyHelp(manifest);
   $("keys").hidden = help.length === 0;
-  $("key-list").replaceChildren(...help.map(([keys, words]) => {
-    const item = document.createElement("li");
-    item.append(...keys.flatMap((key) => [Object.assign(document.createElement("kbd"),
-      { textContent: key }), " "]), words);
-    return item;
-  }));
-  releaseKeys();
-  releaseKeys = bindKeys(manifest, $("view"), (name, args) => {
+  keys.stop();
+  keys = bindKeys(manifest, $("view"), (name, args) => {
     client.input(name, args).catch((error) => note(error.message, true));
   });
+  $("key-list").replaceChildren(...help.map(({ codes, others, words }) => {
+    const item = document.createElement("li");
+    item.append(...codes.map((code) => keyButton(code, words, keys.press)),
+      ...others.map((one) => Object.assign(document.createElement("kbd"), { textContent: one })), words);
+    return item;
+  }));
+}
+
+/** A key for those without a keyboard: down while it is touched. */
+function keyButton(code, words, press) {
+  const button = Object.assign(document.createElement("button"),
+    { type: "button", textContent: keyLabel(code), ariaLabel: `${words}: ${keyLabel(code)}` });
+  button.onpointerdown = (event) => {
+    button.setPointerCapture(event.pointerId);
+    press(code, true);
+  };
+  button.onlostpointercapture = () => press(code, false);
+  button.oncontextmenu = (event) => event.preventDefault();  // of a long touch
+  button.onclick = ({ detail }) => {
+    if (detail) return;  // a pointer's; the others come from a keyboard or a screen reader
+    press(code, true);
+    setTimeout(() => press(code, false), TAP_MS);
+  };
+  return button;
+}
+
+function shape(width, height) {
+  $("view").style.setProperty("--ratio", width / height);
 }
 
 $("before").onresize = () => {
   const { videoWidth, videoHeight } = $("before");
-  if (videoWidth) $("view").style.aspectRatio = `${videoWidth} / ${videoHeight}`;
+  if (videoWidth) shape(videoWidth, videoHeight);
 };
 
 /** After a reconnection: what the user had asked for. */
@@ -188,8 +216,8 @@ async function restore() {
 }
 
 function note(text, bad = false) {
-  $("prompt-note").textContent = text;
-  $("prompt-note").classList.toggle("bad", bad);
+  $("note").textContent = text;
+  $("note").classList.toggle("bad", bad);
 }
 
 let typing = 0;
@@ -218,6 +246,7 @@ $("prompt").oninput = ({ target }) => {
   clearTimeout(typing);
   typing = setTimeout(() => applyPrompt(target.value), TYPING_MS);
 };
+$("prompt").onchange = ({ target }) => remember(target.value.trim());  // not each pause in typing
 $("prompt-form").onsubmit = (event) => {
   event.preventDefault();
   const text = $("prompt").value.trim();
@@ -242,7 +271,8 @@ if (Recognition) {
   $("voice").onclick = () => {
     const listener = new Recognition();
     listener.onresult = ({ results }) => {
-      $("prompt").value = results[0][0].transcript;
+      $("prompt").value = results[0][0].transcript.trim();
+      remember($("prompt").value);
       applyPrompt($("prompt").value);
     };
     listener.onerror = ({ error }) => note(`Nothing was understood (${error}).`, true);
@@ -285,12 +315,19 @@ drop.onkeydown = (event) => {
   event.preventDefault();
   $("picture").click();
 };
-drop.ondragover = (event) => { event.preventDefault(); drop.classList.add("over"); };
+drop.ondragover = () => drop.classList.add("over");
 drop.ondragleave = () => drop.classList.remove("over");
-drop.ondrop = (event) => {
-  event.preventDefault();
+/** Files anywhere on the page, which the browser would open in its place. */
+window.ondragover = (event) => { if (event.dataTransfer.types.includes("Files")) event.preventDefault(); };
+window.ondrop = (event) => {
   drop.classList.remove("over");
-  takeReference(event.dataTransfer.files[0]);
+  const [dropped] = event.dataTransfer.files;
+  if (!dropped) return;
+  event.preventDefault();
+  const isPicture = dropped.type.startsWith("image/");
+  if (drop.contains(event.target) || (isPicture && !$("reference").hidden)) takeReference(dropped);
+  else if (!$("sources").hidden) choose("file", dropped);
+  else note("This model takes no file.", true);
 };
 document.onpaste = (event) => {
   const picture = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
@@ -313,12 +350,14 @@ async function sendMask() {
 
 function brushAt({ offsetX, offsetY }) {
   const canvas = $("mask"), context = canvas.getContext("2d");
-  context.fillStyle = "#fff";
-  context.beginPath();
   const x = (offsetX / canvas.clientWidth) * canvas.width;
   const y = (offsetY / canvas.clientHeight) * canvas.height;
-  context.arc(x, y, canvas.width / 16, 0, 2 * Math.PI);
-  context.fill();
+  Object.assign(context, { strokeStyle: "#fff", lineCap: "round", lineWidth: canvas.width / 8 });
+  context.beginPath();
+  context.moveTo(...(painting ?? [x, y]));  // without gaps, however fast
+  context.lineTo(x, y);
+  context.stroke();
+  painting = [x, y];
 }
 
 $("brush").onclick = async () => {
@@ -337,13 +376,12 @@ $("brush").onclick = async () => {
   }
 };
 $("mask").onpointerdown = (event) => {
-  painting = true;
   event.target.setPointerCapture(event.pointerId);
   brushAt(event);
 };
 $("mask").onpointermove = (event) => { if (painting) brushAt(event); };
 $("mask").onpointerup = async ({ target }) => {
-  painting = false;
+  painting = null;
   const opaque = document.createElement("canvas");
   Object.assign(opaque, { width: target.width, height: target.height });
   const context = opaque.getContext("2d");
@@ -361,12 +399,15 @@ function pressed(id, on) {
 }
 const isPressed = (id) => $(id).getAttribute("aria-pressed") === "true";
 
+function showPaused(on) {
+  pressed("pause", on);
+  $("pause").textContent = on ? "Resume" : "Pause";
+}
 $("pause").onclick = async () => {
   const on = !isPressed("pause");
   try {
     await client.ask({ type: on ? "pause" : "resume" });
-    pressed("pause", on);
-    $("pause").textContent = on ? "Resume" : "Pause";
+    showPaused(on);
   } catch (error) {
     note(error.message, true);
   }
@@ -382,8 +423,11 @@ function split() {
 $("compare").onclick = () => { pressed("compare", !isPressed("compare")); split(); };
 $("split").oninput = split;
 $("sound").onclick = () => { $("video").muted = !pressed("sound", $("video").muted); };
-$("full").onclick = () => (document.fullscreenElement ? document.exitFullscreen()
-  : $("view").requestFullscreen().catch((error) => note(error.message, true)));
+$("full").onclick = () => {
+  if (document.fullscreenElement) return document.exitFullscreen();
+  if (!$("view").requestFullscreen) return note("This browser shows only videos in full screen.", true);
+  return $("view").requestFullscreen().catch((error) => note(error.message, true));
+};
 
 $("record").onclick = () => {
   if (recorder) return recorder.stop();

@@ -1,18 +1,21 @@
 // Keys, buttons, pointer and wheel, as a manifest's bindings ask for them.
 
 const NAMES = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
-const label = (code) => NAMES[code] ?? code.replace(/^Key|^Digit/, "");
+export const keyLabel = (code) => NAMES[code] ?? code.replace(/^Key|^Digit/, "");
 
-/** What to tell people: [[keys], words] for each bound input. */
+/** What each bound input answers to: {codes} of keys, {others} such as the pointer, and {words}. */
 export function keyHelp(manifest) {
   return manifest.inputs.filter((one) => one.binding).map(({ binding, name, description }) => {
-    const keys = binding.type === "axis" ? [...binding.negative_keys, ...binding.positive_keys]
-      : binding.keys ?? [binding.type];
-    return [keys.map(label), description || name];
+    const codes = binding.type === "axis" ? [...binding.negative_keys, ...binding.positive_keys]
+      : binding.keys ?? [];
+    const buttons = (binding.mouse_buttons ?? []).map((one) => `mouse button ${one + 1}`);
+    const others = ["pointer", "wheel"].includes(binding.type) ? [binding.type] : buttons;
+    return { codes, others, words: description || name };
   });
 }
 
-/** Calls `act(name, args)` as the bindings say, until what it gives is called. */
+/** Calls `act(name, args)` as the bindings say, until `stop` is called, which it gives beside
+ * `press(code, pressed)`, for those without keys. */
 export function bindKeys(manifest, view, act) {
   const down = new Set();
   const stop = new AbortController();
@@ -22,6 +25,7 @@ export function bindKeys(manifest, view, act) {
     Number(up.some((key) => down.has(key))) - Number(back.some((key) => down.has(key)));
 
   const changed = (code, pressed) => {
+    if (!pressed && !down.has(code)) return false;
     const before = new Map(bound("axis").map((one) => [one.name, axisValue(one.binding)]));
     if (pressed) down.add(code);
     else down.delete(code);
@@ -85,5 +89,5 @@ export function bindKeys(manifest, view, act) {
       later();
     }, { signal, passive: false });
   }
-  return () => { clearTimeout(timer); stop.abort(); };
+  return { press: changed, stop: () => { clearTimeout(timer); stop.abort(); } };
 }

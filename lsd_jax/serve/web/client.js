@@ -15,6 +15,15 @@ export class InputError extends Error {
   }
 }
 
+/** JSON that the server gives, be it a refusal; null where it gives none. */
+async function found(path, headers = {}) {
+  try {
+    return await (await fetch(path, { headers })).json();
+  } catch {
+    return null;
+  }
+}
+
 export class LiveClient extends EventTarget {
   constructor({ token = "", media = "webrtc" } = {}) {
     super();
@@ -84,7 +93,9 @@ export class LiveClient extends EventTarget {
     const socket = new WebSocket(`${scheme}://${location.host}/v1/live${query}`);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
+    let opened = false;
     socket.onopen = () => {
+      opened = true;
       if (socket === this.socket) this.begin();
     };
     socket.onmessage = ({ data }) => {
@@ -93,7 +104,9 @@ export class LiveClient extends EventTarget {
       else this.onBinary(data);
     };
     socket.onclose = ({ code }) => {
-      if (socket === this.socket) this.lost(code);
+      if (socket !== this.socket) return;
+      if (opened) this.lost(code);
+      else this.shut(code);
     };
   }
 
@@ -146,9 +159,9 @@ export class LiveClient extends EventTarget {
     switch (message.type) {
       case "started": return this.started(message);
       case "queue_position":
-        if (message.loading) return this.tell("busy", "The model is still loading. Please wait …");
-        return this.tell("busy", `All places are taken. You are number ${message.position} of ` +
-          `${message.queue_size} in the queue.`);
+        return this.tell("busy", message.loading ? "The model is loading. It begins by itself."
+          : `All places are taken. You are number ${message.position} of ` +
+            `${message.queue_size} in the queue.`);
       case "ack": {
         const waiting = this.asked.get(message.id);
         this.asked.delete(message.id);
@@ -195,11 +208,14 @@ export class LiveClient extends EventTarget {
     else this.tell("live", "Live.");
   }
 
+  /** What /v1/ice-servers says, which takes whom /v1/live takes; null where nothing answers. */
+  iceServers() {
+    return found("/v1/ice-servers", this.token ? { Authorization: `Bearer ${this.token}` } : {});
+  }
+
   async negotiate() {
     const { socket } = this;
-    const token = this.token ? { Authorization: `Bearer ${this.token}` } : {};
-    const found = await fetch("/v1/ice-servers", { headers: token });
-    const { iceServers = [] } = found.ok ? await found.json() : {};
+    const { iceServers = [] } = await this.iceServers() ?? {};
     if (socket !== this.socket) return;
     const peer = this.peer = new RTCPeerConnection({ iceServers });
     const track = this.stream?.getVideoTracks()[0];
@@ -283,6 +299,16 @@ export class LiveClient extends EventTarget {
     return () => { going = false; clearTimeout(timer); };
   }
 
+  /** No socket: the browser does not say why, but another request is told. */
+  async shut(code) {
+    const { socket } = this;
+    const { error } = await this.iceServers() ?? {};
+    if (socket !== this.socket) return;
+    if (!error) this.lost(code);
+    else if (/slow down|try again/.test(error.message)) this.again(`The server says: ${error.message}.`);
+    else this.failed(error);
+  }
+
   lost(code) {
     const reason = this.reason ?? "";
     this.reason = "";
@@ -291,13 +317,18 @@ export class LiveClient extends EventTarget {
       this.tell("bad", /time is over/.test(reason) ? "Your time is over." : "The session ended.");
       return;
     }
+    const why = reason.startsWith("engine_lost") ? "The model was lost" : "The connection was lost";
+    this.again(`${why} (${code}).`);
+  }
+
+  again(why) {
+    this.close();
     if (this.retries >= RETRIES_MS.length) {
       this.wanted = false;
       this.tell("bad", "The server cannot be reached. Choose a source to try again.");
       return;
     }
-    const why = reason.startsWith("engine_lost") ? "The model was lost" : "The connection was lost";
-    this.tell("busy", `${why} (${code}). Connecting again; your prompt is kept.`);
+    this.tell("busy", `${why} Connecting again; your prompt is kept.`);
     this.timer = setTimeout(() => this.connect(), RETRIES_MS[this.retries++]);
   }
 }
