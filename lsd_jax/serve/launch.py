@@ -136,9 +136,11 @@ def device(number: int) -> dict[str, str]:
 
 
 def cache() -> dict[str, str]:
-    """Environment variables by which an engine keeps what it compiles."""
+    """Environment variables by which an engine keeps what it compiles, be it quickly: a hundred small
+    things take a second each time that an engine is replaced."""
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return {
         "JAX_COMPILATION_CACHE_DIR": str(home / "lsd-jax" / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
