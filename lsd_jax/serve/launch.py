@@ -136,8 +136,8 @@ def device(number: int) -> dict[str, str]:
 
 
 def cache() -> dict[str, str]:
-    """Environment variables by which an engine keeps what it compiles, be it quickly: a hundred small
-    things take a second each time that an engine is replaced."""
+    """Environment variables by which an engine keeps what it compiles, also what takes no time: a
+    hundred such things take a second, each time that an engine is replaced."""
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return {
         "JAX_COMPILATION_CACHE_DIR": str(home / "lsd-jax" / "xla"),
