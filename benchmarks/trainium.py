@@ -39,8 +39,9 @@ def row(name: str, kind: str, found: str, wanted: str = "", holds: bool | None =
 def calibration(chip: chips.Chip):
     """The published points."""
     for p in points(chip):
-        wanted = f"{p.low:.4g} to {p.high:.4g} {p.unit}"
-        yield row(p.name, "modelled", f"{p.modelled:.4g} {p.unit}", wanted, bool(p.holds))
+        unit = "" if p.unit == "1" else f" {p.unit}"
+        wanted = f"{p.low:.4g} to {p.high:.4g}{unit}"
+        yield row(p.name, "modelled", f"{p.modelled:.4g}{unit}", wanted, bool(p.holds))
 
 
 def accuracy(chip: chips.Chip, layer):
