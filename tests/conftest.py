@@ -74,6 +74,16 @@ def small_params(small_model):
 
 
 @pytest.fixture(scope="session")
+def small_checkpoint(small_config, small_params, tmp_path_factory):
+    """The path of a checkpoint with them, whose config has no settings but the model's."""
+    from lsd_jax.checkpoint import save_weights
+
+    path = tmp_path_factory.mktemp("model") / "small"
+    save_weights(path, small_params, Config(name="small", model=small_config.model))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def small_batch(small_config):
     """A batch of gradients in motion, to be turned into their negatives."""
     from lsd_jax.data.batch import Batch

@@ -270,8 +270,10 @@ def commit_ops(
     put them into the ring itself, and only the last layer's are looked at."""
     frame = 2 * model.layers * sessions * model.tokens * model.heads * model.head_dim
     yield elementwise("finite", frame // model.layers if written else frame, 2, dtype, writes=0)
-    for place in () if written else ("window", "sink")[: 2 if model.sinks else 1]:
-        yield copy(place, frame, dtype)
+    if not written:
+        yield copy("window", frame, dtype)
+        if model.sinks:
+            yield copy("sink", frame, dtype)
     if model.memory:
         yield elementwise("compress", frame, 1.25, dtype, writes=0.25)
         yield elementwise("memory", model.memory * frame // 4, 1, dtype, reads=2)

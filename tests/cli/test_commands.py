@@ -12,12 +12,9 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from flax import nnx
 
-from lsd_jax.checkpoint import save_weights
 from lsd_jax.cli.main import main
 from lsd_jax.cli.stream import parse_time
-from lsd_jax.config import Config
 from lsd_jax.data.pictures import write_image
 from lsd_jax.data.video import VideoSink, VideoSource
 from lsd_jax.session import Session
@@ -38,14 +35,6 @@ REPORT = {
 
 
 @pytest.fixture(scope="module")
-def checkpoint(small_config, small_model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "small"
-    params = nnx.to_pure_dict(nnx.state(small_model, nnx.Param))
-    save_weights(path, params, Config(name="small", model=small_config.model))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     rng = np.random.default_rng(0)
@@ -61,12 +50,12 @@ def frames_of(path) -> np.ndarray:
         return np.stack([image for image, _ in source])
 
 
-def test_a_stream_is_repeatable_and_reported(checkpoint, clip, tmp_path):
+def test_a_stream_is_repeatable_and_reported(small_checkpoint, clip, tmp_path):
     outputs = []
     for name in ("a.mkv", "b.mkv"):
         out, report = tmp_path / name, tmp_path / f"{name}.json"
         arguments = ["stream", clip, "--prompt", "night", "--at", "0.4s", "film noir"]
-        arguments += ["-o", str(out), "--checkpoint", checkpoint, "--json", str(report)]
+        arguments += ["-o", str(out), "--checkpoint", small_checkpoint, "--json", str(report)]
         assert main(arguments) == 0
         outputs.append(frames_of(out))
         found = json.loads(report.read_text())
@@ -93,23 +82,23 @@ def interrupted(monkeypatch):
     monkeypatch.setattr(Session, "step", interrupting)
 
 
-def test_interruption_keeps_what_was_done(checkpoint, clip, tmp_path, interrupted, capsys):
+def test_interruption_keeps_what_was_done(small_checkpoint, clip, tmp_path, interrupted, capsys):
     out, report = tmp_path / "out.mkv", tmp_path / "report.json"
-    arguments = ["stream", clip, "--prompt", "x", "-o", str(out), "--checkpoint", checkpoint]
+    arguments = ["stream", clip, "--prompt", "x", "-o", str(out), "--checkpoint", small_checkpoint]
     assert main([*arguments, "--json", str(report)]) == 2
     assert len(frames_of(out)) == 8
     assert "8 frames are kept" in capsys.readouterr().err
     assert json.loads(report.read_text())["launches_per_frame"] == 1
 
 
-def test_an_interrupted_demo_keeps_what_was_done(checkpoint, tmp_path, interrupted, capsys):
-    assert main(["demo", "--out", str(tmp_path), "--checkpoint", checkpoint]) == 2
+def test_an_interrupted_demo_keeps_what_was_done(small_checkpoint, tmp_path, interrupted, capsys):
+    assert main(["demo", "--out", str(tmp_path), "--checkpoint", small_checkpoint]) == 2
     assert json.loads((tmp_path / "demo.json").read_text())["frames"] == 8
     assert (tmp_path / "demo.png").is_file()
     assert "what was done is kept" in capsys.readouterr().err
 
 
-def test_a_mask_covers_the_same_place_of_a_wide_video(checkpoint, tmp_path):
+def test_a_mask_covers_the_same_place_of_a_wide_video(small_checkpoint, tmp_path):
     """The pictures are 4:3 and the model square: both are stretched, so the left half stays."""
     ramp = np.broadcast_to(np.linspace(40, 200, 64)[:, None], (48, 64, 3)).astype(np.uint8)
     (tmp_path / "in").mkdir()
@@ -120,19 +109,19 @@ def test_a_mask_covers_the_same_place_of_a_wide_video(checkpoint, tmp_path):
     write_image(tmp_path / "mask.png", left)
     out = tmp_path / "out"
     arguments = ["stream", str(tmp_path / "in"), "--prompt", "x", "-o", str(out)]
-    arguments += ["--checkpoint", checkpoint, "--mask", str(tmp_path / "mask.png")]
+    arguments += ["--checkpoint", small_checkpoint, "--mask", str(tmp_path / "mask.png")]
     assert main(arguments) == 0
     change = np.abs(frames_of(out).astype(int) - ramp).mean((0, 1, 3))  # by column
     assert change[36:].max() < 3 < change[:28].max()
 
 
-def refusals(checkpoint, clip, tmp_path):
+def refusals(small_checkpoint, clip, tmp_path):
     picture = tmp_path / "picture.png"
     picture.write_text("no picture")
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     out = str(tmp_path / "out.mp4")
-    plain = ["stream", clip, "--prompt", "night", "-o", out, "--checkpoint", checkpoint]
+    plain = ["stream", clip, "--prompt", "night", "-o", out, "--checkpoint", small_checkpoint]
 
     def changed(**new):
         names = {"input": 1, "prompt": 3, "output": 5, "checkpoint": 7}
@@ -161,8 +150,8 @@ REFUSED = ("missing", "text", "empty prompt", "long prompt", "no folder", "kind"
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_gets_one_line_and_leaves_nothing(case, checkpoint, clip, tmp_path, capsys):
-    arguments, words = refusals(checkpoint, clip, tmp_path)[case]
+def test_bad_input_gets_one_line_and_leaves_nothing(case, small_checkpoint, clip, tmp_path, capsys):
+    arguments, words = refusals(small_checkpoint, clip, tmp_path)[case]
     before = sorted(tmp_path.iterdir())
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip()
@@ -170,13 +159,14 @@ def test_bad_input_gets_one_line_and_leaves_nothing(case, checkpoint, clip, tmp_
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_emoji_in_a_prompt_is_text(checkpoint, clip, tmp_path):
+def test_emoji_in_a_prompt_is_text(small_checkpoint, clip, tmp_path):
     out = str(tmp_path / "out.mp4")
-    assert main(["stream", clip, "--prompt", "❄️🌙", "-o", out, "--checkpoint", checkpoint]) == 0
+    arguments = ["stream", clip, "--prompt", "❄️🌙", "-o", out, "--checkpoint", small_checkpoint]
+    assert main(arguments) == 0
 
 
-def test_the_demo_writes_its_three_files(checkpoint, tmp_path, capsys):
-    assert main(["demo", "--out", str(tmp_path), "--checkpoint", checkpoint]) == 0
+def test_the_demo_writes_its_three_files(small_checkpoint, tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path), "--checkpoint", small_checkpoint]) == 0
     report = json.loads((tmp_path / "demo.json").read_text())
     assert report.keys() >= REPORT
     assert report["recompiles_after_warmup"] == 0

@@ -8,11 +8,8 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
-from lsd_jax.checkpoint import save_weights
-from lsd_jax.config import Config
 from lsd_jax.live.video import START, VideoConfig, VideoModel
 from lsd_jax.live.yuv import yuv420
 from lsd_jax.runtime import (
@@ -27,12 +24,9 @@ from lsd_jax.session import Session
 
 
 @pytest.fixture(scope="module")
-def model(small_config, small_model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "small"
-    params = nnx.to_pure_dict(nnx.state(small_model, nnx.Param))
-    save_weights(path, params, Config(name="small", model=small_config.model))
+def model(small_checkpoint):
     made = VideoModel()
-    asyncio.run(made.load(LoadContext(VideoConfig(str(path), slots=2), logging.getLogger())))
+    asyncio.run(made.load(LoadContext(VideoConfig(small_checkpoint, slots=2), logging.getLogger())))
     yield made
     asyncio.run(made.unload())
 

@@ -8,13 +8,10 @@ import aiohttp
 import numpy as np
 import pytest
 from browser import find, needed
-from flax import nnx
 from harness import scenario, serving
 
 from benchmarks import serve as benchmark
 from benchmarks import serve_faults, serve_fuzz, serve_load, serve_uploads
-from lsd_jax.checkpoint import save_weights
-from lsd_jax.config import Config
 
 SIZE = {"width": 320, "height": 180}
 SMALL, LARGE = ({"recompiles": 0, "size": size} for size in ([640, 360], [1280, 720]))
@@ -37,21 +34,12 @@ def test_the_clock_in_the_pixels_is_read():
     assert 0 < found["time_to_first_frame_ms"] < 10_000
 
 
-@pytest.fixture(scope="module")
-def checkpoint(small_config, small_model, tmp_path_factory):
-    """The small model, as a server loads it."""
-    path = tmp_path_factory.mktemp("model") / "small"
-    params = nnx.to_pure_dict(nnx.state(small_model, nnx.Param))
-    save_weights(path, params, Config(name="small", model=small_config.model))
-    return str(path)
-
-
-def test_a_soak_of_a_diffusion_stream(checkpoint):
+def test_a_soak_of_a_diffusion_stream(small_checkpoint):
     """Three clients, one of them by WebRTC: prompts change, nothing recompiles, and a session is
     shown what it is shown alone."""
 
     async def run():
-        config = {"checkpoint": checkpoint, "slots": 3}
+        config = {"checkpoint": small_checkpoint, "slots": 3}
         async with serving(benchmark.SHIPPED, config) as server:
             found = await serve_load.soak(server.url, os.getpid(), 3, 3.0, 32, 32)
             assert found["soak_s"] == 3 and found["soak_webrtc_fps"] > 1

@@ -5,25 +5,13 @@ import io
 import json
 
 import numpy as np
-import pytest
-from flax import nnx
 from harness import connected, scenario, serving
 from PIL import Image
 
 from benchmarks import serve_faults
-from lsd_jax.checkpoint import save_weights
 from lsd_jax.cli.main import main
-from lsd_jax.config import Config
 from lsd_jax.data.video import VideoSource
 from lsd_jax.serve import protocol
-
-
-@pytest.fixture(scope="module")
-def checkpoint(small_config, small_model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "small"
-    params = nnx.to_pure_dict(nnx.state(small_model, nnx.Param))
-    save_weights(path, params, Config(name="small", model=small_config.model))
-    return str(path)
 
 
 def png(image):
@@ -32,14 +20,14 @@ def png(image):
     return file.getvalue()
 
 
-def test_every_input_while_it_streams_and_nothing_recompiles(checkpoint, tmp_path):
+def test_every_input_while_it_streams_and_nothing_recompiles(small_checkpoint, tmp_path):
     """Two sessions; a snapshot goes on in another one, picture for picture; what was recorded of
     them is shown again; what is not finite is counted, healed and never shown."""
     image = np.full((32, 32, 3), 90, np.uint8)
     image[8:20, 8:20] = (200, 40, 30)
 
     async def run():
-        config = {"checkpoint": checkpoint, "slots": 2, "record": str(tmp_path / "records")}
+        config = {"checkpoint": small_checkpoint, "slots": 2, "record": str(tmp_path / "records")}
         async with serving(serve_faults.POISONED, config) as server:
             async with connected(server) as a, connected(server) as b:
                 await a.start(seed=3)
