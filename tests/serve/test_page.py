@@ -99,6 +99,16 @@ DROP = """([id, kind, event]) => {
             : target.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data })));
     }));
 }"""
+IN_THE_GAP = """(prompt) => {
+    const status = document.getElementById("status");
+    new MutationObserver((_, observer) => {
+        if (!status.textContent.includes("Connecting again")) return;
+        observer.disconnect();
+        const box = document.getElementById("prompt");
+        box.value = prompt;
+        box.form.requestSubmit();
+    }).observe(status, { childList: true, subtree: true, characterData: true });
+}"""
 NEWEST = "document.querySelector('#history').options[0].value"
 NOTE = "document.getElementById('note').textContent"
 
@@ -125,24 +135,26 @@ def test_what_is_lost_comes_back_with_prompt_and_reference(humming):
             await page.get_by_role("button", name="Pause").click()
             await page.get_by_role("button", name="Resume", pressed=True).wait_for()
             sessions = set(server.registry.sessions)
+            await page.evaluate(IN_THE_GAP, "make it snow")
             for door in list(server._sockets):
                 door.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
             await status(page, "Connecting again; your prompt is kept")
             await status(page, "Live")
-            assert set(server.registry.sessions) == sessions  # the same: nothing to be said again
+            assert set(server.registry.sessions) == sessions  # the same: only the new is said
+            await holds(page, f"{NOTE} == 'Applied: make it snow'")
             await page.get_by_role("button", name="Resume", pressed=True).click()
             await frames(page)
-            assert taken(server) == 3 + 2  # pause and resume
+            assert taken(server) == 3 + 1 + 2  # the new prompt, pause and resume
             await page.evaluate("document.getElementById('note').textContent = ''")
             await page.get_by_role("button", name="Pause").click()
             await page.get_by_role("button", name="Resume", pressed=True).wait_for()
             os.kill(server.registry.engines[0].pid, signal.SIGKILL)
             await status(page, "Connecting again; your prompt is kept")
-            await holds(page, f"{NOTE} == 'Applied: film noir'")
+            await holds(page, f"{NOTE} == 'Applied: make it snow'")
             await frames(page)
             await status(page, "Live")
             await page.get_by_role("button", name="Pause", pressed=False).wait_for()
-            while taken(server) < 3 + 2 + 1 + 3:  # all of it is said to the new engine
+            while taken(server) < 3 + 1 + 2 + 1 + 3:  # all of it is said to the new engine
                 await asyncio.sleep(0.02)
             assert await page.locator("#media").inner_text() == "WebRTC"
 
@@ -157,10 +169,13 @@ def test_where_udp_does_not_pass_the_websocket_does():
         async with serving(config=SIZE) as server:
             async with opened(server.url, flags=[policy]) as page:
                 await page.get_by_role("button", name="Scene").click()
+                while not (begun := list(server.registry.sessions)):
+                    await asyncio.sleep(0.02)
                 await frames(page, 3)
                 await status(page, "Live")
                 assert await page.locator("#media").inner_text() == "WebSocket"
                 assert "lsd_sessions_active 1.0" in server.metrics.text().decode()
+                assert begun == list(server.registry.sessions)  # the one that was there before
 
     scenario(run())
 

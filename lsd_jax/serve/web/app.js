@@ -80,7 +80,7 @@ client.addEventListener("started", ({ detail: manifest }) => {
   $("sound").hidden = !(client.hasSound && client.media === "webrtc");
   if (client.media === "jpeg" && stream) stopSending = client.sendPictures($("before"));
   showPaused(client.paused);
-  if (!client.reclaimed) restore();
+  catchUp();
 });
 
 client.addEventListener("track", ({ detail }) => {
@@ -204,14 +204,47 @@ $("before").onresize = () => {
   if (videoWidth) shape(videoWidth, videoHeight);
 };
 
-/** After a reconnection: what the user had asked for. */
-async function restore() {
+const untold = new Set();  // what was chosen while nobody listened
+
+/** How the session is told each of what is kept. */
+const telling = {
+  async reference() {
+    if (!kept.reference) return client.input("clear_image");
+    const id = await client.upload(kept.reference, "reference");
+    await client.input("set_image", { image: id });
+  },
+  async prompt() {
+    const { prompt } = kept;
+    await client.input("set_prompt", { prompt });
+    note(`Applied: ${prompt}`);
+  },
+  async mask() {
+    if (!kept.mask) return client.input("clear_mask");
+    const id = await client.upload(kept.mask, "mask");
+    await client.input("set_mask", { mask: id });
+  },
+};
+
+/** Tells the session of a choice, or the next one if this is lost. False where it was refused. */
+async function tell(what) {
+  untold.add(what);
+  if (!client.live) return true;
   try {
-    if (kept.reference) await sendReference();
-    if (kept.prompt) await applyPrompt(kept.prompt);
-    if (kept.mask) await sendMask();
+    await telling[what]();
   } catch (error) {
+    if (error.code === "ended") return true;
     note(error.message, true);
+    untold.delete(what);
+    return false;
+  }
+  untold.delete(what);
+  return true;
+}
+
+/** After a reconnection: all that was asked for, or what the same session has missed. */
+async function catchUp() {
+  for (const what of Object.keys(telling)) {
+    if (untold.has(what) || (kept[what] && !client.reclaimed)) await tell(what);
   }
 }
 
@@ -226,13 +259,7 @@ async function applyPrompt(text) {
   text = text.trim();
   if (!text) return;
   kept.prompt = text;
-  if (!client.live) return;
-  try {
-    await client.input("set_prompt", { prompt: text });
-    note(`Applied: ${text}`);
-  } catch (error) {
-    note(error.message, true);
-  }
+  await tell("prompt");
 }
 
 function remember(text) {
@@ -283,11 +310,6 @@ if (Recognition) {
 
 // ---- reference picture
 
-async function sendReference() {
-  const id = await client.upload(kept.reference, "reference");
-  await client.input("set_image", { image: id });
-}
-
 async function takeReference(blob) {
   if (!blob?.type.startsWith("image/")) return note("That is no picture.", true);
   try {
@@ -301,8 +323,7 @@ async function takeReference(blob) {
     $("thumb").src = URL.createObjectURL(kept.reference);
     $("thumb").hidden = $("remove").hidden = false;
     $("drop-text").textContent = "Prompts can now say: use the reference as the background";
-    if (client.live) await sendReference();
-    note("The reference picture is set.");
+    if (await tell("reference")) note("The reference picture is set.");
   } catch (error) {
     note(error.name === "InvalidStateError" ? "That picture is damaged." : error.message, true);
   }
@@ -338,15 +359,10 @@ $("remove").onclick = async () => {
   kept.reference = null;
   $("thumb").hidden = $("remove").hidden = true;
   $("drop-text").textContent = "Drop, paste or choose a picture";
-  if (client.live) await client.input("clear_image").catch((error) => note(error.message, true));
+  await tell("reference");
 };
 
 // ---- region brush
-
-async function sendMask() {
-  const id = await client.upload(kept.mask, "mask");
-  await client.input("set_mask", { mask: id });
-}
 
 function brushAt({ offsetX, offsetY }) {
   const canvas = $("mask"), context = canvas.getContext("2d");
@@ -371,8 +387,7 @@ $("brush").onclick = async () => {
     note("Paint where to edit. Press Brush again for the whole picture.");
   } else {
     kept.mask = null;
-    await client.input("clear_mask").catch((error) => note(error.message, true));
-    note("The whole picture is edited.");
+    if (await tell("mask")) note("The whole picture is edited.");
   }
 };
 $("mask").onpointerdown = (event) => {
@@ -388,7 +403,7 @@ $("mask").onpointerup = async ({ target }) => {
   context.fillRect(0, 0, opaque.width, opaque.height);
   context.drawImage(target, 0, 0);
   kept.mask = await new Promise((done) => opaque.toBlob(done, "image/png"));
-  await sendMask().catch((error) => note(error.message, true));
+  await tell("mask");
 };
 
 // ---- stream controls

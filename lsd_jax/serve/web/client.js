@@ -73,13 +73,14 @@ export class LiveClient extends EventTarget {
     this.tell("idle", text);
   }
 
-  close() {
+  /** Lets go of the connection; unless `hangUp`, the server does when the session is claimed. */
+  close(hangUp = true) {
     const { socket, peer, asked } = this;
     this.reset();
     peer?.close();
     if (socket) {
       socket.onclose = socket.onmessage = null;
-      socket.close();
+      if (hangUp) socket.close();
     }
     for (const { reject } of asked.values()) {
       reject(new InputError({ code: "ended", message: "The connection was lost." }));
@@ -252,11 +253,10 @@ export class LiveClient extends EventTarget {
     else this.fallBack();
   }
 
-  /** Where UDP does not pass: the same over the WebSocket. */
+  /** Where UDP does not pass: the same session over the WebSocket. */
   fallBack() {
     this.media = "jpeg";
-    this.close();
-    this.claim = null;
+    this.close(false);
     this.connect();
   }
 
