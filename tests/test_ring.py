@@ -185,6 +185,26 @@ def test_memory_reaches_back_over_times_that_grow():
         assert model.memory_period(slot) == high - low + 1
 
 
+@pytest.mark.parametrize("sessions", [1, 2])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_memory_hands_on_what_it_held_when_it_is_compiled(sessions, dtype):
+    """XLA on a CPU read what it had just written, for one session of this many keys."""
+    model = ModelConfig(
+        height=128, width=64, patch=8, dim=128, layers=2, heads=2, window=2, prompt_tokens=8,
+        reference_tokens=8, memory=3, memory_every=2,
+    )  # fmt: skip
+    shape = (model.layers, sessions, model.tokens, model.heads, model.head_dim)
+    ours = exact = ring.empty(model, sessions, dtype)
+    for n in range(10):
+        k, v = (normals(*shape, seed=10 * n + i).astype(dtype) for i in range(2))
+        ours = commit(ours, k, v, config=model)
+        with jax.disable_jit():
+            exact = ring.commit(exact, k, v, config=model)
+        np.testing.assert_allclose(
+            ours.k.astype(jnp.float32), exact.k.astype(jnp.float32), atol=1e-6
+        )
+
+
 def test_memory_pools_neighbours_and_is_forgotten_with_the_frames():
     model = dataclasses.replace(config(0), memory=1, height=32, width=16)  # 4 by 2 tokens
     kv = ring.empty(model, BATCH, jnp.float32)

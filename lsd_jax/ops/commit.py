@@ -94,15 +94,18 @@ def keep(
         moves.append(moves[-1] & (kv.memory[:, slot - 1] != EMPTY) & due[:, slot])
     renewed = jnp.stack(moves, axis=1)  # [B, R]
     keys = k.shape[2] // 4
-    chosen = jnp.repeat(renewed, keys, axis=1)[None, :, :, None, None]
 
     def write(buffer, new):
-        held = buffer[:, :, start : start + count * keys]
+        """The oldest slot first, each in an update of its own: XLA does one update of them all in
+        place, and for one session on a CPU then reads what it has just written."""
         pooled = compress(new, retention.grid).astype(buffer.dtype)
-        shifted = jnp.concatenate([pooled, held[:, :, : held.shape[2] - keys]], axis=2)
-        return jax.lax.dynamic_update_slice_in_dim(
-            buffer, jnp.where(chosen, shifted, held), start, axis=2
-        )
+        for slot in reversed(range(count)):
+            at = start + slot * keys
+            held = buffer[:, :, at : at + keys]
+            newer = buffer[:, :, at - keys : at] if slot else pooled
+            kept = jnp.where(renewed[None, :, slot, None, None, None], newer, held)
+            buffer = jax.lax.dynamic_update_slice_in_dim(buffer, kept, at, axis=2)
+        return buffer
 
     older = jnp.where(kv.memory == EMPTY, EMPTY, kv.memory + 1)
     return replace(kv, k=write(kv.k, k), v=write(kv.v, v), memory=jnp.where(renewed, 0, older))
