@@ -14,24 +14,29 @@ from lsd_jax.hw.stack import StackShape
 from nki_kernels.plan import LANE, Shapes
 from nki_kernels.sharing import share
 
-PE_CLOCK = 2.4e9  # of the chip that it was fitted to
-FIRST_NS = 17_340.0  # that the first layer takes more than each of the others
+PE_CLOCK = 2.4e9  # of the chip that it was fitted to,
+HBM_BYTES_PER_NS = 318.0  # and its bandwidth
+FIRST_NS = 17_168.0  # that the first layer takes more than each of the others
 LAYER_NS = {
-    "tile": 3234.0,
-    "tile of a head": 1725.0,
-    "chunk": 747.9,
-    "token": 35.94,
-    "normed": 4.149,
-    "projected": 0.3269,
-    "hidden": 0.4969,
-    "attended": 1.117,
-    "own": 2.103,
-    "weights": 64.59,
-    "pieces": 228.7,
-    "slot": 1016.0,
-    "written again": 1699.0,
-    "meeting": 36300.0,
-    "sent": 5.094,
+    "tile": 2708.0,
+    "tile in eight bits": 3906.0,
+    "tile of a head": 1438.0,
+    "chunk": 1305.0,
+    "token": 37.31,
+    "normed": 4.396,
+    "projected": 1.333,
+    "projected in eight bits": 0.9783,
+    "hidden": 0.7597,
+    "hidden in eight bits": 0.3793,
+    "attended": 1.063,
+    "own": 1.356,
+    "weights": 17.88,
+    "waited for weights": 0.5809,
+    "pieces": 165.2,
+    "slot": 830.8,
+    "written again": 1631.0,
+    "meeting": 35380.0,
+    "sent": 4.571,
 }
 """Nanoseconds of each of `amounts` in a layer."""
 
@@ -43,17 +48,26 @@ def amounts(s: Shapes) -> dict[str, float]:
     pieces = -(-s.ageless // LANE) + s.slots * own
     chunks = tiles * (len(s.buffer_chunks) + -(-own // s.buffering[0]))
     stores = 2 * sum((count >= LANE) + (count % LANE > 0) for _, count in s.token_tiles)
+    projected, hidden = s.tokens * across * s.heads, s.tokens * across * inner
+    weights = across * (4 * s.heads + 2 * inner)
+    eight = bool(s.weight_dtype)
+    fetched = weights * tiles * LANE * LANE * s.weight_itemsize / HBM_BYTES_PER_NS
+    multiplied = weights * s.tokens / (2 if eight else 1) / (PE_CLOCK * 1e-9)
     return {
         "tile": tiles,
+        "tile in eight bits": tiles * eight,
         "tile of a head": tiles * s.heads,
         "chunk": chunks,
         "token": s.tokens,
         "normed": s.tokens * across,
-        "projected": s.tokens * across * s.heads,
-        "hidden": s.tokens * across * inner,
+        "projected": projected * (not eight),
+        "projected in eight bits": projected * eight,
+        "hidden": hidden * (not eight),
+        "hidden in eight bits": hidden * eight,
         "attended": s.tokens * s.heads * pieces,
         "own": s.tokens * s.heads * own,
-        "weights": across * (4 * s.heads + 2 * inner) * tiles,
+        "weights": weights * tiles * (not eight),
+        "waited for weights": max(0.0, fetched - multiplied),
         "pieces": s.heads * pieces,
         "slot": s.slots,
         "written again": stores * (s.places - 1),
@@ -71,8 +85,6 @@ def stacks_seconds(shapes: list[StackShape], chip: Chip, ranks: int = 1) -> np.n
 
 
 def _seconds(shape: StackShape, chip: Chip, ranks: int) -> float:
-    if shape.weight_dtype:
-        return np.inf  # it is of bfloat16 alone
     try:
         mine = share(shape, ranks, sbuf_bytes=int(chip["sbuf_bytes_per_partition"]))
     except NotImplementedError:

@@ -25,7 +25,7 @@ ALLOWED = frozenset((
     "mul", "ne", "neg", "not", "or", "pad", "random_bits", "random_split", "random_unwrap",
     "random_wrap", "reduce_and", "reduce_max", "reduce_or", "reduce_sum", "reshape", "round",
     "rsqrt", "scan", "scatter", "select_n", "shift_right_logical", "slice", "split", "sqrt",
-    "square", "squeeze", "stack", "stop_gradient", "sub", "tanh", "tile", "transpose",
+    "square", "squeeze", "stack", "stop_gradient", "sub", "tanh", "tile", "transpose", "unstack",
     "jit", "pjit", "remat2", "checkpoint",  # what is within them counts; names differ by version
 ))  # fmt: skip
 """The primitives of the frame step, as the shipped configs have it."""

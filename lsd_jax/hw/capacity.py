@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lsd_jax.config import Config
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.plan import FramePlan, cores_per_chip, least_ms, plan_frame
+from lsd_jax.hw.plan import FramePlan, cores_per_chip, plan_frame
 
 MOST_CHIPS = 64
 MOST_SESSIONS = 4096
@@ -29,14 +29,27 @@ def share_counts(config: Config, chip: Chip, chips: int) -> list[int]:
 
 def fastest(config: Config, chip: Chip, chips: int = 1) -> FramePlan:
     """One stream on at most so many chips, shared by as many cores as make it fastest."""
-    *fewer, most = share_counts(config, chip, chips)
-    best = plan_frame(config, chip, most)
-    for ranks in reversed(fewer):
-        if best.fits and least_ms(config, chip, ranks) >= best.ms:
-            continue  # whatever its plan, and those of few cores take longest to model
-        plan = plan_frame(config, chip, ranks)
-        best = min(best, plan, key=lambda plan: (not plan.fits, plan.ms))
-    return best
+    plans = [
+        plan_frame(config, chip, ranks, rough=True) for ranks in share_counts(config, chip, chips)
+    ]
+    plans = [plan for plan in plans if plan.fits] or plans
+    surely = min(plan.range_ms[1] for plan in plans)
+    near = [exact(plan, config, chip) for plan in plans if plan.range_ms[0] <= surely]
+    return min(near, key=lambda plan: plan.ms)
+
+
+def exact(plan: FramePlan, config: Config, chip: Chip) -> FramePlan:
+    """What a rough plan is about."""
+    return plan_frame(config, chip, plan.ranks, plan.sessions) if plan.error else plan
+
+
+def sure(
+    config: Config, chip: Chip, limit_ms: float, ranks: int = 1, sessions: int = 1
+) -> FramePlan:
+    """A plan that is on the right side of a limit, and rough where it is far from it."""
+    plan = plan_frame(config, chip, ranks, sessions, rough=True)
+    least, most = plan.range_ms
+    return exact(plan, config, chip) if least <= limit_ms <= most else plan
 
 
 def holds(plan: FramePlan, fps: int | float) -> bool:
@@ -47,11 +60,9 @@ def holds(plan: FramePlan, fps: int | float) -> bool:
 def chips_needed(config: Config, chip: Chip, fps: int | float) -> tuple[int, FramePlan] | None:
     """The smallest number of chips that holds one stream, and how; None where no number does."""
     for ranks in share_counts(config, chip, MOST_CHIPS):
-        if least_ms(config, chip, ranks) > 1000 / fps:
-            continue
-        plan = plan_frame(config, chip, ranks)
+        plan = sure(config, chip, 1000 / fps, ranks)
         if holds(plan, fps):
-            return -(-ranks // cores_per_chip(chip)), plan
+            return -(-ranks // cores_per_chip(chip)), exact(plan, config, chip)
     return None
 
 
@@ -62,7 +73,7 @@ def sessions_per_chip(config: Config, chip: Chip, fps: int | float) -> int:
     for ranks in share_counts(config, chip, 1):
         groups = cores // ranks
         better = best // groups + 1  # sessions of each group
-        if cores % ranks == 0 and least_ms(config, chip, ranks, better) <= 1000 / fps:
+        if cores % ranks == 0 and holds(sure(config, chip, 1000 / fps, ranks, better), fps):
             best = max(best, groups * sessions_together(config, chip, ranks, fps))
     return best
 
@@ -72,15 +83,18 @@ def sessions_together(config: Config, chip: Chip, ranks: int, fps: int | float) 
     or one after the other."""
 
     def held(sessions: int) -> bool:
-        return holds(plan_frame(config, chip, ranks, sessions), fps)
+        return holds(sure(config, chip, 1000 / fps, ranks, sessions), fps)
 
     if not held(1):
         return 0
-    alone = plan_frame(config, chip, ranks)
+    alone = plan_frame(config, chip, ranks, rough=True)
+    in_turn = [int(1000 / fps // ms) for ms in alone.range_ms]
+    if in_turn[0] != in_turn[1]:
+        in_turn = [int(1000 / fps // exact(alone, config, chip).ms)]
     each = alone.held.state + alone.held.working
     room = int((alone.room_bytes - alone.held.weights) // each)
-    in_turn = min(room, int(1000 / fps // alone.ms))  # one step after the other
-    low, high = max(1, in_turn), 2 * max(1, in_turn)
+    low = max(1, min(room, in_turn[0]))  # one step after the other
+    high = 2 * low
     while high <= MOST_SESSIONS and held(high):
         low, high = high, 2 * high
     while high - low > 1:
@@ -91,13 +105,17 @@ def sessions_together(config: Config, chip: Chip, ranks: int, fps: int | float) 
 
 def helpful(config: Config, chip: Chip, plan: FramePlan, most: int = 3) -> list[Change]:
     """The changes of a setting that save most of a plan of one stream, each planned anew on as many
-    cores."""
-    found = []
+    cores; roughly, as is what it is compared with."""
+    found, now = [], plan_frame(config, chip, plan.ranks, rough=True)
     for what, changed in variations(config, chip):
         try:
-            ms = plan_frame(changed, chip, plan.ranks).ms
+            then = plan_frame(changed, chip, plan.ranks, rough=True)
         except ValueError:
             continue
+        if bool(then.error) == bool(now.error):
+            ms = plan.ms * then.ms / now.ms
+        else:  # only one of them is what the kernel takes
+            ms = exact(then, changed, chip).ms
         if ms < 0.99 * plan.ms:
             found.append(Change(what, ms))
     return sorted(found, key=lambda change: change.ms)[:most]

@@ -7,6 +7,7 @@ what was measured on it (`cpu`). All figures are `modelled`.
 
 from __future__ import annotations
 
+import math
 import pkgutil
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from lsd_jax.config import Config
 from lsd_jax.hw import cpu, roofline
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.memory import Held, held
-from lsd_jax.hw.stack import StackShape, attended_macs, dense_macs, least_bytes
+from lsd_jax.hw.stack import StackShape
 from lsd_jax.hw.work import Stage, commit_ops, frame_work, stack_ops
 
 KERNELS = {
@@ -24,11 +25,17 @@ KERNELS = {
 """By the chip's family, who times the stack: `module:f`, where `f(shape, chip, ranks)` gives
 seconds, what bounds them, and how. It raises NotImplementedError where the kernel refuses."""
 
+ROUGH = {"trainium": "nki_kernels.closed_form:stacks_seconds"}
+"""Who says the same at next to no cost, of families whose kernel has to be simulated: `f(shapes,
+chip, ranks)` gives an array of seconds, infinity where it does not know."""
+ROUGH_ERROR = 0.2  # of a frame; more than has been seen, see docs/plan.md
+
 WRITE_THE_RING = ("trainium",)
 """Families whose kernel remembers a frame all by itself, see `lsd_jax.ops.remember`."""
 
 KIND = "modelled"
 BY_XLA = "stack by XLA"
+ROUGHLY = "stack by the megakernel, roughly"
 RESERVE = 0.9  # of a chip's memory; the rest is code, fragments and the runtime's
 
 
@@ -53,21 +60,30 @@ class FramePlan:
     room_bytes: float  # of those cores
     notes: tuple[str, ...] = ()
     kind: str = KIND
+    error: float = 0.0  # by which a rough plan may miss `ms`, as a share
 
     @property
     def ms(self) -> float:
         return sum(stage.ms for stage in self.stages)
 
     @property
+    def range_ms(self) -> tuple[float, float]:
+        """The least and the most that the exact plan can say."""
+        return (1 - self.error) * self.ms, (1 + self.error) * self.ms
+
+    @property
     def fits(self) -> bool:
         return self.held.total <= self.room_bytes
 
 
-def plan_frame(config: Config, chip: Chip, ranks: int = 1, sessions: int = 1) -> FramePlan:
+def plan_frame(
+    config: Config, chip: Chip, ranks: int = 1, sessions: int = 1, rough: bool = False
+) -> FramePlan:
     """One `stream.frame_step` for so many sessions, shared by the cores `ranks`.
 
     Heads and MLP are divided over the ranks, with two all-reduces a layer; the picture's rows in
-    all other stages. Raises ValueError where the heads cannot be.
+    all other stages. A rough plan costs next to nothing on any chip, and knows its error; it does
+    not know what bounds a stack. Raises ValueError where the heads cannot be divided.
     """
     model = config.model
     room = RESERVE * ranks * memory_bytes(chip)
@@ -87,7 +103,7 @@ def plan_frame(config: Config, chip: Chip, ranks: int = 1, sessions: int = 1) ->
     for stage in frame_work(config, sessions):
         if (stack := stage.stack) is not None:
             if stack not in stacks:
-                stacks[stack] = stack_seconds(stack, chip, ranks)
+                stacks[stack] = stack_seconds(stack, chip, ranks, rough)
             seconds, bound, note = stacks[stack]
             notes.append(note)
         else:
@@ -98,24 +114,9 @@ def plan_frame(config: Config, chip: Chip, ranks: int = 1, sessions: int = 1) ->
         times.append(StageTime(stage.name, 1e3 * seconds, bound))
     times.append(StageTime("launch", chip["launch_ns"] * 1e-6, "launch"))
     kept = held(config, sessions, by_kernel=not any(BY_XLA in note for note in notes))
-    return FramePlan(sessions, ranks, tuple(times), kept, room, tuple(dict.fromkeys(notes)))
-
-
-def least_ms(config: Config, chip: Chip, ranks: int = 1, sessions: int = 1) -> float:
-    """Milliseconds that no `plan_frame` of these falls below, at next to no cost: its stacks at the
-    peak of the matrix units, twice that with weights of eight bits, or at HBM's bandwidth. 0 for a
-    CPU, whose plans cost as little."""
-    if chip.family == "cpu":
-        return 0.0
-    rates, total = roofline.rates(chip), chip["launch_ns"] * 1e-9
-    for stage in frame_work(config, sessions):
-        if (stack := stage.stack) is None:
-            total += stage_seconds(stage, chip, ranks)[0]
-        else:
-            dense = dense_macs(stack) / (2 if stack.weight_dtype else 1)
-            products = 2 * (dense + attended_macs(stack)) / rates.peak
-            total += max(products, least_bytes(stack) / rates.hbm) / ranks
-    return 1e3 * total
+    error = ROUGH_ERROR if any(ROUGHLY in note for note in notes) else 0.0
+    notes = tuple(dict.fromkeys(notes))
+    return FramePlan(sessions, ranks, tuple(times), kept, room, notes, error=error)
 
 
 def stage_seconds(stage: Stage, chip: Chip, ranks: int) -> tuple[float, str]:
@@ -135,10 +136,17 @@ def bounded(stage: Stage, rates: roofline.Rates, ranks: int) -> tuple[float, str
     return sum(spent.values()), max(spent, key=lambda bound: spent[bound])
 
 
-def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str, str]:
+def stack_seconds(
+    shape: StackShape, chip: Chip, ranks: int, rough: bool = False
+) -> tuple[float, str, str]:
     """Of the denoise stack: seconds, what bounds it, and who computes it."""
     if chip.family not in KERNELS:
         return xla_seconds(shape, chip, ranks, "there is no kernel of ours")
+    if rough and chip.family in ROUGH:
+        alone = replace(shape, sessions=1)
+        seconds = float(pkgutil.resolve_name(ROUGH[chip.family])([alone], chip, ranks)[0])
+        if math.isfinite(seconds):
+            return shape.sessions * seconds, "", ROUGHLY
     try:
         return pkgutil.resolve_name(KERNELS[chip.family])(shape, chip, ranks)
     except NotImplementedError as refusal:

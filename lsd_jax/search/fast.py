@@ -24,10 +24,7 @@ from lsd_jax.search.law import block_parameters
 from lsd_jax.search.space import Candidates
 
 DEPTHS = (2, 24)
-CLOSED_FORMS = {
-    "trainium": "nki_kernels.closed_form:stacks_seconds",
-    "tpu": "pallas_kernels.bench:stacks_seconds",
-}
+CLOSED_FORMS = plan.ROUGH | {"tpu": "pallas_kernels.bench:stacks_seconds"}
 """By the chip's family: `module:f`, where `f(shapes, chip, ranks)` gives an array of seconds,
 infinity where the kernel refuses."""
 

@@ -10,7 +10,7 @@ from lsd_jax.cli import info
 from lsd_jax.cli.main import main
 from lsd_jax.hw import capacity, chips, roofline
 from lsd_jax.hw.memory import held, parameters
-from lsd_jax.hw.plan import least_ms, plan_frame
+from lsd_jax.hw.plan import ROUGH_ERROR, plan_frame
 from lsd_jax.hw.stack import stack_of
 from lsd_jax.hw.work import elementwise, matmul
 from nki_kernels import bench as nki
@@ -57,13 +57,17 @@ def test_the_stack_takes_what_its_kernel_says():
 
 @pytest.mark.parametrize("weights", ["", "float8_e4m3"])
 @pytest.mark.parametrize("name", ["reference", "small", "lucy_1080p"])
-def test_what_is_not_planned_could_not_have_won(name, weights):
+def test_rough_plans_know_their_error_and_mislead_nobody(name, weights):
     config = configs.override(configs.load(name), [f"stream.weight_dtype={weights}"])
     for chip, chips_of_it in ((V6E, 8), (TRN2, 2), (chips.load("cpu"), 1)):
         counts = capacity.share_counts(config, chip, chips_of_it)
         plans = [plan_frame(config, chip, ranks) for ranks in counts]
         for plan in plans:
-            assert least_ms(config, chip, plan.ranks) <= plan.ms
+            rough = plan_frame(config, chip, plan.ranks, rough=True)
+            assert rough.range_ms[0] <= plan.ms <= rough.range_ms[1]
+            assert rough.error in ((0, ROUGH_ERROR) if chip is TRN2 else (0,))
+            assert capacity.sure(config, chip, plan.ms, plan.ranks).error == 0
+            assert (rough.held, rough.room_bytes) == (plan.held, plan.room_bytes)
         assert capacity.fastest(config, chip, chips_of_it).ms == min(plan.ms for plan in plans)
 
 
@@ -142,6 +146,19 @@ def test_changes_that_help_are_sorted_and_do_help():
     assert len(changes) == 3 and changes == sorted(changes, key=lambda change: change.ms)
     assert all(change.ms < now for change in changes)
     assert "bfloat16 instead of float32" in [change.what for change in changes]
+
+
+def test_what_a_trainium_is_told_roughly_is_near_its_exact_plans():
+    small = configs.override(configs.load("small"), ["stream.compute_dtype=bfloat16"])
+    plan, variations = plan_frame(small, TRN2), dict(capacity.variations(small, TRN2))
+    changes = capacity.helpful(small, TRN2, plan, most=99)
+    assert len(changes) > 3 and plan.error == 0
+    for change in changes:
+        assert change.ms == pytest.approx(plan_frame(variations[change.what], TRN2).ms, rel=0.08)
+    for fps in (100, 170):
+        sessions = capacity.sessions_together(small, TRN2, 1, fps)
+        assert plan_frame(small, TRN2, 1, sessions).ms <= 1000 / fps
+        assert plan_frame(small, TRN2, 1, sessions + 1).ms > 1000 / fps
 
 
 def test_the_command_reports(tmp_path, capsys):
