@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import math
-import resource
+import re
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 from PIL import Image
+from scipy.stats import theilslopes
 
 from benchmarks.serve_rtc import Stamped, calling, receive
 from lsd_jax.serve import protocol
@@ -106,10 +107,11 @@ def picture(width: int, height: int) -> bytes:
 
 
 def tree_rss_mib(pid: int) -> float:
-    """Resident memory of a process and its children."""
+    """Resident memory of a process and its children, but for pages of files: those the kernel drops
+    and reads again as it likes."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    own = pages * resource.getpagesize() / 2**20
+    status = Path(f"/proc/{pid}/status").read_text()
+    own = sum(map(int, re.findall(r"(?:RssAnon|RssShmem|VmSwap):\s*(\d+) kB", status))) / 1024
     return own + sum(tree_rss_mib(int(child)) for child in children)
 
 
@@ -136,9 +138,10 @@ async def admitted(http: aiohttp.ClientSession, url: str, count: int, data: byte
 async def soak(
     url: str, pid: int, sessions: int, seconds: float, width: int, height: int, fps: float = 30.0
 ) -> dict:
-    """Memory while all slots are in use: the slope after a first tenth, which warms up. One session
-    is WebRTC's where there are several, the others change their prompts, and what the first is
-    shown is compared with what it is shown alone."""
+    """Memory while all slots are in use: the slope after a first tenth, which warms up, as the
+    median of those between any two samples (Theil-Sen), with its 95 % interval. One session is
+    WebRTC's where there are several, the others change their prompts, and what the first is shown
+    is compared with what it is shown alone."""
     data, samples = picture(width, height), []
     async with aiohttp.ClientSession() as http:
         (alone,) = await admitted(http, url, 1, data)
@@ -158,7 +161,7 @@ async def soak(
             received, *_ = await asyncio.gather(receive(track, seconds), *work)
             watching.cancel()
     kept = np.array(samples[len(samples) // 10 :])
-    slope_per_s = np.polyfit(kept[:, 0] - kept[0, 0], kept[:, 1], 1)[0]
+    slope, _, least, most = theilslopes(kept[:, 1], (kept[:, 0] - kept[0, 0]) / 3600)
     latency = [ms for client in clients for ms in client.latency_ms]
     pairs = list(zip(alone.digests, clients[0].digests, strict=False))
     return {
@@ -170,7 +173,8 @@ async def soak(
         "soak_prompts": sum(-(-len(client.latency_ms) // CHANGE_EVERY) for client in clients),
         "soak_as_alone": {"compared": len(pairs), "different": sum(a != b for a, b in pairs)},
         "rss_mib": kept[:: max(1, len(kept) // 20), 1].tolist(),
-        "rss_growth_mib_per_hour_session": float(slope_per_s * 3600 / sessions),
+        "rss_growth_mib_per_hour_session": float(slope / sessions),
+        "rss_growth_interval": [float(least / sessions), float(most / sessions)],
     }
 
 
