@@ -112,10 +112,7 @@ def helpful(config: Config, chip: Chip, plan: FramePlan, most: int = 3) -> list[
             then = plan_frame(changed, chip, plan.ranks, rough=True)
         except ValueError:
             continue
-        if bool(then.error) == bool(now.error):
-            ms = plan.ms * then.ms / now.ms
-        else:  # only one of them is what the kernel takes
-            ms = exact(then, changed, chip).ms
+        ms = then.ms * (plan.ms / now.ms if then.error else 1.0)
         if ms < 0.99 * plan.ms:
             found.append(Change(what, ms))
     return sorted(found, key=lambda change: change.ms)[:most]

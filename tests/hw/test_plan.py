@@ -71,6 +71,14 @@ def test_rough_plans_know_their_error_and_mislead_nobody(name, weights):
         assert capacity.fastest(config, chip, chips_of_it).ms == min(plan.ms for plan in plans)
 
 
+def test_a_plan_for_a_trainium_takes_two_timelines(capsys):
+    """Those of what it shows; each takes a third of a second, and more for fewer cores."""
+    nki.layers_timed.cache_clear()
+    assert main(["plan", "base", "--chip", "trn2"]) == 0
+    assert nki.layers_timed.cache_info().misses == 2
+    assert "would help: weights in float8_e4m3" in capsys.readouterr().out
+
+
 def test_eight_bits_are_planned_and_proposed_where_they_help():
     v5e, base = chips.load("v5e"), configs.load("base")
     eight = configs.override(base, ["stream.weight_dtype=int8"])
