@@ -1,13 +1,13 @@
 """The scaling law: what error to expect of an architecture, fitted to the grid's real runs.
 
-    log error = c + a log(parameters of the blocks) + b log(tokens of a frame)
+    log error = c + a log(parameters of the blocks) + b / tokens of a frame
 
-One pass is what the law is of; two passes cost the mean factor that the grid's runs saw. It was
-fitted to small models, small pictures and short runs, so it ranks architectures of one resolution
+The last term is how much of the picture a token has to carry: many tokens more are worth little,
+and few are dear. One pass is what the law is of; two passes cost the mean factor that the grid's
+runs saw. It was fitted to small models and short runs, so it ranks architectures of one resolution
 whose proportions the grid has seen (`supported`); its figures are no promise of a trained model's
-error. More terms (depth, heads) predicted runs left out worse. It knows nothing of windows, sinks,
-memory and precision, since single frames say nothing of the first three and the grid saw no
-difference in the last: the search takes those as it is told.
+error. It knows nothing of windows, sinks, memory and precision, since single frames say nothing of
+the first three and the grid saw no difference in the last: the search takes those as it is told.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def fit(grid: dict[str, Any]) -> Law:
     )  # fmt: skip
 
 
-SUPPORTED = (16, 96)  # dim over layers of the grid's models
+SUPPORTED = (16, 128)  # dim over layers of the grid's models
 
 
 def supported(model: Any) -> Any:
@@ -115,10 +115,11 @@ class Sizes:
         return cls(model["dim"], model["layers"], model["heads"], width, model["mlp"], tokens)
 
 
-REFERENCE = (1e5, 64.0)  # where the logs are 0: in the middle of the grid
+FEWEST = 16.0  # tokens of a frame in the grid
+REFERENCE = 1e6  # block parameters where their log is 0: in the middle of the grid
 
 
 def _features(model: Any) -> np.ndarray:
-    amounts = (block_parameters(model), model.tokens)
-    logs = [np.log(np.asarray(x) / at) for x, at in zip(amounts, REFERENCE, strict=True)]
-    return np.stack(np.broadcast_arrays(np.ones(()), *logs), axis=-1)
+    parameters = np.log(np.asarray(block_parameters(model)) / REFERENCE)
+    columns = np.ones(()), parameters, FEWEST / np.asarray(model.tokens)
+    return np.stack(np.broadcast_arrays(*columns), axis=-1)

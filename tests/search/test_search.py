@@ -139,7 +139,9 @@ def test_a_finished_grid_is_not_trained_again(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_grid_trains_what_is_missing_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "TRAIN", replace(grid.TRAIN, batch=2, steps=2, warmup=1))
-    monkeypatch.setattr(grid, "FITTED", (grid._model(16, 1), grid._model(32, 1)))
+    few = dict(height=32, width=32, patch=8, text_dim=32, detail_dim=8)  # quick to compile
+    models = tuple(replace(grid._model(dim, 1), **few) for dim in (16, 32))
+    monkeypatch.setattr(grid, "FITTED", models)
     monkeypatch.setattr(grid, "HELD_OUT", ())
     path = tmp_path / "grid.json"
     first = grid.run(path, tmp_path / "runs", most=1)["runs"]
