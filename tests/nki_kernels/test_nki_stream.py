@@ -69,8 +69,10 @@ def test_a_stream_through_the_simulated_kernel_equals_xla(model, monkeypatch):
     assert calls == [3, 3, 0] * 5  # two passes and the commit, in one executable a frame
     theirs, expected = streamed("xla", model, 5)
     assert np.abs(ours - theirs).max() <= 1 and ours.std() > 1
+    alike = (ours == theirs).all()
+    within = 1e-4 if alike else 1e-2  # a byte that was rounded the other way is remembered, too
     for a, b in zip(jax.tree.leaves(state.kv), jax.tree.leaves(expected.kv), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(a, b, rtol=within, atol=within)
 
 
 def moved(model) -> int:
