@@ -1,4 +1,5 @@
-"""128x128, 7.4 M parameters, 16.471 ms a frame on cpu (modelled).
+"""128x128, 7.4 M parameters, 16.471 ms a frame on cpu (modelled), where `tiny` takes 21.4.
+After 200 steps each it is as good (docs/plan.md).
 
 Found by
 
