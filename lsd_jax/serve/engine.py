@@ -27,6 +27,7 @@ from lsd_jax.runtime import (
     State,
     build_model_definition,
 )
+from lsd_jax.serve.heap import share_arenas
 from lsd_jax.serve.link import Link, TooLarge
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -273,6 +274,7 @@ async def call(address: str, secret: str = "") -> None:
     `secret` is said first, where there is one. Raises SystemExit where the model does not load.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    share_arenas()
     if address.startswith("/"):
         link = Link(*await asyncio.open_unix_connection(address, limit=1 << 22))
     else:

@@ -12,6 +12,7 @@ from aiohttp import web
 from lsd_jax.reports import provenance, write_json
 from lsd_jax.serve.app import Server
 from lsd_jax.serve.engines import EngineFailed
+from lsd_jax.serve.heap import share_arenas
 from lsd_jax.serve.settings import Settings
 
 
@@ -19,6 +20,7 @@ def serve(settings: Settings, report: str | None = None) -> None:
     """Serves until Ctrl-C or a termination, then drains. Raises ValueError where the model does not
     load or the port is taken."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    share_arenas()
     asyncio.run(_serve(settings, report))
 
 
