@@ -70,7 +70,7 @@ def test_a_stream_through_the_simulated_kernel_equals_xla(model, monkeypatch):
     theirs, expected = streamed("xla", model, 5)
     assert np.abs(ours - theirs).max() <= 1 and ours.std() > 1
     alike = (ours == theirs).all()
-    within = 1e-4 if alike else 1e-2  # a byte that was rounded the other way is remembered, too
+    within = 1e-4 if alike else 2e-3  # a byte that was rounded the other way is remembered, too
     for a, b in zip(jax.tree.leaves(state.kv), jax.tree.leaves(expected.kv), strict=True):
         np.testing.assert_allclose(a, b, rtol=within, atol=within)
 
