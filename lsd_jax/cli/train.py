@@ -34,12 +34,14 @@ def run(args: argparse.Namespace) -> None:
 
     from lsd_jax import config as configs
     from lsd_jax.cli.options import parse_counts
+    from lsd_jax.heap import keep_memory
     from lsd_jax.pretrained import load_settings
     from lsd_jax.reports import provenance, write_json
     from lsd_jax.sharding import AXES, make_mesh
     from lsd_jax.train import stages
     from lsd_jax.train.loop import train
 
+    keep_memory()
     config = configs.override(load_settings(args.config), args.set)
     mesh = make_mesh(**parse_counts("--mesh", args.mesh, AXES))
     out = args.out or Path("runs") / f"{config.name}-{args.stage}"

@@ -27,7 +27,7 @@ from lsd_jax.runtime import (
     State,
     build_model_definition,
 )
-from lsd_jax.serve.heap import share_arenas
+from lsd_jax.heap import share_arenas
 from lsd_jax.serve.link import Link, TooLarge
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"

@@ -12,7 +12,7 @@ from aiohttp import web
 from lsd_jax.reports import provenance, write_json
 from lsd_jax.serve.app import Server
 from lsd_jax.serve.engines import EngineFailed
-from lsd_jax.serve.heap import share_arenas
+from lsd_jax.heap import share_arenas
 from lsd_jax.serve.settings import Settings
 
 
