@@ -25,6 +25,7 @@ CHANGE_EVERY = 47
 """Pictures between two prompts of a client that changes its prompt."""
 COMPARED = 500
 """Pictures of a session that are compared with those of the same session alone, at most."""
+LOOKS = 10  # at memory, of which the least counts
 LOST_S = 20.0
 """After which a picture that has not come back is lost."""
 
@@ -106,13 +107,13 @@ def picture(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def tree_rss_mib(pid: int) -> float:
-    """Resident memory of a process and its children, but for pages of files: those the kernel drops
-    and reads again as it likes."""
+def rss_mib(pid: int) -> np.ndarray:
+    """Resident memory of a server's front and of all its engines, but for pages of files: those the
+    kernel drops and reads again as it likes."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     status = Path(f"/proc/{pid}/status").read_text()
     own = sum(map(int, re.findall(r"(?:RssAnon|RssShmem|VmSwap):\s*(\d+) kB", status))) / 1024
-    return own + sum(tree_rss_mib(int(child)) for child in children)
+    return np.array([own, sum(rss_mib(int(child)).sum() for child in children)])
 
 
 def percentiles(latency_ms: list[float]) -> dict[str, float]:
@@ -138,10 +139,11 @@ async def admitted(http: aiohttp.ClientSession, url: str, count: int, data: byte
 async def soak(
     url: str, pid: int, sessions: int, seconds: float, width: int, height: int, fps: float = 30.0
 ) -> dict:
-    """Memory while all slots are in use: the slope after a first tenth, which warms up, as the
-    median of those between any two samples (Theil-Sen), with its 95 % interval. One session is
-    WebRTC's where there are several, the others change their prompts, and what the first is shown
-    is compared with what it is shown alone."""
+    """Memory while all slots are in use, as the least of every ten looks at it, since what a step
+    takes comes and goes: the slope after a first tenth, which warms up, as the median of those
+    between any two samples (Theil-Sen), with its 95 % interval. One session is WebRTC's where there
+    are several, the others change their prompts, and what the first is shown is compared with what
+    it is shown alone."""
     data, samples = picture(width, height), []
     async with aiohttp.ClientSession() as http:
         (alone,) = await admitted(http, url, 1, data)
@@ -153,15 +155,20 @@ async def soak(
 
             async def watch() -> None:
                 while True:
-                    samples.append((time.perf_counter(), tree_rss_mib(pid)))
-                    await asyncio.sleep(max(seconds / 200, 0.1))
+                    looks = []
+                    for _ in range(LOOKS):
+                        looks.append(rss_mib(pid))
+                        await asyncio.sleep(max(seconds / 200 / LOOKS, 0.01))
+                    samples.append((time.perf_counter(), *np.min(looks, axis=0)))
 
             watching = asyncio.create_task(watch())
             work = [client.play(seconds, fps, steer=True) for client in clients]
             received, *_ = await asyncio.gather(receive(track, seconds), *work)
             watching.cancel()
     kept = np.array(samples[len(samples) // 10 :])
-    slope, _, least, most = theilslopes(kept[:, 1], (kept[:, 0] - kept[0, 0]) / 3600)
+    hours, parts = (kept[:, 0] - kept[0, 0]) / 3600, kept[:, 1:]
+    slope, _, least, most = theilslopes(parts.sum(axis=1), hours)
+    front, engines = (theilslopes(part, hours).slope / sessions for part in parts.T)
     latency = [ms for client in clients for ms in client.latency_ms]
     pairs = list(zip(alone.digests, clients[0].digests, strict=False))
     return {
@@ -172,9 +179,10 @@ async def soak(
         "soak_webrtc_fps": received / seconds,
         "soak_prompts": sum(-(-len(client.latency_ms) // CHANGE_EVERY) for client in clients),
         "soak_as_alone": {"compared": len(pairs), "different": sum(a != b for a, b in pairs)},
-        "rss_mib": kept[:: max(1, len(kept) // 20), 1].tolist(),
+        "rss_mib": kept[:: max(1, len(kept) // 20), 1:].tolist(),  # front, engines
         "rss_growth_mib_per_hour_session": float(slope / sessions),
         "rss_growth_interval": [float(least / sessions), float(most / sessions)],
+        "rss_growth_of": {"front": float(front), "engines": float(engines)},
     }
 
 

@@ -45,6 +45,26 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 fill()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
+HOLES = """
+import asyncio, ctypes, sys
+from pathlib import Path
+from lsd_jax.heap import give_back
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+pieces = [ctypes.c_void_p(libc.malloc(ctypes.c_size_t(100_000))) for _ in range(640)]
+for piece in pieces:
+    ctypes.memset(piece, 1, 100_000)
+for piece in pieces[::2]:
+    libc.free(piece)
+async def wait():
+    task = asyncio.create_task(give_back(0.1))
+    await asyncio.sleep(1)
+    task.cancel()
+if sys.argv[1] == "given back":
+    asyncio.run(wait())
+print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+"""
 glibc = pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "malloc_info"), reason="glibc's malloc alone"
 )
@@ -67,3 +87,12 @@ def test_what_was_freed_is_had_again_without_a_page_fault():
 
     pages = (64 << 20) // (2 << 20)  # at least, should the kernel give them by 2 MB
     assert faults("kept") < pages <= faults("given back")
+
+
+@glibc
+def test_what_is_free_between_pieces_is_given_back():
+    def resident(how: str) -> int:
+        command = [sys.executable, "-c", HOLES, how]
+        return int(subprocess.run(command, capture_output=True, check=True).stdout)
+
+    assert resident("given back") < resident("kept") - 16e6

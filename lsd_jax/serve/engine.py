@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lsd_jax.heap import give_back, share_arenas
 from lsd_jax.runtime import (
     Frame,
     InputError,
@@ -27,7 +28,6 @@ from lsd_jax.runtime import (
     State,
     build_model_definition,
 )
-from lsd_jax.heap import share_arenas
 from lsd_jax.serve.link import Link, TooLarge
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -93,11 +93,12 @@ class Engine:
                 "pid": os.getpid(),
             }
         )
-        reports = asyncio.create_task(self._report())
+        beside = [asyncio.create_task(work) for work in (self._report(), give_back())]
         try:
             await self._serve()
         finally:
-            reports.cancel()
+            for task in beside:
+                task.cancel()
             await asyncio.gather(*(host.end("drained") for host in list(self._hosts.values())))
             await self._model.unload()
 

@@ -9,10 +9,10 @@ import time
 
 from aiohttp import web
 
+from lsd_jax.heap import give_back, share_arenas
 from lsd_jax.reports import provenance, write_json
 from lsd_jax.serve.app import Server
 from lsd_jax.serve.engines import EngineFailed
-from lsd_jax.heap import share_arenas
 from lsd_jax.serve.settings import Settings
 
 
@@ -33,6 +33,7 @@ async def _serve(settings: Settings, report: str | None) -> None:
         shutdown_timeout=settings.drain_s,
     )
     await runner.setup()
+    giving_back = asyncio.create_task(give_back())
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -57,6 +58,7 @@ async def _serve(settings: Settings, report: str | None) -> None:
             await stop.wait()
         print("draining", flush=True)
     finally:
+        giving_back.cancel()
         await runner.cleanup()
 
 
