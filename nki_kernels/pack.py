@@ -44,8 +44,9 @@ def packed(weights: StackWeights, cores: int = 1) -> PackedWeights:
     dim, mlp = weights.up.shape[1:]
     dtype = weights.age_k.dtype.name
     stack = StackShape(
-        1, LANE, dim, layers, heads, LANE, mlp, 0, 0, ages, 1, dtype, weight_dtype_of(weights)
-    )
+        1, LANE, dim, layers, heads, LANE, mlp, 0, 0, ages, 1, dtype, weight_dtype_of(weights),
+        per_kv=weights.qkv.shape[2] - 2,
+    )  # fmt: skip
     matrices = pack_weights(weights, share(stack, cores=cores))
     names = ("q_scale", "k_scale", "age_k", "age_v", "matrix_scales")
     small = {name: getattr(weights, name) for name in names}

@@ -156,7 +156,7 @@ class Machine:
 
     def project(self, node: schedule.Project, layer: Index, tile: Index) -> None:
         at, slot, k_dim = self.at, self.slot("heads", layer, tile), self.plan.shape.head_dim
-        group, new = range(self.plan.group), tile * self.plan.group
+        group, new, per_kv = range(self.plan.group), tile * self.plan.group, self.plan.shape.per_kv
         scale = k_dim**-0.5 * LOG2_E  # of logits that are exponents of 2
         q_scale = at.q_scale[pl.ds(layer, 1)] * scale
         k_scale = at.k_scale[pl.ds(layer, 1)]
@@ -166,15 +166,16 @@ class Machine:
             place = pl.ds(start, rows.size)
             cos, sin = at.cos[place], at.sin[place]
             h = self.modulated(rows)
-            for part, (target, first) in enumerate(((at.q, 0), (at.k_new, new), (at.v_new, new))):
+            asked = [(at.q, part * self.plan.group) for part in range(per_kv)]
+            for part, (target, first) in enumerate((*asked, (at.k_new, new), (at.v_new, new))):
                 weight = jnp.concatenate([at.qkv[slot, part, i] for i in group], axis=1)
                 y = h.times(weight)
                 for i in group:
                     head = y[:, i * k_dim : (i + 1) * k_dim]
                     if h.scale is not None:
                         head = head * at.qkv_scale_in[layer, part, pl.ds(new + i, 1)]
-                    if part < 2:
-                        head = norm(head) * (q_scale if part == 0 else k_scale)
+                    if target is not at.v_new:
+                        head = norm(head) * (q_scale if target is at.q else k_scale)
                         head = head * cos + pltpu.roll(head, k_dim // 2, 1) * sin
                     target[first + i, rows] = head.astype(target.dtype)
 
@@ -191,8 +192,10 @@ class Machine:
             own = pl.ds(aligned(session * s.tokens, s.tokens), s.tokens)
             for i in range(plan.group):
                 head = tile * plan.group + i
-                q = at.q[i, rows]
-                state = Softmax.empty(plan.queries, s.head_dim)
+                # Query heads that share keys and values ask as one, of so many times the rows.
+                asked = [at.q[part * plan.group + i, rows] for part in range(s.per_kv)]
+                q = jnp.concatenate(asked) if s.per_kv > 1 else asked[0]
+                state = Softmax.empty(s.per_kv * plan.queries, s.head_dim)
                 state = state.over(q, at.k_new[head, own], at.v_new[head, own], -limit)
                 start = 0
                 for slot_index in range(-1, s.slots):
@@ -207,8 +210,11 @@ class Machine:
                         k = add_row(k, at.age_k[layer, age, pl.ds(head, 1)])
                         v = add_row(v, at.age_v[layer, age, pl.ds(head, 1)])
                     state = state.over(q, k, v, at.bias_in[session, :, keys] * LOG2_E - limit)
-                columns = slice(i * s.head_dim, (i + 1) * s.head_dim)
-                at.attended[rows, columns] = state.result().astype(at.attended.dtype)
+                found = state.result().astype(at.attended.dtype)
+                for part in range(s.per_kv):
+                    start = (i * s.per_kv + part) * s.head_dim
+                    own_rows = slice(part * plan.queries, (part + 1) * plan.queries)
+                    at.attended[rows, start : start + s.head_dim] = found[own_rows]
 
         loop(s.rows // plan.queries, block)
 
