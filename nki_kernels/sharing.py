@@ -75,11 +75,6 @@ def share(stack: StackShape, ranks: int = 1, cores: int = 1, **limits: int) -> S
     Raises NotImplementedError for what the kernel cannot do; DoesNotFit, one of them, for what it
     could do on more ranks or with fewer tokens.
     """
-    if stack.per_kv > 1:
-        raise NotImplementedError(
-            f"{stack.per_kv} query heads share each head of keys and values; the NKI kernel takes "
-            "kv_heads=0, or use backend xla"
-        )
     ranks = max(ranks, cores)
     if not 1 <= ranks <= stack.heads:
         raise NotImplementedError(
@@ -116,6 +111,7 @@ def shapes_of_rank(stack: StackShape, ranks: int, cores: int, limits: dict[str, 
         weight_dtype=stack.weight_dtype,
         ring=stack.places * stack.tokens,
         places=max(stack.places, 1),
+        per_kv=stack.per_kv,
         **limits,
     )
     shapes.check(stack.head_dim)
