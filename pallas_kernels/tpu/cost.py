@@ -154,7 +154,7 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
                 )
             )
             macs = 2 * s.rows * (s.keys + s.tokens) * asked
-            return Cost(turns * (plan.group * head + r.block), macs=macs)
+            return Cost(turns * (plan.group * s.per_kv * head + r.block), macs=macs)
         case ProjectOut():
             mxu = product(plan.rows, asked, s.dim, chip, speed)
             elements = plan.rows * ((UPDATE + scaling) * s.dim + rounding * asked)
@@ -173,10 +173,10 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
 
 
 def attend_cycles(keys: Amount, ages: int, plan: Plan, chip: Chip) -> Amount:
-    """The queries of a block of all that share a head, against the keys of a slot, with their age
-    embedding or without."""
+    """One query head's queries of a block against the keys of a slot, with their age embedding or
+    without."""
     r, k = read(chip), plan.shape.head_dim
-    queries = plan.shape.per_kv * plan.queries
+    queries = plan.queries
     mxu = attended(queries, k, keys, chip) + attended(queries, keys, k, chip)
     logits = queries * up(keys, LANES) * r.logit / REGISTER
     others = (4 * ages * keys * k + 2 * queries * k) * r.vector / REGISTER

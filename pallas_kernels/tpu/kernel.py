@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from types import SimpleNamespace
 
 import jax
@@ -190,12 +191,10 @@ class Machine:
             session = turn // (s.tokens // plan.queries)
             rows = pl.ds(aligned(turn * plan.queries, plan.queries), plan.queries)
             own = pl.ds(aligned(session * s.tokens, s.tokens), s.tokens)
-            for i in range(plan.group):
+            for i, part in product(range(plan.group), range(s.per_kv)):
                 head = tile * plan.group + i
-                # Query heads that share keys and values ask as one, of so many times the rows.
-                asked = [at.q[part * plan.group + i, rows] for part in range(s.per_kv)]
-                q = jnp.concatenate(asked) if s.per_kv > 1 else asked[0]
-                state = Softmax.empty(s.per_kv * plan.queries, s.head_dim)
+                q = at.q[part * plan.group + i, rows]
+                state = Softmax.empty(plan.queries, s.head_dim)
                 state = state.over(q, at.k_new[head, own], at.v_new[head, own], -limit)
                 start = 0
                 for slot_index in range(-1, s.slots):
@@ -210,11 +209,9 @@ class Machine:
                         k = add_row(k, at.age_k[layer, age, pl.ds(head, 1)])
                         v = add_row(v, at.age_v[layer, age, pl.ds(head, 1)])
                     state = state.over(q, k, v, at.bias_in[session, :, keys] * LOG2_E - limit)
-                found = state.result().astype(at.attended.dtype)
-                for part in range(s.per_kv):
-                    start = (i * s.per_kv + part) * s.head_dim
-                    own_rows = slice(part * plan.queries, (part + 1) * plan.queries)
-                    at.attended[rows, start : start + s.head_dim] = found[own_rows]
+                start = (i * s.per_kv + part) * s.head_dim
+                columns = slice(start, start + s.head_dim)
+                at.attended[rows, columns] = state.result().astype(at.attended.dtype)
 
         loop(s.rows // plan.queries, block)
 

@@ -49,7 +49,7 @@ class Plan:
     group: int  # heads of a tile, of keys and values
     chunk: int  # MLP features of a tile
     rows: int  # of the residual stream, in one matrix product
-    queries: int  # of one session and of each query head of a head, against all its keys
+    queries: int  # of one session, against all keys
     ahead: int = 2  # tiles that a ring holds: one in use, the others on their way
     chips: int = 1  # that share each layer's heads and MLP features
 

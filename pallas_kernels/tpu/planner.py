@@ -169,8 +169,7 @@ def plans(shape: Shape, chips: int = 1) -> Any:
         for n in takes
         if whole % n == 0 and _divides(n, shape.tokens) and (chips == 1 or _divides(n, owned))
     ]
-    asked = [n for n in takes if shape.tokens % n == 0]
-    queries = [n for n in asked if n * shape.per_kv <= BLOCKS[0]] or asked[:1]
+    queries = [n for n in takes if shape.tokens % n == 0]
     options = np.meshgrid(groups, chunks, rows, queries, indexing="ij")
     tiles: Any = [x.ravel() for x in options]
     return Plan(shape, *tiles, chips=chips)
