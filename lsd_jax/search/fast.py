@@ -33,7 +33,7 @@ def frame_ms(found: Candidates, chip: Chip, ranks: int = 1) -> np.ndarray:
     """Milliseconds of one frame of one stream, of each candidate, shared by so many cores; infinity
     where its heads cannot be."""
     ms = np.full(len(found), np.inf)
-    shared = found.heads % ranks == 0
+    shared = found.key_heads % ranks == 0
     if shared.any():
         ms[shared] = _shared_ms(found.where(shared), chip, ranks)
     return ms
@@ -50,7 +50,11 @@ def _shared_ms(found: Candidates, chip: Chip, ranks: int) -> np.ndarray:
     predict, _ = stacks(found, chip, ranks, commit=False)
     remember, by_kernel = stacks(found, chip, ranks, commit=True)
     commit, less = (
-        by(found, ("layers", "heads", "head_dim", "patch"), timed(partial(commit_ops, written=own)))
+        by(
+            found,
+            ("layers", "key_heads", "head_dim", "patch"),
+            timed(partial(commit_ops, written=own)),
+        )
         for own in (False, True)
     )
     commit = np.where(by_kernel & (chip.family in plan.WRITE_THE_RING), less, commit)
@@ -90,7 +94,7 @@ def stacks(
     found: Candidates, chip: Chip, ranks: int, commit: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seconds of each candidate's denoise stack, and whether a kernel of ours computes it."""
-    models, where = alike(found, ("dim", "heads", "head_dim", "mlp", "patch"))
+    models, where = alike(found, ("dim", "heads", "per_kv", "head_dim", "mlp", "patch"))
     dtype = found.base.stream.compute_dtype
     eight = found.base.stream.weight_dtype
     shapes = [stack_of(model, dtype, commit=commit, weight_dtype=eight) for model in models]
@@ -137,6 +141,6 @@ def fits(found: Candidates, chip: Chip, sessions: int, ranks: int = 1) -> np.nda
     size = np.dtype(stream.compute_dtype).itemsize
     saved = size - np.dtype(stream.weight_dtype or stream.compute_dtype).itemsize
     keys = model.pinned + model.memory * found.tokens // 4 + model.slots * found.tokens
-    state = 2 * found.layers * keys * found.heads * found.head_dim * sessions
+    state = 2 * found.layers * keys * found.key_heads * found.head_dim * sessions
     held = size * (found.parameters + state) - saved * block_parameters(found)
     return held <= plan.RESERVE * ranks * plan.memory_bytes(chip)

@@ -142,7 +142,8 @@ def planned(space: Candidates, ranks: int, i: int, chip: Chip, law: Law) -> Foun
 def name_of(model: ModelConfig, chip: Chip, weight_dtype: str = "") -> str:
     """Such as `v6e-512x6`: chip, width and depth, and heads, MLP, patch and dtype of weights."""
     shape = f"{model.dim}x{model.layers}"
-    name = f"{chip.name}-{shape}-h{model.heads}x{model.head_dim}-m{model.mlp}-p{model.patch}"
+    heads = f"{model.heads}by{model.key_heads}" if model.kv_heads else f"{model.heads}"
+    name = f"{chip.name}-{shape}-h{heads}x{model.head_dim}-m{model.mlp}-p{model.patch}"
     return f"{name}-{weight_dtype}" if weight_dtype else name
 
 

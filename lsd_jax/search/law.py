@@ -8,6 +8,7 @@ runs saw. It was fitted to small models and short runs, so it ranks architecture
 whose proportions the grid has seen (`supported`); its figures are no promise of a trained model's
 error. It knows nothing of windows, sinks, memory and precision, since single frames say nothing of
 the first three and the grid saw no difference in the last: the search takes those as it is told.
+Keys and values that query heads share it counts as parameters that are missing; the grid has none.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Law:
 
 def block_parameters(model: Any) -> Any:
     """Of the matrices of all blocks."""
-    width = model.heads * model.head_dim
-    return model.layers * model.dim * (4 * width + 2 * model.mlp)
+    width = (model.heads + model.key_heads) * model.head_dim
+    return model.layers * model.dim * (2 * width + 2 * model.mlp)
 
 
 def fit(grid: dict[str, Any]) -> Law:
@@ -103,6 +104,7 @@ class Sizes:
     dim: Any
     layers: Any
     heads: Any
+    key_heads: Any
     head_dim: Any
     mlp: Any
     tokens: Any
@@ -112,7 +114,9 @@ class Sizes:
         """From a stored `ModelConfig`."""
         tokens = (model["height"] // model["patch"]) * (model["width"] // model["patch"])
         width = model["head_width"] or model["dim"] // model["heads"]
-        return cls(model["dim"], model["layers"], model["heads"], width, model["mlp"], tokens)
+        heads = model["heads"]
+        kv_heads = model.get("kv_heads") or heads  # a grid's runs may be older than these
+        return cls(model["dim"], model["layers"], heads, kv_heads, width, model["mlp"], tokens)
 
 
 FEWEST = 16.0  # tokens of a frame in the grid

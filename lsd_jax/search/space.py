@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Candidates:
     mlp: np.ndarray
     patch: np.ndarray
     passes: np.ndarray
+    per_kv: np.ndarray  # query heads to each head of keys and values
 
     def __getattr__(self, name: str) -> Any:
         """A field of the base's model, for what takes a `ModelConfig`."""
@@ -45,12 +46,16 @@ class Candidates:
         return (self.base.model.height // self.patch) * (self.base.model.width // self.patch)
 
     @property
+    def key_heads(self) -> np.ndarray:
+        return self.heads // self.per_kv
+
+    @property
     def parameters(self) -> np.ndarray:
         return np.broadcast_to(parameters(self), self.dim.shape)
 
     def where(self, mask: np.ndarray) -> Candidates:
         """Those that a mask or a list of numbers chooses."""
-        columns = ("dim", "layers", "heads", "head_dim", "mlp", "patch", "passes")
+        columns = tuple(field.name for field in fields(self) if field.name != "base")
         return replace(self, **{name: getattr(self, name)[mask] for name in columns})
 
     def model(self, i: int) -> ModelConfig:
@@ -58,7 +63,7 @@ class Candidates:
         return replace(
             self.base.model, dim=int(self.dim[i]), layers=int(self.layers[i]),
             heads=int(self.heads[i]), head_width=int(self.head_dim[i]), mlp=int(self.mlp[i]),
-            patch=int(self.patch[i]),
+            patch=int(self.patch[i]), kv_heads=int(self.key_heads[i]) if self.per_kv[i] > 1 else 0,
         )  # fmt: skip
 
     def config(self, i: int, name: str) -> Config:
@@ -68,8 +73,8 @@ class Candidates:
 
 
 def enumerate_all(base: Config) -> Candidates:
-    """Every architecture of the space that has the pictures, the history and the precision of
-    `base`."""
+    """Every architecture of the space that has the pictures, the history, the precision and, to a
+    head of keys and values, the query heads of `base`."""
     model = base.model
     patches = [
         p for p in PATCHES
@@ -82,6 +87,7 @@ def enumerate_all(base: Config) -> Candidates:
     dim, layers, head_dim, width, ratio, patch, passes = (axis.ravel() for axis in axes)
     heads = dim * width / head_dim
     mlp = (dim * ratio).astype(int)
-    whole = (heads == np.floor(heads)) & (heads >= 1)
-    found = Candidates(base, dim, layers, heads.astype(int), head_dim, mlp, patch, passes)
+    whole = (heads % model.per_kv == 0) & (heads >= 1)
+    per_kv = np.full(len(dim), model.per_kv)
+    found = Candidates(base, dim, layers, heads.astype(int), head_dim, mlp, patch, passes, per_kv)
     return found.where(whole)

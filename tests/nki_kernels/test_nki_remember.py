@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_nki_stack import BASE_LAYER, SMALLER, TRN2, errors, model_call
+from test_nki_stack import BASE_LAYER, SHARED, SMALLER, TRN2, errors, model_call
 
 from lsd_jax import ring
 from lsd_jax.ops import dispatch
@@ -49,6 +49,7 @@ def remembered(backend, config, call):
         (SMALLER, [[3, 1, 2]]),  # the oldest in front
         (SINKS, [[0, -1, 2, 1, 3], [0, 0, -1, 1, -1]]),  # a free sink, and none
         (ODD, [[1, 2, -1]]),
+        (SHARED, [[3, 1, 2]]),
     ],
 )
 def test_the_ring_is_what_xla_makes_it(config, ages):
@@ -91,10 +92,12 @@ def test_what_cannot_be_written_in_place_is_left_to_xla(monkeypatch):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize(("layers", "cores"), [(1, 1), (2, 1), (2, 2)])
-def test_equals_its_own_reference(layers, cores):
+@pytest.mark.parametrize(
+    ("layers", "cores", "per_kv"), [(1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2)]
+)
+def test_equals_its_own_reference(layers, cores, per_kv):
     """Two cores that act as one write their heads' columns of the same rows."""
-    config = dataclasses.replace(SINKS, layers=layers)
+    config = dataclasses.replace(SINKS, layers=layers, heads=2 * per_kv, kv_heads=2, head_width=128)
     shapes = bench.shapes_of(config, TRN2, cores, cores, commit=True)
     shapes = dataclasses.replace(shapes, itemsize=4, sessions=2)
     ring_shape = (layers, 2, config.keys, cores * shapes.heads * 128)

@@ -53,6 +53,27 @@ def test_the_fast_path_gives_the_planners_figures(name, ranks):
     assert found[shared] == pytest.approx(planned, rel=0.03)
 
 
+@pytest.mark.parametrize(("name", "ranks"), [("v6e", 2), ("trn2", 1), ("cpu", 1)])
+def test_keys_are_shared_as_the_base_shares_them(name, ranks):
+    shared = configs.override(BASE, ["model.heads=4", "model.kv_heads=2"])
+    every = space.enumerate_all(shared)
+    assert set(every.per_kv) == {2} and set(every.heads) > {2, 4, 6} and not any(every.heads % 2)
+    numbers = np.flatnonzero((every.dim <= 512) & (every.layers <= 4) & (every.patch >= 16))
+    few = every.where(np.random.default_rng(0).choice(numbers, 8, replace=False))
+    chip = chips.load(name)
+    found = fast.frame_ms(few, chip, ranks)
+    for i in range(len(few)):
+        config = few.config(i, "x")
+        assert config.model.kv_heads == config.model.heads // 2 == few.key_heads[i]
+        assert few.parameters[i] == pytest.approx(held(config).weights / 2, rel=0.05)
+        if config.model.kv_heads % ranks == 0:
+            planned = plan_frame(config, chip, ranks).ms
+            assert found[i] == pytest.approx(planned, rel=0.2 if name == "trn2" else 0.03)
+        else:
+            assert np.isinf(found[i])
+    assert "-h4by2x" in front.name_of(shared.model, chip)
+
+
 def test_a_stream_may_be_shared_by_several_cores(few):
     assert front.ranks_of(V6E, 1) == [1] and front.ranks_of(V6E, 12) == [1, 3, 6, 12]
     assert front.ranks_of(chips.load("trn2"), 128)[-1] == space.MOST_HEADS
@@ -122,7 +143,7 @@ def test_the_shipped_law_is_that_of_the_grid():
     wanted = {grid.name_of(model): model for model in (*grid.FITTED, *grid.HELD_OUT)}
     assert {entry["name"] for entry in shipped["runs"]} == set(wanted)
     for entry in shipped["runs"]:
-        assert entry["model"] == json.loads(json.dumps(asdict(wanted[entry["name"]])))
+        assert configs.section_from_dict("model", entry["model"]) == wanted[entry["name"]]
     found = law.fit(shipped)
     assert found.held_out_error < 0.15 and found.left_out_error < 0.15
     assert found.coefficients[1] < 0  # more parameters, less error
