@@ -52,7 +52,7 @@ def vmem_limit(what: str, held: dict[str, tuple[tuple[int, ...], int]], room: in
         need += Buffer(shape, "float32").bytes * itemsize // 4
     if need > room:
         raise NotImplementedError(
-            f"{what}: keeps {need / 1e6:.0f} MB in VMEM, of {room / 1e6:.0f} MB; use a smaller "
-            "picture, or backend xla"
+            f"{what}: keeps {need / 1e6:.0f} MB in VMEM, of {room / 1e6:.0f} MB; use a "
+            "narrower picture, or backend xla"
         )
     return need

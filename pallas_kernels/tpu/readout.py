@@ -26,33 +26,13 @@ from jaxtyping import Array, Float
 
 from lsd_jax.ops.partition import one_chip
 from lsd_jax.ops.readout import ReadoutWeights, Sizes, interpolation
-from pallas_kernels.tpu.cells import (
-    CELL,
-    INSIDE,
-    SQUARE,
-    STEPS,
-    STRIP,
-    recolour,
-    to_cells,
-    to_pixels,
-)
+from pallas_kernels.tpu import detail
+from pallas_kernels.tpu.cells import CELL, SQUARE, STEPS, STRIP, recolour, to_cells, to_pixels
 from pallas_kernels.tpu.chip import chip_here
-from pallas_kernels.tpu.kernel import dot, gelu, norm
-from pallas_kernels.tpu.pictures import (
-    INTERPRETED_ROOM,
-    PATCH,
-    PLANES,
-    planes_of,
-    turned,
-    vmem_limit,
-)
+from pallas_kernels.tpu.detail import EDGE, GROUPS, OUT, RING
+from pallas_kernels.tpu.pictures import INTERPRETED_ROOM, PATCH, PLANES, planes_of, vmem_limit
 from pallas_kernels.tpu.plan import LANES
 from pallas_kernels.tpu.planner import limit_bytes
-
-RING = 4  # strips that are kept: the one that comes in, and three around the one that goes out
-EDGE = 8  # columns of zeros beside a strip, a whole register
-OUT = ("red", "green", "blue")  # a plane each: XLA puts them together where it shows them
-GROUPS = 5  # of what tokens say to cells: scale and shift, twice, and a matrix of colours
 
 
 def readout(
@@ -172,11 +152,10 @@ def launch(
     twice = {name: ((2, *x.shape), x.dtype.itemsize) for name, x in held.items()}
     kept = {name: (shape, jnp.dtype(kind).itemsize) for name, (shape, kind) in scratch.items()}
     limit = vmem_limit("readout", {**strips, **twice, **kept}, room)
-    down = interpolation(3, 3 * STRIP)[:, STRIP : 2 * STRIP]  # [3, 8]: from the strips beside
 
     def body(*references):
         named = dict(zip(names, references[len(planes) :], strict=True))
-        compute(picture, SimpleNamespace(planes=references[: len(planes)], **named), down)
+        detail.step(rows, SimpleNamespace(planes=references[: len(planes)], **named))
 
     def coming(i):
         return jnp.minimum(i, rows - 1)
@@ -203,159 +182,3 @@ def launch(
         interpret=interpret,
     )(*planes, tokens, *held.values())
     return jnp.stack(out, -1)
-
-
-def compute(picture: Picture, at: SimpleNamespace, down: np.ndarray) -> None:
-    """A step: of one strip, and of the two before it."""
-    session, i, rows = pl.program_id(0), pl.program_id(1), picture.rows
-    pl.when((session == 0) & (i == 0))(lambda: pack(at))
-    pl.when(i == 0)(lambda: blank(-1, at.cells, at.squares, at.features))
-    pl.when(i < rows)(lambda: strip_in(picture, at, i))
-    pl.when(i == rows)(lambda: blank(rows, at.cells, at.squares))
-    pl.when((i > 0) & (i <= rows))(lambda: strip_features(picture, at, i - 1, down))
-    pl.when(i == rows + 1)(lambda: blank(rows, at.features))
-    pl.when(i > 1)(lambda: strip_out(picture, at, i - 2, down))
-
-
-def pack(at: SimpleNamespace) -> None:
-    """Weights into whole registers, zeros beside them; and zeros at both ends of a strip."""
-    for held in (at.cells, at.squares, at.features):
-        held[...] = jnp.zeros(held.shape, jnp.float32)
-    at.leave[...] = padded(at, {0: at.leave_in[...]})
-    for packed, source in ((at.enter, at.enter_in), (at.mix, at.mix_in), (at.ring, at.around_in)):
-        for dy in range(3):
-            for dx in range(3):
-                packed[dx, dy * LANES : (dy + 1) * LANES] = padded(at, {0: source[dy, dx]})
-    gather, half = at.gather_in[...], CELL * INSIDE
-    for i, (dy, dx) in enumerate(STEPS):
-        starts = [((CELL * dy + py) * SQUARE + CELL * dx) * INSIDE for py in range(CELL)]
-        cell = {py * half: gather[start : start + half] for py, start in enumerate(starts)}
-        at.gather[i * LANES : (i + 1) * LANES] = padded(at, cell)
-    at.steering[...] = jnp.zeros(at.steering.shape, at.steering.dtype)
-    film, features = at.film_in[...], at.leave_in.shape[0]
-    for group in range(4):
-        lanes = slice(group * LANES, group * LANES + features)
-        at.steering[:, lanes] = film[:, group * features : (group + 1) * features]
-    at.steering[:, 4 * LANES : 4 * LANES + 9] = at.colour_in[...]
-    pixels = 3 * PATCH
-    row, lane = (
-        jax.lax.broadcasted_iota(jnp.int32, (PATCH * pixels, LANES), axis) for axis in (0, 1)
-    )
-    for q in range(PATCH):  # coarse pixels of column q of a patch: from row, channel to planes
-        wanted = (lane & (PATCH - 1)) * pixels + q * 3 + (lane >> 4)
-        chosen = ((row == wanted) & (lane < pixels)).astype(jnp.float32).astype(at.columns.dtype)
-        columns = dot(at.coarse_in[...], chosen).astype(at.columns.dtype)
-        at.columns[:, q * LANES : (q + 1) * LANES] = columns
-
-
-def padded(at: SimpleNamespace, parts: dict[int, jax.Array]) -> jax.Array:
-    """`[128, 128]` of zeros but for some rows' first columns, by the first row of each part."""
-    at.padded[...] = jnp.zeros(at.padded.shape, jnp.float32)
-    for row, part in parts.items():
-        rows, columns = part.shape
-        at.padded[row : row + rows, :columns] = part.astype(jnp.float32)
-    return at.padded[...].astype(at.leave.dtype)
-
-
-def place(r) -> jax.Array:
-    """Where strip `r` lies in what is kept."""
-    return jax.lax.rem(r + RING, RING)
-
-
-def blank(r, *kept) -> None:
-    """Strip `r` lies above or below the picture, where there is nothing."""
-    for held in kept:
-        held[place(r)] = jnp.zeros(held.shape[1:], jnp.float32)
-
-
-def strip_in(picture: Picture, at: SimpleNamespace, r) -> None:
-    """The pixels of a strip, and what its tokens make of them, to cells; cells to squares."""
-    dtype, cells, squares = at.tokens.dtype, picture.cells, picture.squares
-    tokens = norm(at.tokens[...].astype(jnp.float32)).astype(dtype)
-    at.steer[place(r)] = dot(at.across[...], dot(tokens, at.steering[...]))
-    at.turned[...] = turned(at.planes, 0)
-    coarse = dot(tokens, at.columns[...]).astype(dtype).astype(jnp.float32)
-    for q in range(PATCH):
-        column = pl.ds(q, picture.columns, stride=PATCH)
-        at.coarse[column, :] = coarse[:, q * LANES : (q + 1) * LANES]
-    found = jnp.zeros((cells, STRIP * LANES), jnp.float32)
-    for px in range(CELL):
-        column = pl.ds(px, cells, stride=CELL)
-        found += dot(at.turned[column, :].astype(dtype), at.to_cells[px])
-        found += dot(at.coarse[column, :].astype(dtype), at.coarse_to_cells[px])
-    for y in range(STRIP):
-        at.cells[place(r), y, pl.ds(EDGE, cells), :] = found[:, y * LANES : (y + 1) * LANES]
-    for y in range(2):
-        inside = [
-            at.cells[place(r), SQUARE // CELL * y + dy, pl.ds(EDGE + dx, squares, stride=4), :]
-            for dy, dx in STEPS
-        ]
-        total = dot(jnp.concatenate(inside, axis=1).astype(dtype), at.gather[...])
-        at.squares[place(r), y, pl.ds(EDGE, squares), :] = gelu(total)
-
-
-def strip_features(picture: Picture, at: SimpleNamespace, r, down: np.ndarray) -> None:
-    """The first convolution of a strip of cells, with its surroundings, as its tokens steer it."""
-    found = convolve(at.cells, r, at.enter)
-    squares = convolve(at.squares, r, at.ring).reshape(2, picture.squares, LANES)
-    wide = [dot(at.spread[...], squares[y]) for y in range(2)]
-    for y in range(STRIP):
-        here = slice(y * picture.cells, (y + 1) * picture.cells)
-        scale, shift = steered(picture, at, r, down[:, y], 0, 1)
-        x = (found[here] + wide[y // (STRIP // 2)]) * (1 + scale) + shift
-        at.features[place(r), y, pl.ds(EDGE, picture.cells), :] = gelu(x)
-
-
-def strip_out(picture: Picture, at: SimpleNamespace, r, down: np.ndarray) -> None:
-    """The second convolution, what it and the recoloured pixels make of a strip, as pixels."""
-    dtype, cells = at.tokens.dtype, picture.cells
-    found = convolve(at.features, r, at.mix)
-    rows = []
-    for y in range(STRIP):
-        here = slice(y * cells, (y + 1) * cells)
-        scale, shift, colour = steered(picture, at, r, down[:, y], 2, 3, 4)
-        column = pl.ds(EDGE, cells)
-        x = at.features[place(r), y, column, :] + gelu(found[here] * (1 + scale) + shift)
-        inside = at.cells[place(r), y, column, :].astype(dtype)
-        out = dot(x.astype(dtype), at.leave[...]) + dot(inside, at.recolour[6])
-        for c in range(3):
-            by = dot(colour.astype(dtype), at.recolour[3 + c])
-            out += dot(inside, at.recolour[c]) * by
-        rows.append(out.astype(dtype))
-    strip = jnp.concatenate(rows, axis=1)  # [cells, 8 x 128]
-    for px in range(CELL):
-        at.turned[pl.ds(px, cells, stride=CELL), :] = dot(strip, at.to_pixels[px])
-    pixels = at.turned[...].T
-    for c, name in enumerate(OUT):
-        getattr(at, name)[...] = pixels[c * PATCH : (c + 1) * PATCH].astype(dtype)
-
-
-def surrounded(held, r, columns) -> jax.Array:
-    """Some columns of a strip, and of the row above it and of that below, `[rows + 2, ...]`."""
-    above, here, below = (held[place(r + k), rows, columns, :] for k, rows in BESIDE.items())
-    return jnp.concatenate([above, here, below])
-
-
-BESIDE = {-1: slice(-1, None), 0: slice(None), 1: slice(0, 1)}
-
-
-def convolve(held, r, kernel) -> jax.Array:
-    """A 3x3 convolution of strip `r`, `[rows * columns, 128]`."""
-    rows, columns = held.shape[1], held.shape[2] - 2 * EDGE
-    total = jnp.zeros((rows * columns, LANES), jnp.float32)
-    for dx in range(3):
-        near = surrounded(held, r, pl.ds(EDGE - 1 + dx, columns)).astype(kernel.dtype)
-        taps = [near[dy : dy + rows].reshape(rows * columns, LANES) for dy in range(3)]
-        total += dot(jnp.concatenate(taps, axis=1), kernel[dx])
-    return total
-
-
-def steered(picture: Picture, at: SimpleNamespace, r, shares, *groups: int) -> list[jax.Array]:
-    """Some groups of what tokens say to a row of cells, `[cells, 128]`: between the patches of its
-    strip and of those beside it."""
-    strips = [place(jnp.clip(r - 1 + k, 0, picture.rows - 1)) for k in range(3)]
-    taken = [(strip, float(s)) for strip, s in zip(strips, shares, strict=True) if s]
-    return [
-        sum(at.steer[strip, :, group * LANES : (group + 1) * LANES] * s for strip, s in taken)
-        for group in groups
-    ]
