@@ -48,16 +48,17 @@ def pack(at: SimpleNamespace) -> None:
         for dy in range(3):
             for dx in range(3):
                 packed[dx, dy * LANES : (dy + 1) * LANES] = padded(at, {0: source[dy, dx]})
-    gather, half = at.gather_in[...], CELL * INSIDE
+    gather, half = at.gather_in[...].astype(jnp.float32), CELL * INSIDE
     for i, (dy, dx) in enumerate(STEPS):
         starts = [((CELL * dy + py) * SQUARE + CELL * dx) * INSIDE for py in range(CELL)]
         cell = {py * half: gather[start : start + half] for py, start in enumerate(starts)}
         at.gather[i * LANES : (i + 1) * LANES] = padded(at, cell)
     at.steering[...] = jnp.zeros(at.steering.shape, at.steering.dtype)
-    film, features = at.film_in[...], at.leave_in.shape[0]
+    film, features = at.film_in[...].astype(jnp.float32), at.leave_in.shape[0]
     for group in range(4):
         lanes = slice(group * LANES, group * LANES + features)
-        at.steering[:, lanes] = film[:, group * features : (group + 1) * features]
+        of_group = film[:, group * features : (group + 1) * features]
+        at.steering[:, lanes] = of_group.astype(at.steering.dtype)
     at.steering[:, 4 * LANES : 4 * LANES + 9] = at.colour_in[...]
     pixels = 3 * PATCH
     row, lane = (
