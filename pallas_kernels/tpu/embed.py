@@ -35,7 +35,7 @@ from pallas_kernels.tpu.pictures import (
 from pallas_kernels.tpu.plan import LANES
 from pallas_kernels.tpu.planner import limit_bytes
 
-BAND = 256  # patches at once
+BAND = 512  # patches at once, at most
 
 
 def embed(
@@ -125,10 +125,10 @@ def launch(
 
 
 def strips_of(rows: int, columns: int) -> int:
-    """How many of so many strips make a band: enough patches to keep a matrix unit busy."""
-    return next(
-        n for n in range(1, rows + 1) if rows % n == 0 and (n * columns >= BAND or n == rows)
-    )
+    """How many of so many strips make a band: the more, the less often weights go through the
+    matrix unit."""
+    divisors = (n for n in range(1, rows + 1) if rows % n == 0)
+    return max(n for n in divisors if n == 1 or n * columns <= BAND)
 
 
 def compute(used: int, at: SimpleNamespace) -> None:
