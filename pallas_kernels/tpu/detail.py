@@ -64,9 +64,9 @@ def pack(at: SimpleNamespace) -> None:
     row, lane = (
         jax.lax.broadcasted_iota(jnp.int32, (PATCH * pixels, LANES), axis) for axis in (0, 1)
     )
+    first = jnp.where(lane < pixels, row - (lane & (PATCH - 1)) * pixels - (lane >> 4), -1)
     for q in range(PATCH):  # coarse pixels of column q of a patch: from row, channel to planes
-        wanted = (lane & (PATCH - 1)) * pixels + q * 3 + (lane >> 4)
-        chosen = ((row == wanted) & (lane < pixels)).astype(jnp.float32).astype(at.columns.dtype)
+        chosen = (first == 3 * q).astype(jnp.float32).astype(at.columns.dtype)
         columns = dot(at.coarse_in[...], chosen).astype(at.columns.dtype)
         at.columns[:, q * LANES : (q + 1) * LANES] = columns
 
@@ -95,7 +95,7 @@ def strip_in(at: SimpleNamespace, r) -> None:
     """The pixels of a strip, and what its tokens make of them, to cells; cells to squares."""
     dtype, (cells, columns), squares = at.tokens.dtype, at.across.shape, at.spread.shape[1]
     tokens = norm(at.tokens[...].astype(jnp.float32)).astype(dtype)
-    at.steer[place(r)] = dot(at.across[...], dot(tokens, at.steering[...]))
+    at.steer[place(r)] = dot(at.across[...], dot(tokens, at.steering[...]).astype(dtype))
     at.turned[...] = turned(at.planes, 0)
     coarse = dot(tokens, at.columns[...]).astype(dtype).astype(jnp.float32)
     for q in range(PATCH):
@@ -121,7 +121,7 @@ def strip_features(at: SimpleNamespace, r, rows: int) -> None:
     """The first convolution of a strip of cells, with its surroundings, as its tokens steer it."""
     found = convolve(at.cells, r, at.enter)
     cells, squares = at.spread.shape
-    around = convolve(at.squares, r, at.ring).reshape(2, squares, LANES)
+    around = convolve(at.squares, r, at.ring).reshape(2, squares, LANES).astype(at.spread.dtype)
     around = [dot(at.spread[...], around[y]) for y in range(2)]
     beside = [place(strip) for strip in neighbours(r, rows)]
     for y in range(STRIP):
@@ -135,19 +135,20 @@ def strip_out(at: SimpleNamespace, r, rows: int) -> None:
     """The second convolution, what it and the recoloured pixels make of a strip, as pixels."""
     dtype, cells = at.tokens.dtype, at.across.shape[0]
     found = convolve(at.features, r, at.mix)
-    lines = []
     beside = [place(strip) for strip in neighbours(r, rows)]
+    features, colours = [], []
     for y in range(STRIP):
         here = slice(y * cells, (y + 1) * cells)
         scale, shift, colour = steered(at, beside, y, 2, 3, 4)
-        column = pl.ds(EDGE, cells)
-        x = at.features[place(r), y, column, :] + gelu(found[here] * (1 + scale) + shift)
-        inside = at.cells[place(r), y, column, :].astype(dtype)
-        out = dot(x.astype(dtype), at.leave[...]) + dot(inside, at.recolour[6])
-        for c in range(3):
-            by = dot(colour.astype(dtype), at.recolour[3 + c])
-            out += dot(inside, at.recolour[c]) * by
-        lines.append(out.astype(dtype))
+        x = at.features[place(r), y, pl.ds(EDGE, cells), :]
+        features.append((x + gelu(found[here] * (1 + scale) + shift)).astype(dtype))
+        colours.append(colour.astype(dtype))
+    x, colour = jnp.concatenate(features), jnp.concatenate(colours)  # [8 x cells, 128]
+    inside = at.cells[place(r), :, pl.ds(EDGE, cells), :].reshape(x.shape).astype(dtype)
+    out = dot(x, at.leave[...]) + dot(inside, at.recolour[6])
+    for c in range(3):
+        out += dot(inside, at.recolour[c]) * dot(colour, at.recolour[3 + c])
+    lines = [out[y * cells : (y + 1) * cells].astype(dtype) for y in range(STRIP)]
     found = jnp.concatenate(lines, axis=1)  # [cells, 8 x 128]
     for px in range(CELL):
         at.turned[pl.ds(px, cells, stride=CELL), :] = dot(found, at.to_pixels[px])

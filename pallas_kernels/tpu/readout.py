@@ -138,8 +138,8 @@ def launch(
         "to_cells": to_cells((0, 1, 2, 3, 4, 5, 9), dtype),
         "coarse_to_cells": to_cells((6, 7, 8), dtype),
         "to_pixels": to_pixels(dtype),
-        "across": np.ascontiguousarray(interpolation(columns, picture.cells).T),
-        "spread": np.repeat(np.eye(picture.squares, dtype=np.float32), SQUARE // CELL, 0),
+        "across": np.ascontiguousarray(interpolation(columns, picture.cells).T).astype(dtype),
+        "spread": np.repeat(np.eye(picture.squares), SQUARE // CELL, 0).astype(dtype),
         "recolour": recolour(dtype),
     }
     held = {f"{name}_in": w for name, w in vars(weights).items()} | constants
