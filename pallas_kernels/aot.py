@@ -53,6 +53,7 @@ class Compiled:
     code_bytes: int
     libtpu: str
     no_profile: str | None = None  # why its profiler stopped, where it did
+    vmem_bytes: int | None = None  # of the Pallas kernel that needs most of them, spills and all
 
 
 def compile_for(

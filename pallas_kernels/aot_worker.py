@@ -81,11 +81,15 @@ def figures(compiled) -> dict:
         for name, op in operations.items()
         if op.cycles is None or op.cycles >= SMALLEST_LAUNCH
     }
+    vmem = [
+        int(size) for line in text.splitlines() if KERNEL in line for size in _VMEM.findall(line)
+    ]
     spent = {name: op.turns * (op.cycles or 0) for name, op in operations.items()}
     return {
         "cycles": sum(spent.values()) if known else None,
         "launches": sum(op.turns for op in large.values()),
-        "kernels": text.count('custom_call_target="tpu_custom_call"'),
+        "kernels": text.count(KERNEL),
+        "vmem_bytes": max(vmem, default=None),
         "operations": {
             name: spent[name] if large[name].cycles is not None else None
             for name in sorted(large, key=lambda name: -spent[name])
@@ -110,6 +114,10 @@ _FREE = {
     "slice-start",
     "slice-done",
 }
+KERNEL = 'custom_call_target="tpu_custom_call"'
+_VMEM = re.compile(
+    r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"'
+)
 _CYCLES = re.compile(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"')
 _BODY = re.compile(r"\bwhile\(.*condition=%?([\w.-]+), body=%?([\w.-]+)")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")

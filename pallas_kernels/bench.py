@@ -23,6 +23,8 @@ IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
 SHARED_BY = (2, 4, 8)  # chips
 STACK = "pallas_kernels.tpu.cases:stack"
 PROFILED_CYCLES = 800_000  # modelled ones of a pass, beyond which only some layers are profiled
+PROFILED_PATCHES = {"pallas": 1024, "xla": 256}  # of a picture, beyond which it is not profiled
+TOO_MANY = "no cycles: of so many patches the compiler's profile would take more than 7 GB"
 NO_PROFILE = "it compiles, but the compiler's profiler stops at one of its operations: no cycles"
 
 
@@ -54,6 +56,7 @@ def frame_rows(config: Any, chip: Chip, case: str) -> list[dict]:
                 "hbm_bytes": moved,
                 "launches": found.launches,
                 "kernels": found.kernels,
+                "vmem_peak_bytes": found.vmem_bytes,
                 "alias_bytes": found.alias_bytes,
                 "code_bytes": found.code_bytes,
                 "libtpu": found.libtpu,
@@ -73,7 +76,8 @@ def frame_rows(config: Any, chip: Chip, case: str) -> list[dict]:
 
 def pixel_rows(config: Any, chip: Chip, case: str) -> list[dict]:
     """`embed` and `readout` of a `lsd_jax.config.Config`, one session, each by the kernel and by
-    XLA; `case` as in `frame_rows`, with an option `op` beside.
+    XLA; `case` as in `frame_rows`, with an option `op` beside. Pictures of many patches are
+    compiled without a profile, which would take too much memory.
 
     Raises ValueError where nothing compiles.
     """
@@ -83,15 +87,18 @@ def pixel_rows(config: Any, chip: Chip, case: str) -> list[dict]:
             row: dict[str, Any] = {"impl": f"{op} {implementation}", "chip": chip.name}
             row |= {"kind": "compiled", "libtpu": aot.libtpu_version()}
             options = {"op": op, "implementation": implementation, "config": asdict(config)}
+            profile = config.model.tokens <= PROFILED_PATCHES[implementation]
             try:
-                found = aot.compile_for(chip.name, case, options)
+                found = aot.compile_for(chip.name, case, options, profile=profile)
             except ValueError as refusal:
                 rows.append(row | {"note": str(refusal)})
                 continue
+            note = None if found.cycles else no_profile(found) if profile else TOO_MANY
             moved = found.argument_bytes + found.output_bytes
             row |= {"hbm_bytes": moved, "launches": found.launches, "cycles": found.cycles}
+            row |= {"vmem_peak_bytes": found.vmem_bytes}
             row |= {"us": found.cycles and aot.time_us(found.cycles, moved, chip)}
-            rows.append(row | {"note": None if found.cycles else no_profile(found)})
+            rows.append(row | {"note": note})
     if all("launches" not in row for row in rows):
         raise ValueError("; ".join(row["note"] for row in rows))
     return rows

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from lsd_jax.ops import dispatch
 from lsd_jax.ops.embed import embed
-from pallas_kernels.tpu.embed import interpreted
+from pallas_kernels.tpu import embed as kernel
+from tests.pallas_kernels import races
 
 
 def example(batch, rows, columns, dtype, patch=16, controls=1, dim=128):
@@ -35,6 +37,26 @@ def test_equals_the_specification(batch, dtype, controls, tolerance):
     assert np.abs(np.asarray(ours, np.float32) - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
+def test_bands_of_strips_are_those_of_the_picture(monkeypatch):
+    """Three of them, of two strips each, of two sessions."""
+    monkeypatch.setattr(kernel, "BAND", 16)
+    assert kernel.strips_of(6, 8) == 2
+    given = example(2, 6, 8, "float32")
+    simulated = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    ours = jax.jit(lambda *x: kernel.launch(*x, interpret=simulated))(*given)
+    jax.block_until_ready(ours)
+    assert not races.found()
+    theirs = np.asarray(jax.jit(embed.reference)(*given))
+    assert np.abs(np.asarray(ours) - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "strips"), [(8, 8, 8), (32, 32, 16), (34, 120, 2), (37, 8, 37), (37, 16, 1)]
+)
+def test_a_band_divides_the_picture(rows, columns, strips):
+    assert kernel.strips_of(rows, columns) == strips
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -48,4 +70,4 @@ def test_equals_the_specification(batch, dtype, controls, tolerance):
 def test_what_it_does_not_take_is_refused(changes, reason):
     inputs = example(**(dict(batch=1, rows=2, columns=8, dtype="float32") | changes))
     with pytest.raises(NotImplementedError, match=reason):
-        interpreted(*inputs)
+        kernel.interpreted(*inputs)
