@@ -66,7 +66,7 @@ def keeps(config: Config, multiple: int) -> Candidates:
 
     return Candidates(
         config, same(model.dim), layers, heads, same(model.head_dim), mlp, same(model.patch),
-        same(config.stream.passes),
+        same(config.stream.passes), same(model.window), same(model.sinks), same(model.memory),
     )  # fmt: skip
 
 

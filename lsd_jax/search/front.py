@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.plan import FramePlan, plan_frame
 from lsd_jax.search import fast
 from lsd_jax.search.law import Law, supported
-from lsd_jax.search.space import MOST_HEADS, Candidates, enumerate_all
+from lsd_jax.search.space import MOST_HEADS, Candidates, enumerate_all, histories
 
 SHOWN = 12  # points of a front, spread evenly over the logarithm of time
 
@@ -48,23 +49,30 @@ def search(
     sessions: int = 1,
     params_max: float = 0.0,
     cores: int = 1,
+    keep: Collection[str] = (),
 ) -> Searched:
-    """Searches all architectures with the pictures and history of `base`, its precision, weights in
-    int8 where the chip multiplies those, and the numbers of cores that share a stream.
+    """Searches all architectures with the pictures of `base`, every history that may be worth its
+    time, the precision of `base`, weights in int8 where the chip multiplies those, and the numbers
+    of cores that share a stream.
 
     Args:
         fps: frames a second that each of `sessions` streams on these cores needs.
         params_max: the most parameters; 0: any number.
         cores: the most that may share a stream: so many, half of them, and so on.
+        keep: which of the fields `space.SEARCHED` are not searched: they stay as `base` has them.
 
     Raises ValueError, by how much, where not even the fastest holds the rate.
     """
-    space = enumerate_all(base)
+    space = enumerate_all(base, keep, law.history.contenders(histories(base, keep)))
     if not len(space):
-        raise ValueError(f"no patch of the space divides {base.model.width}x{base.model.height}")
+        kept = f", {', '.join(sorted(keep))} as given" if keep else ""
+        raise ValueError(
+            f"nothing of the space has {base.model.width}x{base.model.height} in whole patches "
+            f"(and in pairs of them, for memory slots){kept}"
+        )
     ways = [
         (replace(space, base=choice), ranks)
-        for choice in precisions(base, chip)
+        for choice in precisions(base, chip, keep)
         for ranks in ranks_of(chip, cores)
     ]
     ms = np.concatenate([fast.frame_ms(each, chip, ranks) for each, ranks in ways])
@@ -72,6 +80,8 @@ def search(
     sound = supported(space) & (space.parameters <= (params_max or np.inf))
     fitting = [fast.fits(each, chip, sessions, ranks) & sound for each, ranks in ways]
     allowed = np.concatenate(fitting) & np.isfinite(ms)
+    if not supported(space).any():
+        raise ValueError("the law knows no such proportions of width and depth; keep one of them")
     if not allowed.any():
         raise ValueError(
             f"nothing of at most {params_max:,.0f} parameters fits; the smallest of all has "
@@ -102,9 +112,10 @@ def ranks_of(chip: Chip, cores: int) -> list[int]:
     return sorted({1, *(ranks for ranks in halved if ranks <= MOST_HEADS)})
 
 
-def precisions(base: Config, chip: Chip) -> list[Config]:
+def precisions(base: Config, chip: Chip, keep: Collection[str] = ()) -> list[Config]:
     """The base as it is and, on a TPU with matrix units for int8, with such weights."""
-    if eight_bits_of(chip) != "int8" or base.stream.weight_dtype:
+    kept = base.stream.weight_dtype or "stream.weight_dtype" in keep
+    if eight_bits_of(chip) != "int8" or kept:
         return [base]
     return [base, replace(base, stream=replace(base.stream, weight_dtype="int8"))]
 
@@ -140,9 +151,11 @@ def planned(space: Candidates, ranks: int, i: int, chip: Chip, law: Law) -> Foun
 
 
 def name_of(model: ModelConfig, chip: Chip, weight_dtype: str = "") -> str:
-    """Such as `v6e-512x6`: chip, width and depth, and heads, MLP, patch and dtype of weights."""
-    shape = f"{model.dim}x{model.layers}"
-    name = f"{chip.name}-{shape}-h{model.heads}x{model.head_dim}-m{model.mlp}-p{model.patch}"
+    """Such as `v6e-512x6-h4x128-m2048-p16-w3-s0-r2`: chip, width and depth, heads, MLP and patch,
+    slots of window, sinks and memory, and the dtype of weights where it is another."""
+    sizes = f"{model.dim}x{model.layers}-h{model.heads}x{model.head_dim}-m{model.mlp}"
+    slots = f"w{model.window}-s{model.sinks}-r{model.memory}"
+    name = f"{chip.name}-{sizes}-p{model.patch}-{slots}"
     return f"{name}-{weight_dtype}" if weight_dtype else name
 
 

@@ -33,8 +33,8 @@ TRAIN = TrainConfig(
     prompt_drop=0.0, checkpoint_every=100, sample_every=100_000, log_every=25,
 )  # fmt: skip
 CLIPS = TrainConfig(
-    batch=8, frames=9, old_frames=2, steps=150, learning_rate=2e-3, warmup=20, ema=0.97,
-    pure_noise=0.85, prompt_drop=0.0, checkpoint_every=150, sample_every=100_000, log_every=25,
+    batch=8, frames=9, old_frames=2, steps=100, learning_rate=2e-3, warmup=20, ema=0.97,
+    pure_noise=0.85, prompt_drop=0.0, checkpoint_every=100, sample_every=100_000, log_every=25,
 )  # fmt: skip
 """The old frames are what memory and sinks hold; a model without them sees two cold starts."""
 HISTORY = HistoryConfig(corrupted=0.5)
@@ -83,15 +83,11 @@ HISTORIES = (
     _remembering(3),
     _remembering(3, memory=2),
     _remembering(3, sinks=2),
-    _remembering(2),
     _remembering(1, memory=2),
-    _remembering(3, sinks=1),
-    _remembering(3, memory=1),
 )
 HISTORIES_HELD_OUT = (
-    _remembering(4),
     _remembering(2, sinks=1, memory=1),
-    _remembering(6, memory=2),
+    _remembering(6, memory=1),
 )
 
 

@@ -24,7 +24,7 @@ UNSEEN = 1_000_000  # the number of the first batch that scores
 SCORED = 8  # batches of pictures
 PASSES = (1, 2)
 STREAMS = 24
-FRAMES = 96  # of each stream, of which the second half is the score
+FRAMES = 64  # of each stream, of which the second half is the score
 CHUNK = 16  # frames rendered and streamed at once
 
 
