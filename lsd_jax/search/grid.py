@@ -146,9 +146,9 @@ def run(path: Path, folder: Path, most: int = 0) -> dict[str, Any]:
     for where, part in parts().items():
         held = found.setdefault(where, {}) if where else found
         settings = {"train": asdict(part.train), "history": asdict(part.history)} | part.scored
-        if held.setdefault("runs", []) and not alike(held, settings):
+        if settings.keys() & held.keys() and not alike(held, settings):
             raise ValueError(f"{path} holds runs of other settings; move it away to begin anew")
-        held |= {name: value for name, value in settings.items() if name not in held}
+        held |= {"runs": [], **settings} | held
         done = {entry["name"] for entry in held["runs"]}
         every = (*part.fitted, *part.held_out)
         missing += [(part, held, model) for model in every if part.name_of(model) not in done]
