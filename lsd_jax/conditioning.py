@@ -137,7 +137,7 @@ class Conditioner(nnx.Module):
         keys = jax.random.split(key, 3)
         self.text = TextEncoder(config, keys[0])
         self.reference = ReferenceEncoder(config, keys[1])
-        shape = (config.layers, config.dim, 2, config.heads, config.head_dim)
+        shape = (config.layers, config.dim, 2, config.key_heads, config.head_dim)
         self.project = nnx.Param(
             normal(keys[2], shape, config.dim), axes=("layer", "embed", None, "heads", None)
         )

@@ -40,6 +40,7 @@ class ModelConfig:
     dim: int = 256
     layers: int = 6
     heads: int = 2
+    kv_heads: int = 0  # of keys and values, each shared by heads / kv_heads; 0: one for each head
     head_width: int = 0  # features of a head; 0: dim / heads
     mlp: int = 1024
     window: int = 3
@@ -62,6 +63,10 @@ class ModelConfig:
         _require(
             self.head_width > 0 or self.dim % self.heads == 0,
             f"dim={self.dim} does not split over heads={self.heads}; set head_width",
+        )
+        _require(
+            self.kv_heads >= 0 and self.heads % self.key_heads == 0,
+            f"kv_heads={self.kv_heads} must divide heads={self.heads}, or be 0 for as many",
         )
         _require(self.head_dim % 4 == 0, f"head_dim={self.head_dim} must be a multiple of 4")
         for side in ("height", "width"):
@@ -91,6 +96,16 @@ class ModelConfig:
     def head_dim(self) -> int:
         """Features of one attention head."""
         return self.head_width or self.dim // self.heads
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.heads
+
+    @property
+    def per_kv(self) -> int:
+        """Query heads to each head of keys and values."""
+        return self.heads // self.key_heads
 
     @property
     def grid(self) -> tuple[int, int]:

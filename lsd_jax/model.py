@@ -31,14 +31,17 @@ class Stack(nnx.Module):
 
     def __init__(self, config: ModelConfig, key: Array):
         keys = jax.random.split(key, 6)
-        layers, dim, heads, head_dim = config.layers, config.dim, config.heads, config.head_dim
+        layers, dim, heads, head_dim = config.layers, config.dim, config.key_heads, config.head_dim
+        parts, found = config.per_kv + 2, config.per_kv * head_dim
         residual = (2 * layers) ** -0.5  # keeps the residual stream's variance flat in depth
 
         def param(key, shape, fan_in, axes, gain=1.0):
             return nnx.Param(normal(key, (layers, *shape), fan_in, gain), axes=("layer", *axes))
 
-        self.qkv = param(keys[0], (dim, 3, heads, head_dim), dim, ("embed", None, "heads", None))
-        self.out = param(keys[1], (heads, head_dim, dim), dim, ("heads", None, "embed"), residual)
+        self.qkv = param(
+            keys[0], (dim, parts, heads, head_dim), dim, ("embed", None, "heads", None)
+        )
+        self.out = param(keys[1], (heads, found, dim), dim, ("heads", None, "embed"), residual)
         self.up = param(keys[2], (dim, config.mlp), dim, ("embed", "mlp"))
         self.down = param(keys[3], (config.mlp, dim), config.mlp, ("mlp", "embed"), residual)
         self.q_scale = nnx.Param(jnp.ones((layers, head_dim)), axes=("layer", None))

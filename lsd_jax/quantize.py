@@ -68,6 +68,9 @@ def quantize_stack(weights: StackWeights, dtype: Any, weight_dtype: str = "int8"
         among = tuple(axis for axis in range(matrix.ndim) if axis not in apart)
         axes = summed if weight_dtype == "int8" else among
         values, scale = scaled(matrix, LARGEST[weight_dtype], axes)
+        if name == "qkv" and weight_dtype != "int8":  # the queries of all parts are one matrix
+            scale = scale.at[:, :, :-2].set(jnp.max(scale[:, :, :-2], axis=2, keepdims=True))
+            values = matrix * (1 / scale)
         values = jnp.round(values) if weight_dtype == "int8" else values
         return values.astype(weight_dtype), jnp.squeeze(scale, summed)
 

@@ -23,7 +23,7 @@ SESSION = KVBuffer(**_AXES)
 
 def empty(config: ModelConfig, batch: int, dtype) -> KVBuffer:
     """A cold buffer: nothing pinned, no frame remembered."""
-    shape = (config.layers, batch, config.keys, config.heads, config.head_dim)
+    shape = (config.layers, batch, config.keys, config.key_heads, config.head_dim)
     return KVBuffer(
         k=jnp.zeros(shape, dtype),
         v=jnp.zeros(shape, dtype),

@@ -266,12 +266,12 @@ def compile_stream(
     """
     if mesh is None:
         return _compile(model, config, batch, None)
-    chips, heads, mlp = mesh.shape[AXIS], config.model.heads, config.model.mlp
+    chips, heads, mlp = mesh.shape[AXIS], config.model.key_heads, config.model.mlp
     if heads % chips or mlp % chips:
         able = ", ".join(str(n) for n in range(1, heads + 1) if not (heads % n or mlp % n))
         raise ValueError(
-            f"{chips} devices cannot share a model of {heads} heads and {mlp} MLP features; "
-            f"{able} can"
+            f"{chips} devices cannot share a model of {heads} heads of keys and {mlp} MLP "
+            f"features; {able} can"
         )
     with jax.set_mesh(mesh):
         return _compile(model, config, batch, mesh)

@@ -4,8 +4,9 @@ Dimensions, used in every shape comment and jaxtyping annotation:
 
     B  independent sessions (streams)     F  frames of a clip
     T  tokens of one frame                D  width of the residual stream
-    L  layers                             H  attention heads
-    K  features of a head                 M  features of the MLP
+    L  layers                             H  heads of keys and values
+    K  features of a head                 G  query heads to each of these, most often 1
+    M  features of the MLP
     P  pinned tokens (prompt, reference)  S  frame slots of the KV buffer (sinks, then window)
     R  memory slots of the KV buffer      A  rows of the age table, window + 1
     N  keys in the buffer, P + R * T / 4 + S * T
@@ -55,7 +56,7 @@ class MatrixScales:
     """What the results of matrices in eight bits are to be multiplied by, float32: a number for
     each column, or one (axes of 1) for all of a matrix."""
 
-    qkv: Float[Array, "l 3 h k"] | Float[Array, "l 3 1 1"]
+    qkv: Float[Array, "l parts h k"] | Float[Array, "l parts 1 1"]
     out: Float[Array, "l d"] | Float[Array, "l 1"]
     up: Float[Array, "l m"] | Float[Array, "l 1"]
     down: Float[Array, "l d"] | Float[Array, "l 1"]
@@ -67,13 +68,15 @@ class StackWeights:
     """The weights of all blocks, stacked over layers: what a kernel streams from memory.
 
     The matrices `qkv`, `out`, `up` and `down` are of eight bits, int8 or float8_e4m3, where there
-    are `matrix_scales`.
+    are `matrix_scales`. Keys and values may be shared by several query heads (Ainslie et al. 2023,
+    "GQA"): the G + 2 parts of `qkv` are those of a head's G queries, its key and its value, and
+    `out` takes what its queries found, one after the other.
     """
 
-    qkv: Float[Array, "l d 3 h k"] | Int[Array, "l d 3 h k"]
+    qkv: Float[Array, "l d parts h k"] | Int[Array, "l d parts h k"]
     q_scale: Float[Array, "l k"]
     k_scale: Float[Array, "l k"]
-    out: Float[Array, "l h k d"] | Int[Array, "l h k d"]
+    out: Float[Array, "l h gk d"] | Int[Array, "l h gk d"]
     up: Float[Array, "l d m"] | Int[Array, "l d m"]
     down: Float[Array, "l m d"] | Int[Array, "l m d"]
     age_k: Float[Array, "l a h k"]

@@ -46,7 +46,7 @@ def fetch_chunk(s, c, number):
 def attention(s, c, t):
     """Attends with token tile t to every key; leaves the result where its queries were."""
     heads, pieces = s["heads"], s["pieces"]
-    acc = nl.ndarray((LANE, heads, 4, LANE + 1), dtype=nl.float32, name="acc")
+    acc = nl.ndarray((LANE, s["asked"], 4, LANE + 1), dtype=nl.float32, name="acc")
     prepared = []
     for _ in range(min(2, len(s["chunks"]))):
         k = nl.ndarray((LANE, heads, pieces * LANE), dtype=c["dtype"], name="chunk_k")
@@ -153,7 +153,7 @@ def attend_chunk(s, c, t, work, acc, first):
     for the frame's own keys, whose bias is the layer's shift alone).
     Scores run `AHEAD` pieces before the products, so that TensorE never waits for ScalarE.
     """
-    steps = [(head, i) for head in range(s["heads"]) for i in range(len(work))]
+    steps = [(head, i) for head in range(s["asked"]) for i in range(len(work))]
     weights, results = [], []
     for n in range(len(steps) + AHEAD):
         if n < len(steps):
@@ -168,13 +168,13 @@ def attend_chunk(s, c, t, work, acc, first):
 
 
 def score(s, c, t, head, piece):
-    """exp(keys.T @ queries / sqrt(128) + bias) of one piece and head: [keys, tokens]."""
+    """exp(keys.T @ queries / sqrt(128) + bias) of one piece and query head: [keys, tokens]."""
     columns = s["tiles"][t][1]
     keys, at, _, _, count, bias = piece
     bank = next_of(c, "score")[0:count, 0:columns]
     nisa.nc_matmul(
-        dst=bank, stationary=keys[:, head, at : at + count], moving=c["q"][:, head, 0:columns],
-        accumulate=False,
+        dst=bank, stationary=keys[:, head // s["per_kv"], at : at + count],
+        moving=c["q"][:, head, 0:columns], accumulate=False,
     )  # fmt: skip
     p = next_of(c, "ps")[0:count, 0:columns]
     added = c["scales"][0:count, 2:3]
@@ -193,7 +193,7 @@ def weigh(s, c, t, head, piece, p, results, first):
         column = i % 2 * (LANE + 1)
         nisa.nc_matmul(
             dst=results[i // 2][0:n, column : column + LANE + 1], stationary=p[:, at : at + n],
-            moving=values[0:count, row, head, :], accumulate=not first,
+            moving=values[0:count, row, head // s["per_kv"], :], accumulate=not first,
         )  # fmt: skip
 
 
@@ -224,11 +224,11 @@ def divide(s, c, t, acc):
     be multiplied in eight bits, beside them."""
     lanes = s["lanes"][t]
     per = c["half"] // LANE
-    sums = nl.ndarray((LANE, s["heads"], 4), dtype=nl.float32, name="sums")
+    sums = nl.ndarray((LANE, s["asked"], 4), dtype=nl.float32, name="sums")
     for i in range(len(lanes)):
         n = lanes[i][1]
         nisa.reciprocal(dst=sums[0:n, :, i], data=acc[0:n, :, i, LANE])
-    for head in range(s["heads"]):
+    for head in range(s["asked"]):
         for first in range(0, len(lanes), per):
             bank = transpose_bank(c)
             last = min(first + per, len(lanes))

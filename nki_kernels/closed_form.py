@@ -48,15 +48,16 @@ def amounts(s: Shapes) -> dict[str, float]:
     pieces = -(-s.ageless // LANE) + s.slots * own
     chunks = tiles * (len(s.buffer_chunks) + -(-own // s.buffering[0]))
     stores = 2 * sum((count >= LANE) + (count % LANE > 0) for _, count in s.token_tiles)
-    projected, hidden = s.tokens * across * s.heads, s.tokens * across * inner
-    weights = across * (4 * s.heads + 2 * inner)
+    heads = (s.heads + s.asked) / 2  # of the four projections, on average
+    projected, hidden = s.tokens * across * heads, s.tokens * across * inner
+    weights = across * (4 * heads + 2 * inner)
     eight = bool(s.weight_dtype)
     fetched = weights * tiles * LANE * LANE * s.weight_itemsize / HBM_BYTES_PER_NS
     multiplied = weights * s.tokens / (2 if eight else 1) / (PE_CLOCK * 1e-9)
     return {
         "tile": tiles,
         "tile in eight bits": tiles * eight,
-        "tile of a head": tiles * s.heads,
+        "tile of a head": tiles * heads,
         "chunk": chunks,
         "token": s.tokens,
         "normed": s.tokens * across,
@@ -64,8 +65,8 @@ def amounts(s: Shapes) -> dict[str, float]:
         "projected in eight bits": projected * eight,
         "hidden": hidden * (not eight),
         "hidden in eight bits": hidden * eight,
-        "attended": s.tokens * s.heads * pieces,
-        "own": s.tokens * s.heads * own,
+        "attended": s.tokens * s.asked * pieces,
+        "own": s.tokens * s.asked * own,
         "weights": weights * tiles * (not eight),
         "waited for weights": max(0.0, fetched - multiplied),
         "pieces": s.heads * pieces,
@@ -92,5 +93,6 @@ def _seconds(shape: StackShape, chip: Chip, ranks: int) -> float:
     layer = sum(LAYER_NS[name] * amount for name, amount in amounts(mine).items())
     layers: float = shape.layers
     if mine.ring:  # of the last layer keys and values alone
-        layers -= 1 - 2 * mine.heads * LANE / (4 * mine.heads * LANE + 2 * mine.mlp)
+        matrices = 2 * (mine.heads + mine.asked) * LANE + 2 * mine.mlp
+        layers -= 1 - 2 * mine.heads * LANE / matrices
     return (FIRST_NS + layers * layer) * 1e-9 * PE_CLOCK / chip["pe_clock"]

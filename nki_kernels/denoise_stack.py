@@ -90,6 +90,7 @@ def constants(shapes: Shapes) -> dict:
     return {
         "layers": shapes.layers, "sessions": shapes.sessions, "tokens": shapes.tokens,
         "across": shapes.dim // LANE, "dim": shapes.dim, "heads": shapes.heads,
+        "per_kv": shapes.per_kv, "asked": shapes.asked,
         "width": shapes.heads * LANE, "inner": shapes.mlp // LANE, "slots": shapes.slots,
         "ages": shapes.ages, "ranks": shapes.ranks, "cores": shapes.cores,
         "eight": bool(shapes.weight_dtype), "ring": shapes.ring, "places": shapes.places,
@@ -306,7 +307,7 @@ def finish_head(s, c, t, head, dst, at):
 
 def project_queries(s, c, t):
     """Queries of token tile t; what is attended to takes their place, if it has their dtype."""
-    shape = (LANE, s["heads"], s["columns"])
+    shape = (LANE, s["asked"], s["columns"])
     c["q"] = nl.ndarray(shape, dtype=c["dtype"], name="q")
     c["attended"] = c["q"]
     if s["eight"]:

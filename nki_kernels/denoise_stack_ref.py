@@ -45,7 +45,7 @@ def denoise_stack_ref(
                 return np.concatenate(cores, axis=0 if kind in ("out", "down") else 1)
 
             def turned(values, column, layer=layer):
-                raw = values.reshape(tokens, heads, LANE) * scales[layer, :, column + 3]
+                raw = values.reshape(tokens, -1, LANE) * scales[layer, :, column + 3]
                 learned = scales[layer, :, column] / scales[layer, :, column + 3]
                 values = normed(raw) * learned
                 return values * cos + (values @ rotation) * sin
@@ -65,11 +65,12 @@ def denoise_stack_ref(
                 keys.append((k_buffer[layer, b, rows] + added_k).reshape(-1, heads, LANE))
                 values.append((v_buffer[layer, b, rows] + added_v).reshape(-1, heads, LANE))
                 logit_bias.append(bias[b, : piece.count, j])
-            logits = np.einsum("thk,nhk->htn", q, np.concatenate(keys)) * LANE**-0.5
+            q = q.reshape(tokens, heads, shapes.per_kv, LANE)
+            logits = np.einsum("thgk,nhk->hgtn", q, np.concatenate(keys)) * LANE**-0.5
             logits += np.concatenate(logit_bias) + scales[layer, 0, 2]
             share = np.exp(logits - logits.max(-1, keepdims=True))
             share /= share.sum(-1, keepdims=True)
-            attended = np.einsum("htn,nhk->thk", share, np.concatenate(values))
+            attended = np.einsum("hgtn,nhk->thgk", share, np.concatenate(values))
             y = y + gate_a * (narrow(attended.reshape(tokens, -1)) @ matrix("out"))
             h = narrow(normed(y) * scale_m + shift_m) @ matrix("up") * scales[layer, 0, 6]
             gelu = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))

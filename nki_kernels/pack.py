@@ -29,6 +29,7 @@ class PackedWeights:
     age_v: Float[Array, "l a h k"]
     matrix_scales: MatrixScales | None
     mlp: int = field(metadata={"static": True})
+    per_kv: int = field(metadata={"static": True})
     cores: int = field(metadata={"static": True})
 
 
@@ -44,12 +45,14 @@ def packed(weights: StackWeights, cores: int = 1) -> PackedWeights:
     dim, mlp = weights.up.shape[1:]
     dtype = weights.age_k.dtype.name
     stack = StackShape(
-        1, LANE, dim, layers, heads, LANE, mlp, 0, 0, ages, 1, dtype, weight_dtype_of(weights)
-    )
-    matrices = pack_weights(weights, share(stack, cores=cores))
+        1, LANE, dim, layers, heads, LANE, mlp, 0, 0, ages, 1, dtype, weight_dtype_of(weights),
+        per_kv=per_kv_of(weights),
+    )  # fmt: skip
+    shapes = share(stack, cores=cores)
+    matrices = pack_weights(weights, shapes)
     names = ("q_scale", "k_scale", "age_k", "age_v", "matrix_scales")
     small = {name: getattr(weights, name) for name in names}
-    return PackedWeights(matrices, **small, mlp=mlp, cores=cores)
+    return PackedWeights(matrices, **small, mlp=mlp, per_kv=shapes.per_kv, cores=cores)
 
 
 def shapes_of(
@@ -73,6 +76,7 @@ def shapes_of(
         modulations=1,
         dtype=weights.age_k.dtype.name,
         weight_dtype=weight_dtype_of(weights),
+        per_kv=per_kv_of(weights),
     )
     return share(stack, ranks, cores, **limits)
 
@@ -82,6 +86,11 @@ def weight_dtype_of(weights: AnyWeights) -> str:
     if weights.matrix_scales is None:
         return ""
     return (weights.matrices if isinstance(weights, PackedWeights) else weights.up).dtype.name
+
+
+def per_kv_of(weights: AnyWeights) -> int:
+    """Query heads to each head of keys and values."""
+    return weights.per_kv if isinstance(weights, PackedWeights) else weights.qkv.shape[2] - 2
 
 
 def pack_weights(weights: StackWeights, shapes: Shapes) -> Array:
@@ -96,7 +105,7 @@ def pack_weights(weights: StackWeights, shapes: Shapes) -> Array:
         own, inner = slice(r * heads, (r + 1) * heads), slice(r * mlp, (r + 1) * mlp)
         qkv = _share(weights.qkv, 3, own)
         flat = {
-            "q": qkv[:, :, 0], "k": qkv[:, :, 1], "v": qkv[:, :, 2],
+            "q": jnp.swapaxes(qkv[:, :, :-2], 2, 3), "k": qkv[:, :, -2], "v": qkv[:, :, -1],
             "out": _share(weights.out, 1, own), "up": _share(weights.up, 2, inner),
             "down": _share(weights.down, 1, inner),
         }  # fmt: skip
@@ -151,7 +160,7 @@ def pack_call(
     mod = modulation.astype(jnp.float32) + of_scales
     of_results = jnp.ones((6, layers))  # of q, k, v, out, up, down
     if (own_scales := weights.matrix_scales) is not None:
-        each = (*(own_scales.qkv[:, i].ravel() for i in range(3)), own_scales.out.ravel(),
+        each = (*(own_scales.qkv[:, i].ravel() for i in (0, -2, -1)), own_scales.out.ravel(),
                 own_scales.up.ravel(), own_scales.down.ravel())  # fmt: skip
         of_results = jnp.stack(each)
         same = jnp.ones(layers)

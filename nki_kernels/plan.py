@@ -30,7 +30,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of one call: letters as in `lsd_jax.types`; heads and mlp are one rank's share."""
+    """Sizes of one call: letters as in `lsd_jax.types`; heads (of keys and values) and mlp are one
+    rank's share."""
 
     layers: int
     sessions: int
@@ -48,6 +49,12 @@ class Shapes:
     weight_dtype: str = ""  # of the matrices, and of what they are multiplied by: FP8, or empty
     ring: int = 0  # keys of the buffer that the frame's go into; 0: they are given back
     places: int = 1  # of the ring that they are written to
+    per_kv: int = 1  # query heads to each head of keys and values
+
+    @property
+    def asked(self) -> int:
+        """Query heads; those of one head of keys and values are neighbours."""
+        return self.per_kv * self.heads
 
     @property
     def weight_itemsize(self) -> int:
@@ -81,7 +88,7 @@ class Shapes:
         return StackShape(
             self.sessions, self.tokens, self.dim, self.layers, self.heads, LANE, self.mlp,
             self.ageless, self.slots, self.ages, 1, "bfloat16" if self.itemsize == 2 else "float32",
-            self.weight_dtype,
+            self.weight_dtype, per_kv=self.per_kv,
         )  # fmt: skip
 
     @cached_property
@@ -89,7 +96,7 @@ class Shapes:
         """Contraction of each kind of matrix, in lanes."""
         across = self.dim // LANE
         return {
-            "k": across, "v": across, "q": across, "out": self.heads, "up": across,
+            "k": across, "v": across, "q": across, "out": self.asked, "up": across,
             "down": self.mlp // LANE,
         }  # fmt: skip
 
@@ -97,7 +104,7 @@ class Shapes:
     def outputs(self) -> dict[str, int]:
         """Output tiles (of 128) of each kind of matrix."""
         return {
-            "k": self.heads, "v": self.heads, "q": self.heads, "out": self.dim // LANE,
+            "k": self.heads, "v": self.heads, "q": self.asked, "out": self.dim // LANE,
             "up": self.mlp // LANE, "down": self.dim // LANE,
         }  # fmt: skip
 
@@ -233,10 +240,10 @@ class Shapes:
         h = eight * across * columns  # normalised input
         temporaries = (8 * size + 8 * 4) * columns
         rows = 4 * size * width  # keys or values with tokens in rows
-        queries = size * self.heads * columns
+        queries = size * self.asked * columns
         attention = (
             2 * size * pieces * (width + with_ones)
-            + 4 * 4 * (with_ones + self.heads)  # results and their sums
+            + 4 * 4 * self.asked * (LANE + 2)  # results and their sums
             + 4 * size * columns  # weights of one piece
         )
         hidden = eight * (self.mlp // LANE) * columns
@@ -244,7 +251,7 @@ class Shapes:
         # and the other core's, and 128 features of both
         shares += (size * across + 2 * 4) * columns * (self.cores > 1)
         if self.weight_dtype:  # queries in eight bits after attention
-            queries += eight * self.heads * columns
+            queries += eight * self.asked * columns
         phases = (
             temporaries + h + 2 * rows, temporaries + h + queries + rows, queries + attention,
             queries + shares, temporaries + h, h + hidden, hidden + shares,

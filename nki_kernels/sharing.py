@@ -111,6 +111,7 @@ def shapes_of_rank(stack: StackShape, ranks: int, cores: int, limits: dict[str, 
         weight_dtype=stack.weight_dtype,
         ring=stack.places * stack.tokens,
         places=max(stack.places, 1),
+        per_kv=stack.per_kv,
         **limits,
     )
     shapes.check(stack.head_dim)

@@ -72,6 +72,8 @@ def test_override_says_what_is_wrong(assignment, message):
         (ModelConfig, "patch", 0, "patch=0"),
         (ModelConfig, "heads", 0, "heads=0"),
         (ModelConfig, "window", 0, "window=0"),
+        (ModelConfig, "kv_heads", 3, "kv_heads=3 must divide heads=2, or be 0"),
+        (ModelConfig, "kv_heads", -1, "kv_heads=-1 must divide"),
         (ModelConfig, "sinks", -1, "sinks=-1"),
         (ModelConfig, "detail_patch", 3, "not a multiple of detail_patch=3"),
         (ModelConfig, "dim", 12, "head_dim=6 must be a multiple of 4"),
@@ -91,6 +93,9 @@ def test_derived_sizes():
     model = ModelConfig(height=64, width=96, patch=16, sinks=1, window=2)
     assert (model.grid, model.tokens, model.head_dim) == ((4, 6), 24, 128)
     assert (model.pinned, model.slots, model.keys) == (64, 3, 64 + 3 * 24)
+    assert (model.key_heads, model.per_kv) == (2, 1)
+    shared = ModelConfig(heads=8, kv_heads=2)
+    assert (shared.key_heads, shared.per_kv, shared.head_dim) == (2, 4, 32)
 
 
 def test_load_by_path_and_by_name(tmp_path):

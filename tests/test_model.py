@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lsd_jax import ring
-from lsd_jax.model import abstract_model, abstract_params, build, cast
+from lsd_jax import ring, stream
+from lsd_jax.conditioning import ask as ask_for
+from lsd_jax.config import Config, ModelConfig
+from lsd_jax.model import Denoiser, abstract_model, abstract_params, build, cast
 from lsd_jax.types import Conditioning
 
 
@@ -164,6 +168,48 @@ def test_shapes_follow_the_config(small_config):
     stack = shapes(layers=5)["stack"]
     assert {leaf.shape[0] for leaf in stack.values()} == {5}
     assert len(jax.tree.leaves(shapes(layers=5))) == len(jax.tree.leaves(shapes()))
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(st.integers(1, 3), st.integers(2, 4), st.integers(0, 1), st.integers(0, 99))
+def test_shared_keys_are_those_of_a_model_that_repeats_them(kv_heads, per_kv, memory, seed):
+    """Through prompt, commit, sinks, window and memory: what a stream shows, from less state."""
+    heads = kv_heads * per_kv
+    shared = ModelConfig(
+        height=16, width=16, patch=4, dim=12, layers=2, heads=heads, kv_heads=kv_heads,
+        head_width=4, mlp=8, window=2, sinks=1, memory=memory, memory_every=2, prompt_tokens=2,
+        reference_tokens=2, text_dim=8, text_layers=1, detail_dim=4, detail_patch=2,
+    )  # fmt: skip
+    whole = dataclasses.replace(shared, kv_heads=0)
+    params = nnx.to_pure_dict(nnx.state(Denoiser(shared, jax.random.key(seed)), nnx.Param))
+
+    def repeated(x):
+        return jnp.repeat(x, per_kv, axis=-2)
+
+    stack, conditioner = params["stack"], params["conditioner"]
+    queries, keys = jnp.split(stack["qkv"], [per_kv], axis=2)
+    queries = jnp.moveaxis(queries, 2, 3).reshape(2, 12, 1, heads, 4)
+    more = {
+        "qkv": jnp.concatenate([queries, repeated(keys)], axis=2),
+        "out": stack["out"].reshape(2, heads, 4, 12),
+        **{name: repeated(stack[name]) for name in ("age_k", "age_v")},
+    }
+    project = {"project": repeated(conditioner["project"])}
+    grown = params | {"stack": stack | more, "conditioner": conditioner | project}
+    pictures, sizes = [], []
+    for config, weights in ((shared, params), (whole, grown)):
+        stream_config = Config("x", config)
+        model = stream.prepare(build(config, weights), stream_config)
+        state = stream.init_state(stream_config, jnp.zeros(1, jnp.int32))
+        wanted, _ = ask_for(["night"], [None], config)
+        state = stream.condition(model, state, wanted, jnp.ones(1, bool))
+        step = jax.jit(stream.frame_step)
+        frames = np.random.default_rng(seed).integers(0, 256, (5, 1, 16, 16, 3), np.uint8)
+        for frame in frames:
+            state, out = step(model, state, frame, np.full((1, 16, 16, 1), 255, np.uint8))
+        pictures.append(np.asarray(out, int))
+        sizes.append(state.kv.k.size)
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1 and sizes[1] == per_kv * sizes[0]
 
 
 def test_cast(small_model):

@@ -53,6 +53,16 @@ def test_two_devices_show_what_one_shows(small_config, small_model, weight_dtype
     assert aliased >= state.kv.k.nbytes  # half of the keys, half of the values, on each
 
 
+def test_each_device_has_whole_heads_of_keys_that_queries_share(small_config):
+    shape = dataclasses.replace(small_config.model, heads=4, kv_heads=2)
+    config = dataclasses.replace(small_config, model=shape)
+    model = Denoiser(shape, jax.random.key(0))
+    alone, _, _ = shown(model, config, None, count=3)
+    both, _, state = shown(model, config, sharding.sharing(2), count=3)
+    assert np.abs(alone - both).max() <= 1
+    assert {part.data.shape[3] for part in state.kv.k.addressable_shards} == {1}
+
+
 def test_model_and_state_lie_on_all_devices(small_config, small_model):
     """Also what a frame does not read; and a state that came out is taken as it lies."""
     _, compiled, state = shown(small_model, small_config, sharding.sharing(2), count=1)
@@ -88,7 +98,9 @@ def test_the_kernel_is_shared_too(small_config):
 
 def test_what_cannot_be_shared_is_refused(small_config, small_model):
     model = stream.prepare(small_model, small_config)
-    with pytest.raises(ValueError, match="4 devices cannot share a model of 2 heads .*; 1, 2 can"):
+    with pytest.raises(
+        ValueError, match="4 devices cannot share a model of 2 heads of keys .*; 1, 2 can"
+    ):
         stream.compile_stream(model, small_config, mesh=sharding.sharing(4))
     with pytest.raises(ValueError, match="9 devices cannot share a frame: there are 8 here"):
         sharding.sharing(9)

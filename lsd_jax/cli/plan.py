@@ -111,7 +111,7 @@ def smallest(config: Any, fps: float) -> list[dict[str, Any]]:
         longest = max(plan.stages, key=lambda stage: stage.ms)
         why = f"{longest.name} takes {longest.ms:.1f} ms, bound by {longest.bound_by}"
         if not found and chip.family != "cpu":
-            why = f"{config.model.heads} heads share no more cores than these; {why}"
+            why = f"{config.model.key_heads} heads of keys share no more cores than these; {why}"
         rows.append({
             "chip": chip.name, "chips": found[0] if found else None, "cores": plan.ranks,
             "ms_per_frame": plan.ms, "bytes_held": plan.held.total, "kind": plan.kind,

@@ -24,7 +24,7 @@ class Change:
 def share_counts(config: Config, chip: Chip, chips: int) -> list[int]:
     """Numbers of cores among which a stream can be shared on so many chips."""
     most = 1 if chip.family == "cpu" else chips * cores_per_chip(chip)
-    return [n for n in range(1, most + 1) if config.model.heads % n == 0]
+    return [n for n in range(1, most + 1) if config.model.key_heads % n == 0]
 
 
 def fastest(config: Config, chip: Chip, chips: int = 1) -> FramePlan:
@@ -141,8 +141,10 @@ def variations(config: Config, chip: Chip) -> Iterator[tuple[str, Config]]:
     if model.memory:
         yield "no memory slots", shaped(memory=0)
     if model.head_dim != 128:
-        heads = max(1, round(model.heads * model.head_dim / 128))
-        yield f"heads of 128: {heads} of them", shaped(heads=heads, head_width=128)
+        kv_heads = max(1, round(model.key_heads * model.head_dim / 128))
+        heads = kv_heads * model.per_kv
+        wide = shaped(heads=heads, kv_heads=kv_heads if model.kv_heads else 0, head_width=128)
+        yield f"heads of 128: {heads} of them", wide
     for name in ("dim", "mlp"):
         size = getattr(model, name)
         if near := nearest(size, int(chip["mxu_width"]) if "mxu_width" in chip.numbers else 128):

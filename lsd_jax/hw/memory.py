@@ -33,7 +33,7 @@ def held(config: Config, sessions: int = 1, by_kernel: bool = False) -> Held:
     """
     model, size = config.model, np.dtype(config.stream.compute_dtype).itemsize
     modulation = (config.stream.passes + 1) * model.layers * 6 * model.dim
-    width = model.heads * model.head_dim
+    width = model.key_heads * model.head_dim
     state = 2 * size * model.layers * sessions * model.keys * width
     stages = [s for s in frame_work(config, sessions) if s.stack is None or not by_kernel]
     largest = max(op.bytes for stage in stages for op in stage.ops)
@@ -44,9 +44,9 @@ def held(config: Config, sessions: int = 1, by_kernel: bool = False) -> Held:
 
 def parameters(m: Any) -> Any:
     """Parameters of the denoiser of a `ModelConfig`, or of what has its fields as arrays."""
-    width = m.heads * m.head_dim
+    width = m.key_heads * m.head_dim
     ages = 2 * (m.window + 1) * width
-    stack = m.dim * (4 * width + 2 * m.mlp) + 2 * m.head_dim + ages
+    stack = m.dim * (2 * (m.heads * m.head_dim + width) + 2 * m.mlp) + 2 * m.head_dim + ages
     modulation = CONDITION * 6 * m.dim + 6 * m.dim
     project = 2 * m.dim * width
     planes = m.patch**2 * (2 * CHANNELS + len(m.controls))

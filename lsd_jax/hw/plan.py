@@ -97,8 +97,8 @@ def plan_frame(
         dtype = config.stream.compute_dtype
         notes = (f"prices are of float32, not of {dtype}",) if dtype != "float32" else ()
         return FramePlan(sessions, 1, times, held(config, sessions), room, notes)
-    if ranks > 1 and model.heads % ranks:
-        raise ValueError(f"{model.heads} heads do not share {ranks} cores")
+    if ranks > 1 and model.key_heads % ranks:
+        raise ValueError(f"{model.key_heads} heads of keys do not share {ranks} cores")
     times, notes, stacks = [], [], {}
     for stage in frame_work(config, sessions):
         if (stack := stage.stack) is not None:

@@ -21,7 +21,7 @@ class StackShape:
     tokens: Size
     dim: Size
     layers: Size
-    heads: Size
+    heads: Size  # of keys and values
     head_dim: Size
     mlp: Size
     ageless: Size  # keys in front of the frame slots: pinned, and memory
@@ -31,6 +31,7 @@ class StackShape:
     dtype: str
     weight_dtype: str = ""  # of the matrices: of eight bits, or empty where it is `dtype`
     places: Size = 0  # of the KV buffer that the keys and values are for; 0: those of no frame yet
+    per_kv: Size = 1  # query heads to each head of keys and values
 
     @property
     def rows(self) -> Size:
@@ -55,13 +56,14 @@ class StackShape:
     @property
     def matrix_weights(self) -> Size:
         """Weights of a layer's four matrices."""
-        return self.dim * (4 * self.heads * self.head_dim + 2 * self.mlp)
+        return self.dim * (2 * (self.per_kv + 1) * self.heads * self.head_dim + 2 * self.mlp)
 
     @property
     def matrix_bytes(self) -> Size:
         """Of all matrices, with their scales where they are in eight bits."""
-        columns = 3 * self.heads * self.head_dim + 2 * self.dim + self.mlp
-        scales = {"": 0, "int8": columns, "float8_e4m3": 6}[self.weight_dtype]
+        parts = self.per_kv + 2
+        columns = parts * self.heads * self.head_dim + 2 * self.dim + self.mlp
+        scales = {"": 0, "int8": columns, "float8_e4m3": parts + 3}[self.weight_dtype]
         return self.layers * (self.weight_itemsize * self.matrix_weights + 4 * scales)
 
 
@@ -75,7 +77,7 @@ def stack_of(
         tokens=model.tokens,
         dim=model.dim,
         layers=model.layers,
-        heads=model.heads,
+        heads=model.key_heads,
         head_dim=model.head_dim,
         mlp=model.mlp,
         ageless=model.pinned if commit else model.keys - model.slots * model.tokens,
@@ -85,6 +87,7 @@ def stack_of(
         dtype=dtype,
         weight_dtype=weight_dtype,
         places=(2 if model.sinks else 1) if commit else 0,
+        per_kv=model.per_kv,
     )
 
 
@@ -98,10 +101,10 @@ def share(shape: StackShape, chips: int) -> StackShape:
     """Of one of several chips: as many heads and MLP features as any other. Raises
     NotImplementedError where they cannot be shared out like that."""
     for name in ("heads", "mlp"):
-        if getattr(shape, name) % chips:
+        if (size := getattr(shape, name)) % chips:
+            called = "kv_heads" if name == "heads" and shape.per_kv > 1 else name
             raise NotImplementedError(
-                f"{name}={getattr(shape, name)} cannot be shared by {chips} chips; take as many as "
-                "divide it"
+                f"{called}={size} cannot be shared by {chips} chips; take as many as divide it"
             )
     return replace(shape, heads=shape.heads // chips, mlp=shape.mlp // chips)
 
@@ -118,7 +121,7 @@ def dense_macs(s: StackShape) -> int:
 
 def attended_macs(s: StackShape) -> int:
     """Multiply-adds with keys and with values."""
-    return 2 * s.layers * s.rows * (s.keys + s.tokens) * s.heads * s.head_dim
+    return 2 * s.layers * s.rows * s.per_kv * (s.keys + s.tokens) * s.heads * s.head_dim
 
 
 def least_bytes(s: StackShape) -> int:
@@ -146,16 +149,16 @@ def abstract_arguments(s: StackShape) -> tuple[Any, ...]:
     matrix, scale = partial(of, dtype=s.weight_dtype or s.dtype), partial(of, dtype=jnp.float32)
     one = s.weight_dtype == "float8_e4m3"  # scale for a matrix
     scales = MatrixScales(
-        qkv=scale(s.layers, 3, *((1, 1) if one else (s.heads, s.head_dim))),
+        qkv=scale(s.layers, s.per_kv + 2, *((1, 1) if one else (s.heads, s.head_dim))),
         out=scale(s.layers, 1 if one else s.dim),
         up=scale(s.layers, 1 if one else s.mlp),
         down=scale(s.layers, 1 if one else s.dim),
     )
     weights = StackWeights(
-        qkv=matrix(s.layers, s.dim, 3, s.heads, s.head_dim),
+        qkv=matrix(s.layers, s.dim, s.per_kv + 2, s.heads, s.head_dim),
         q_scale=of(s.layers, s.head_dim),
         k_scale=of(s.layers, s.head_dim),
-        out=matrix(s.layers, s.heads, s.head_dim, s.dim),
+        out=matrix(s.layers, s.heads, s.per_kv * s.head_dim, s.dim),
         up=matrix(s.layers, s.dim, s.mlp),
         down=matrix(s.layers, s.mlp, s.dim),
         age_k=ages,

@@ -177,9 +177,10 @@ def stack_ops(s: StackShape) -> Iterator[Op]:
     product = partial(matmul, dtype=s.dtype, times=s.layers)
     move = partial(copy, dtype=s.dtype, times=s.layers)
     width, seen = s.heads * s.head_dim, s.keys + s.tokens
+    asked = s.per_kv * width
     remembered = s.sessions * s.slots * s.tokens * width
     buffered = s.sessions * s.keys * width
-    logits = s.sessions * s.heads * s.tokens * seen
+    logits = s.sessions * s.heads * s.per_kv * s.tokens * seen
     stored = partial(copy, dtype=s.weight_dtype or s.dtype, times=s.layers)
     yield stored("weights of a layer", s.matrix_weights)
     if s.weight_dtype:
@@ -187,16 +188,19 @@ def stack_ops(s: StackShape) -> Iterator[Op]:
         yield each("weights from eight bits", s.matrix_weights, 2, reads=read)
     yield move("buffer of a layer", 2 * buffered)
     yield each("modulate", s.rows * s.dim, 5)
-    yield product("qkv", s.rows, s.dim, 3 * width)
-    yield each("QK-norm, rotate", 2 * s.rows * width, 7)
+    yield product("qkv", s.rows, s.dim, asked + 2 * width)
+    yield each("QK-norm, rotate", s.rows * (asked + width), 7)
     if remembered:
         yield each("ages", 2 * remembered, 1)
     yield move("keys and values", 2 * (buffered + s.rows * width))
-    yield product("logits", s.tokens, s.head_dim, seen, batch=s.sessions * s.heads, out="float32")
+    queries = s.per_kv * s.tokens
+    if s.per_kv > 1:
+        yield move("queries of a head", 2 * s.rows * asked)
+    yield product("logits", queries, s.head_dim, seen, batch=s.sessions * s.heads, out="float32")
     yield replace(each("softmax", logits, 6, transcendentals=1), dtype="float32",
                   read_bytes=2 * 4 * logits, write_bytes=(4 + s.itemsize) * logits)  # fmt: skip
-    yield product("values", s.tokens, seen, s.head_dim, batch=s.sessions * s.heads)
-    yield product("out", s.rows, width, s.dim)
+    yield product("values", queries, seen, s.head_dim, batch=s.sessions * s.heads)
+    yield product("out", s.rows, asked, s.dim)
     yield each("gate, modulate", s.rows * s.dim, 7, reads=2, writes=2)
     yield product("up", s.rows, s.dim, s.mlp)
     yield each("gelu", s.rows * s.mlp, 8, transcendentals=1)
@@ -268,7 +272,7 @@ def commit_ops(
     """The new keys and values into the ring, and now and then into sinks and memory. It is all
     done in every frame, since the step has no branches. `written`: the kernel that made them has
     put them into the ring itself, and only the last layer's are looked at."""
-    frame = 2 * model.layers * sessions * model.tokens * model.heads * model.head_dim
+    frame = 2 * model.layers * sessions * model.tokens * model.key_heads * model.head_dim
     yield elementwise("finite", frame // model.layers if written else frame, 2, dtype, writes=0)
     if not written:
         yield copy("window", frame, dtype)

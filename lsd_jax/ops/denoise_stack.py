@@ -65,16 +65,17 @@ def denoise_stack(
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (mod[:, i] for i in range(6))
 
         h = modulate(x, scale_a, shift_a)
-        q, k, v = jnp.moveaxis(product("btd,dchk->btchk", h, weight, "qkv"), 2, 0)
-        q = rotate(rms_norm(q) * weight.q_scale, rope)
+        *queries, k, v = jnp.moveaxis(product("btd,dchk->btchk", h, weight, "qkv"), 2, 0)
+        queries = [rotate(rms_norm(q) * weight.q_scale, rope) for q in queries]
         k = rotate(rms_norm(k) * weight.k_scale, rope)
         attended = attend(
-            q,
+            jnp.concatenate(queries, axis=1),  # of a head as if they were more tokens
             jnp.concatenate([add_age(k_buffer, weight.age_k, kv.age, tokens), k], axis=1),
             jnp.concatenate([add_age(v_buffer, weight.age_v, kv.age, tokens), v], axis=1),
             bias,
         )
-        out = product("bthk,hkd->btd", attended, weight, "out")
+        found = jnp.split(attended, len(queries), axis=1)
+        out = product("bthk,hkd->btd", jnp.concatenate(found, axis=-1), weight, "out")
         x = x + gate_a[:, None] * out
 
         h = modulate(x, scale_m, shift_m)

@@ -57,7 +57,7 @@ def keeps(config: Config, multiple: int) -> Candidates:
     model = config.model
     channels = sorted({*range(multiple, model.mlp + 1, multiple), model.mlp})
     axes = np.meshgrid(
-        range(1, model.layers + 1), range(1, model.heads + 1), channels, indexing="ij"
+        range(1, model.layers + 1), range(1, model.key_heads + 1), channels, indexing="ij"
     )
     layers, heads, mlp = (axis.ravel() for axis in axes)
 
@@ -65,8 +65,9 @@ def keeps(config: Config, multiple: int) -> Candidates:
         return np.full(len(layers), value)
 
     return Candidates(
-        config, same(model.dim), layers, heads, same(model.head_dim), mlp, same(model.patch),
-        same(config.stream.passes), same(model.window), same(model.sinks), same(model.memory),
+        config, same(model.dim), layers, model.per_kv * heads, same(model.head_dim), mlp,
+        same(model.patch), same(config.stream.passes), same(model.per_kv), same(model.window),
+        same(model.sinks), same(model.memory),
     )  # fmt: skip
 
 
@@ -89,7 +90,7 @@ def lost_by(scores: Scores, every: Candidates) -> np.ndarray:
 
     kept = every.layers - 1
     lost = least_after(whole[None])[0, kept]
-    lost = lost + of_parts(heads)[kept, every.heads - 1] + of_parts(mlp)[kept, every.mlp - 1]
+    lost = lost + of_parts(heads)[kept, every.key_heads - 1] + of_parts(mlp)[kept, every.mlp - 1]
     if not whole.sum() > 0:
         raise ValueError("nothing matters by these scores; score on more batches (--batches)")
     return lost / whole.sum()

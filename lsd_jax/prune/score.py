@@ -23,7 +23,7 @@ class Scores:
     """Mean over batches of the squared first-order change of the loss."""
 
     layers: Float[Array, " l"]
-    heads: Float[Array, "l h"]
+    heads: Float[Array, "l h"]  # of keys and values, with the query heads that share them
     mlp: Float[Array, "l m"]
 
 

@@ -21,13 +21,15 @@ def cut(
     config: ModelConfig, params: dict, scores: Scores, keep: dict[str, int]
 ) -> tuple[ModelConfig, dict]:
     """The model with only the most important `keep["layers"]` layers and, in each of them, the
-    most important `keep["heads"]` heads and `keep["mlp"]` channels; what is not named stays.
+    most important `keep["heads"]` heads and `keep["mlp"]` channels; what is not named stays. Heads
+    that share keys and values go together.
 
     Which axis of which weight that touches, the names of their axes say. Raises ValueError as
     `check` does.
     """
     check(config, keep)
     counts = {name: getattr(config, name) for name in PRUNED} | keep
+    counts["heads"] //= config.per_kv
     kept = {name: _best(getattr(scores, name), count) for name, count in counts.items()}
     axes = nnx.to_pure_dict(nnx.map_state(lambda _, p: Axes(p.axes), _state(config)))
 
@@ -41,7 +43,8 @@ def cut(
             x = x[kept["layers"]]
         return jnp.asarray(x)
 
-    smaller = replace(config, head_width=config.head_dim, **keep)
+    kv_heads = counts["heads"] if config.kv_heads else 0
+    smaller = replace(config, head_width=config.head_dim, kv_heads=kv_heads, **keep)
     return smaller, jax.tree.map(shrink, params, axes)
 
 
@@ -53,6 +56,11 @@ def check(config: ModelConfig, keep: dict[str, int]) -> None:
         held = getattr(config, name)
         if not 1 <= count <= held:
             raise ValueError(f"keep {name}={count}: give 1 to {held}, which is what there is")
+    if keep.get("heads", 0) % config.per_kv:
+        raise ValueError(
+            f"keep heads={keep['heads']}: {config.per_kv} of them at a time share keys and values; "
+            f"give a multiple of {config.per_kv}"
+        )
 
 
 class Axes(tuple[Any, ...]):

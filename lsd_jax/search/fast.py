@@ -33,7 +33,7 @@ def frame_ms(found: Candidates, chip: Chip, ranks: int = 1) -> np.ndarray:
     """Milliseconds of one frame of one stream, of each candidate, shared by so many cores; infinity
     where its heads cannot be."""
     ms = np.full(len(found), np.inf)
-    shared = found.heads % ranks == 0
+    shared = found.key_heads % ranks == 0
     if shared.any():
         ms[shared] = _shared_ms(found.where(shared), chip, ranks)
     return ms
@@ -49,7 +49,7 @@ def _shared_ms(found: Candidates, chip: Chip, ranks: int) -> np.ndarray:
     readout = by(found, ("dim", "patch"), timed(readout_ops))
     predict, _ = stacks(found, chip, ranks, commit=False)
     remember, by_kernel = stacks(found, chip, ranks, commit=True)
-    written = ("layers", "heads", "head_dim", "patch", "sinks", "memory")
+    written = ("layers", "key_heads", "head_dim", "patch", "sinks", "memory")
     commit, less = (
         by(found, written, timed(partial(commit_ops, written=own))) for own in (False, True)
     )
@@ -94,7 +94,7 @@ def stacks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seconds of each candidate's denoise stack, and whether a kernel of ours computes it."""
     history = ("sinks",) if commit else ("window", "sinks", "memory")
-    models, where = alike(found, ("dim", "heads", "head_dim", "mlp", "patch", *history))
+    models, where = alike(found, ("dim", "heads", "per_kv", "head_dim", "mlp", "patch", *history))
     dtype = found.base.stream.compute_dtype
     eight = found.base.stream.weight_dtype
     shapes = [stack_of(model, dtype, commit=commit, weight_dtype=eight) for model in models]
@@ -140,6 +140,6 @@ def fits(found: Candidates, chip: Chip, sessions: int, ranks: int = 1) -> np.nda
     stream = found.base.stream
     size = np.dtype(stream.compute_dtype).itemsize
     saved = size - np.dtype(stream.weight_dtype or stream.compute_dtype).itemsize
-    state = 2 * found.layers * found.keys * found.heads * found.head_dim * sessions
+    state = 2 * found.layers * found.keys * found.key_heads * found.head_dim * sessions
     held = size * (found.parameters + state) - saved * block_parameters(found)
     return held <= plan.RESERVE * ranks * plan.memory_bytes(chip)

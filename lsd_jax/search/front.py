@@ -153,7 +153,8 @@ def planned(space: Candidates, ranks: int, i: int, chip: Chip, law: Law) -> Foun
 def name_of(model: ModelConfig, chip: Chip, weight_dtype: str = "") -> str:
     """Such as `v6e-512x6-h4x128-m2048-p16-w3-s0-r2`: chip, width and depth, heads, MLP and patch,
     slots of window, sinks and memory, and the dtype of weights where it is another."""
-    sizes = f"{model.dim}x{model.layers}-h{model.heads}x{model.head_dim}-m{model.mlp}"
+    heads = f"{model.heads}by{model.key_heads}" if model.kv_heads else f"{model.heads}"
+    sizes = f"{model.dim}x{model.layers}-h{heads}x{model.head_dim}-m{model.mlp}"
     slots = f"w{model.window}-s{model.sinks}-r{model.memory}"
     name = f"{chip.name}-{sizes}-p{model.patch}-{slots}"
     return f"{name}-{weight_dtype}" if weight_dtype else name

@@ -8,7 +8,8 @@ that the grid's runs saw. What a history is worth comes from another grid, of st
 
 The law was fitted to small models and short runs, so it ranks architectures of one resolution whose
 proportions the grid has seen (`supported`); its figures are no promise of a trained model's error.
-It knows nothing of the precision of weights, in which the grid saw no difference.
+It knows nothing of the precision of weights, in which the grid saw no difference. Keys and values
+that query heads share it counts as parameters that are missing; the grid has none.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Law:
 
 def block_parameters(model: Any) -> Any:
     """Of the matrices of all blocks."""
-    width = model.heads * model.head_dim
-    return model.layers * model.dim * (4 * width + 2 * model.mlp)
+    width = (model.heads + model.key_heads) * model.head_dim
+    return model.layers * model.dim * (2 * width + 2 * model.mlp)
 
 
 def fit(grid: dict[str, Any]) -> Law:
@@ -56,7 +57,9 @@ def fit(grid: dict[str, Any]) -> Law:
     missed = misses(features, errors, held_out)
     two = np.mean([np.log(e["error"]["2"] / e["error"]["1"]) for e in runs])
     coefficients = tuple(float(c) for c in solve(features, errors))
-    return Law(coefficients, float(np.exp(two)), missed, fit_history(grid.get("clips", {}).get("runs", [])))
+    return Law(
+        coefficients, float(np.exp(two)), missed, fit_history(grid.get("clips", {}).get("runs", []))
+    )
 
 
 SUPPORTED = (16, 128)  # dim over layers of the grid's models
@@ -80,6 +83,7 @@ class Sizes:
     dim: Any
     layers: Any
     heads: Any
+    key_heads: Any
     head_dim: Any
     mlp: Any
     tokens: Any
@@ -89,7 +93,9 @@ class Sizes:
         """From a stored `ModelConfig`."""
         tokens = (model["height"] // model["patch"]) * (model["width"] // model["patch"])
         width = model["head_width"] or model["dim"] // model["heads"]
-        return cls(model["dim"], model["layers"], model["heads"], width, model["mlp"], tokens)
+        heads = model["heads"]
+        kv_heads = model.get("kv_heads") or heads  # a grid's runs may be older than these
+        return cls(model["dim"], model["layers"], heads, kv_heads, width, model["mlp"], tokens)
 
 
 FEWEST = 16.0  # tokens of a frame in the grid

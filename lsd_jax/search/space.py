@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ class Candidates:
     mlp: np.ndarray
     patch: np.ndarray
     passes: np.ndarray
+    per_kv: np.ndarray  # query heads to each head of keys and values
     window: np.ndarray
     sinks: np.ndarray
     memory: np.ndarray
@@ -64,6 +65,10 @@ class Candidates:
     @property
     def tokens(self) -> np.ndarray:
         return (self.base.model.height // self.patch) * (self.base.model.width // self.patch)
+
+    @property
+    def key_heads(self) -> np.ndarray:
+        return self.heads // self.per_kv
 
     @property
     def keys(self) -> np.ndarray:
@@ -81,8 +86,11 @@ class Candidates:
 
     def model(self, i: int) -> ModelConfig:
         """One of them, as a config has it."""
-        sizes = {name: int(getattr(self, name)[i]) for name in COLUMNS if name != "passes"}
-        return replace(self.base.model, head_width=sizes.pop("head_dim"), **sizes)
+        sizes = {name: int(getattr(self, name)[i]) for name in COLUMNS if name in FIELDS}
+        kv_heads = int(self.key_heads[i]) if self.per_kv[i] > 1 else 0
+        return replace(
+            self.base.model, head_width=int(self.head_dim[i]), kv_heads=kv_heads, **sizes
+        )
 
     def config(self, i: int, name: str) -> Config:
         """One of them, ready to be trained and streamed."""
@@ -90,7 +98,8 @@ class Candidates:
         return replace(self.base, name=name, model=self.model(i), stream=stream)
 
 
-COLUMNS = tuple(name for name in Candidates.__dataclass_fields__ if name != "base")
+COLUMNS = tuple(field.name for field in fields(Candidates) if field.name != "base")
+FIELDS = {field.name for field in fields(ModelConfig)}
 
 
 def histories(base: Config, keep: Collection[str] = ()) -> list[History]:
@@ -106,7 +115,8 @@ def histories(base: Config, keep: Collection[str] = ()) -> list[History]:
 def enumerate_all(
     base: Config, keep: Collection[str] = (), remembering: Iterable[History] | None = None
 ) -> Candidates:
-    """Every architecture of the space that has the pictures and the precision of `base`.
+    """Every architecture of the space that has the pictures, the precision and, to a head of keys
+    and values, the query heads of `base`.
 
     Args:
         keep: which of the fields `SEARCHED` every one has as `base` has them.
@@ -134,10 +144,22 @@ def enumerate_all(
     dim, layers, head_dim, width, ratio, patch, passes, which = (axis.ravel() for axis in axes)
     heads = np.full(len(dim), model.heads) if heads_of else dim * width / head_dim
     mlp = np.full(len(dim), model.mlp) if "model.mlp" in keep else (dim * ratio).astype(int)
-    whole = (heads == np.floor(heads)) & (heads >= 1)
+    whole = (heads % model.per_kv == 0) & (heads >= 1)
+    per_kv = np.full(len(dim), model.per_kv)
     window, sinks, memory = slots[which].T
     pooled = (model.height // patch % 2 == 0) & (model.width // patch % 2 == 0)
     found = Candidates(
-        base, dim, layers, heads.astype(int), head_dim, mlp, patch, passes, window, sinks, memory
+        base,
+        dim,
+        layers,
+        heads.astype(int),
+        head_dim,
+        mlp,
+        patch,
+        passes,
+        per_kv,
+        window,
+        sinks,
+        memory,
     )
     return found.where(whole & (pooled | (memory == 0)))

@@ -121,13 +121,14 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
     A plan may hold arrays in place of numbers; then the cost does, too.
     """
     s, width, r = plan.shape, plan.group * plan.shape.head_dim, read(chip)
+    asked = s.per_kv * width
     blocks = s.rows // plan.rows
     vector = r.vector / REGISTER
     speed = dense_speed(s, chip)
     rounding, scaling = (ROUNDING, SCALING) if s.weight_dtype else (0, 0)
     match instruction:
         case Await("heads"):
-            weights = 4 * s.dim * width * s.weight_itemsize
+            weights = 2 * s.dim * (asked + width) * s.weight_itemsize
             keys = 2 * s.sessions * s.keys * width * s.itemsize
             return Cost(r.tile, hbm_bytes=weights + keys)
         case Await("mlp"):
@@ -137,10 +138,11 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
         case Modulate():
             return Cost((4 + rounding) * s.rows * s.dim * vector + blocks * r.block)
         case Project():
-            mxu = 3 * product(plan.rows, s.dim, width, chip, speed)
-            elements = (24 + 3 * scaling) * plan.rows * width
+            parts = s.per_kv + 2
+            mxu = parts * product(plan.rows, s.dim, width, chip, speed)
+            elements = (12 * (s.per_kv + 1) + parts * scaling) * plan.rows * width
             each = both(mxu, elements * vector, chip) + r.block
-            return Cost(blocks * each, macs=3 * s.rows * s.dim * width)
+            return Cost(blocks * each, macs=parts * s.rows * s.dim * width)
         case Attend():
             turns = s.rows // plan.queries
             head = sum(
@@ -151,13 +153,13 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
                     (1, s.tokens, 0),
                 )
             )
-            macs = 2 * plan.group * s.rows * (s.keys + s.tokens) * s.head_dim
-            return Cost(turns * (plan.group * head + r.block), macs=macs)
+            macs = 2 * s.rows * (s.keys + s.tokens) * asked
+            return Cost(turns * (plan.group * s.per_kv * head + r.block), macs=macs)
         case ProjectOut():
-            mxu = product(plan.rows, width, s.dim, chip, speed)
-            elements = plan.rows * ((UPDATE + scaling) * s.dim + rounding * width)
+            mxu = product(plan.rows, asked, s.dim, chip, speed)
+            elements = plan.rows * ((UPDATE + scaling) * s.dim + rounding * asked)
             each = both(mxu, elements * vector, chip) + r.block
-            return Cost(blocks * each, macs=s.rows * s.dim * width)
+            return Cost(blocks * each, macs=s.rows * s.dim * asked)
         case Mlp():
             mxu = product(plan.rows, s.dim, plan.chunk, chip, speed)
             mxu = mxu + product(plan.rows, plan.chunk, s.dim, chip, speed)
@@ -171,7 +173,7 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
 
 
 def attend_cycles(keys: Amount, ages: int, plan: Plan, chip: Chip) -> Amount:
-    """One head's queries of a block against the keys of a slot, with their age embedding or
+    """One query head's queries of a block against the keys of a slot, with their age embedding or
     without."""
     r, k = read(chip), plan.shape.head_dim
     queries = plan.queries
@@ -218,8 +220,8 @@ def total(program: Program, plan: Plan, chip: Chip) -> Total:
     walk(program, 1, 1)
     r, width = read(chip), plan.group * s.head_dim
     first_weights, first_keys = s.dim * s.weight_itemsize, 2 * s.sessions * s.keys * s.itemsize
-    largest = np.maximum(3 * first_weights, first_keys) * width
+    largest = np.maximum((s.per_kv + 2) * first_weights, first_keys) * width
     compute = compute + r.start * (r.copy_latency + largest / r.copy_rate)
-    first = (4 * first_weights + first_keys) * width
+    first = (2 * (s.per_kv + 1) * first_weights + first_keys) * width
     traffic = (streamed + first) * chip["clock"] / chip["hbm_bandwidth"]
     return Total(np.maximum(compute, traffic), compute, streamed, macs, code)

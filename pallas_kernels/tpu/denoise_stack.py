@@ -95,7 +95,7 @@ def shape_of(x: jax.Array, weights: StackWeights, kv: KVBuffer, modulation: jax.
     mixed = {a.dtype.name for a in jax.tree.leaves(same)}
     if len(mixed) > 1:
         raise NotImplementedError(f"dtypes are mixed ({', '.join(sorted(mixed))}); cast to one")
-    layers, dim, _, heads, head_dim = weights.qkv.shape
+    layers, dim, parts, heads, head_dim = weights.qkv.shape
     return Shape(
         sessions=x.shape[0],
         tokens=x.shape[1],
@@ -110,6 +110,7 @@ def shape_of(x: jax.Array, weights: StackWeights, kv: KVBuffer, modulation: jax.
         modulations=modulation.shape[1],
         dtype=x.dtype.name,
         weight_dtype=weights.up.dtype.name if eight else "",
+        per_kv=parts - 2,
     )
 
 

@@ -160,9 +160,10 @@ class Interpreter:
         weights = buffers["qkv"][self.slot("heads", layer, tile)]
         heads = self.heads(tile)
         scales = self.w.matrix_scales
-        q, k, v = jnp.einsum("rd,cgdk->cgrk", self.h[0], weights) * self.h[1]
+        parts = jnp.einsum("rd,cgdk->cgrk", self.h[0], weights) * self.h[1]
         if scales is not None:
-            q, k, v = (y * scales.qkv[layer, i, heads, None] for i, y in enumerate((q, k, v)))
+            parts = parts * scales.qkv[layer, :, heads, None]
+        q, (k, v) = parts[:-2].reshape(buffers["q"].shape), parts[-2:]
         cos, sin = jnp.tile(buffers["cos"], (s.rows // buffers["cos"].shape[0], 1)), buffers["sin"]
         sin = jnp.tile(sin, (s.rows // sin.shape[0], 1))
 
@@ -191,9 +192,10 @@ class Interpreter:
                     (buffers["v"][slot, b], buffers["age_v"], buffers["v_new"]),
                 )
             )
-            logits = jnp.einsum("gtk,gnk->gtn", buffers["q"][:, own], keys) * LOG_2
+            q = buffers["q"].reshape(s.per_kv, self.plan.group, s.rows, s.head_dim)[:, :, own]
+            logits = jnp.einsum("cgtk,gnk->cgtn", q, keys) * LOG_2
             logits += jnp.pad(self.bias[b], (0, s.tokens))
-            group.append(jnp.einsum("gtn,gnk->tgk", jax.nn.softmax(logits), values))
+            group.append(jnp.einsum("cgtn,gnk->tgck", jax.nn.softmax(logits), values))
         buffers["attended"] = jnp.concatenate(group).reshape(s.rows, -1)
 
     def operand(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from types import SimpleNamespace
 
 import jax
@@ -156,7 +157,7 @@ class Machine:
 
     def project(self, node: schedule.Project, layer: Index, tile: Index) -> None:
         at, slot, k_dim = self.at, self.slot("heads", layer, tile), self.plan.shape.head_dim
-        group, new = range(self.plan.group), tile * self.plan.group
+        group, new, per_kv = range(self.plan.group), tile * self.plan.group, self.plan.shape.per_kv
         scale = k_dim**-0.5 * LOG2_E  # of logits that are exponents of 2
         q_scale = at.q_scale[pl.ds(layer, 1)] * scale
         k_scale = at.k_scale[pl.ds(layer, 1)]
@@ -166,15 +167,16 @@ class Machine:
             place = pl.ds(start, rows.size)
             cos, sin = at.cos[place], at.sin[place]
             h = self.modulated(rows)
-            for part, (target, first) in enumerate(((at.q, 0), (at.k_new, new), (at.v_new, new))):
+            asked = [(at.q, part * self.plan.group) for part in range(per_kv)]
+            for part, (target, first) in enumerate((*asked, (at.k_new, new), (at.v_new, new))):
                 weight = jnp.concatenate([at.qkv[slot, part, i] for i in group], axis=1)
                 y = h.times(weight)
                 for i in group:
                     head = y[:, i * k_dim : (i + 1) * k_dim]
                     if h.scale is not None:
                         head = head * at.qkv_scale_in[layer, part, pl.ds(new + i, 1)]
-                    if part < 2:
-                        head = norm(head) * (q_scale if part == 0 else k_scale)
+                    if target is not at.v_new:
+                        head = norm(head) * (q_scale if target is at.q else k_scale)
                         head = head * cos + pltpu.roll(head, k_dim // 2, 1) * sin
                     target[first + i, rows] = head.astype(target.dtype)
 
@@ -189,9 +191,9 @@ class Machine:
             session = turn // (s.tokens // plan.queries)
             rows = pl.ds(aligned(turn * plan.queries, plan.queries), plan.queries)
             own = pl.ds(aligned(session * s.tokens, s.tokens), s.tokens)
-            for i in range(plan.group):
+            for i, part in product(range(plan.group), range(s.per_kv)):
                 head = tile * plan.group + i
-                q = at.q[i, rows]
+                q = at.q[part * plan.group + i, rows]
                 state = Softmax.empty(plan.queries, s.head_dim)
                 state = state.over(q, at.k_new[head, own], at.v_new[head, own], -limit)
                 start = 0
@@ -207,7 +209,8 @@ class Machine:
                         k = add_row(k, at.age_k[layer, age, pl.ds(head, 1)])
                         v = add_row(v, at.age_v[layer, age, pl.ds(head, 1)])
                     state = state.over(q, k, v, at.bias_in[session, :, keys] * LOG2_E - limit)
-                columns = slice(i * s.head_dim, (i + 1) * s.head_dim)
+                start = (i * s.per_kv + part) * s.head_dim
+                columns = slice(start, start + s.head_dim)
                 at.attended[rows, columns] = state.result().astype(at.attended.dtype)
 
         loop(s.rows // plan.queries, block)

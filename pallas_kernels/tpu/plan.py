@@ -36,16 +36,17 @@ class Buffer:
 class Plan:
     """The tiles of a kernel.
 
-    Weights and remembered keys stream through two rings: one holds groups of `group` heads (their
-    columns of the projections, their rows of the output projection, their keys and values), the
-    other `chunk` features of the MLP. `ahead` tiles of each are in VMEM at once.
+    Weights and remembered keys stream through two rings: one holds groups of `group` heads of keys
+    and values, with the query heads that share them (their columns of the projections, their rows
+    of the output projection, their keys and values), the other `chunk` features of the MLP. `ahead`
+    tiles of each are in VMEM at once.
 
     Each of several `chips` has all rows of the residual stream, and adds up the chips' shares in
     `owned` of them.
     """
 
     shape: Shape  # of this chip's share, where there are several
-    group: int  # heads of a tile
+    group: int  # heads of a tile, of keys and values
     chunk: int  # MLP features of a tile
     rows: int  # of the residual stream, in one matrix product
     queries: int  # of one session, against all keys
@@ -84,8 +85,8 @@ class Plan:
     @cached_property
     def buffers(self) -> dict[str, Buffer]:
         """What the kernel keeps in VMEM, by name; the leading axis of a ring is its slot."""
-        s, width = self.shape, self.group * self.shape.head_dim
-        group, k, ring = self.group, s.head_dim, self.ahead
+        s, k, ring = self.shape, self.shape.head_dim, self.ahead
+        group, asked = self.group, self.group * self.shape.per_kv
         ages = Buffer((s.layers, s.ages, s.heads, k), "float32")
         weights = s.weight_dtype or s.dtype
         kept = {
@@ -97,12 +98,12 @@ class Plan:
             "age_k": ages,
             "age_v": ages,
             "h": Buffer((s.rows, s.dim), weights),
-            "q": Buffer((group, s.rows, k), s.dtype),
+            "q": Buffer((asked, s.rows, k), s.dtype),
             "k_new": Buffer((s.heads, s.rows, k), s.dtype),
             "v_new": Buffer((s.heads, s.rows, k), s.dtype),
-            "attended": Buffer((s.rows, width), s.dtype),
-            "qkv": Buffer((ring, 3, group, s.dim, k), weights),
-            "out": Buffer((ring, group, k, s.dim), weights),
+            "attended": Buffer((s.rows, asked * k), s.dtype),
+            "qkv": Buffer((ring, s.per_kv + 2, group, s.dim, k), weights),
+            "out": Buffer((ring, group, s.per_kv * k, s.dim), weights),
             "k": Buffer((ring, s.sessions, group, s.keys, k), s.dtype),
             "v": Buffer((ring, s.sessions, group, s.keys, k), s.dtype),
             "up": Buffer((self.ahead, s.dim, self.chunk), weights),
@@ -126,7 +127,7 @@ class Plan:
         ages = Buffer((s.layers, s.ages, s.heads, s.head_dim), s.dtype)
         table = Buffer((s.tokens, s.head_dim // 2), "float32")
         scales = {
-            "qkv_scale_in": Buffer((s.layers, 3, s.heads, s.head_dim), "float32"),
+            "qkv_scale_in": Buffer((s.layers, s.per_kv + 2, s.heads, s.head_dim), "float32"),
             "out_scale_in": Buffer((s.layers, s.dim), "float32"),
             "up_scale_in": Buffer((s.layers, s.mlp), "float32"),
             "down_scale_in": Buffer((s.layers, s.dim), "float32"),

@@ -78,7 +78,7 @@ class Emit:
 
 @dataclass(frozen=True)
 class Attend:
-    """One softmax per head over the session's buffer and its own frame."""
+    """One softmax per query head over the session's buffer and its own frame."""
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,13 @@ REFERENCE = configs.load("reference")
 
 
 @pytest.mark.parametrize("weights", ["", "int8", "float8_e4m3"])
-@pytest.mark.parametrize("name", ["micro", "tiny", "small", "base", "lucy_1080p"])
-def test_what_is_held_is_what_the_arrays_are(name, weights):
-    config = configs.override(configs.load(name), [f"stream.weight_dtype={weights}"])
+@pytest.mark.parametrize(
+    ("name", "kv_heads"),
+    [("micro", 0), ("tiny", 1), ("small", 0), ("base", 2), ("lucy_1080p", 0), ("lucy_1080p", 4)],
+)
+def test_what_is_held_is_what_the_arrays_are(name, kv_heads, weights):
+    settings = [f"stream.weight_dtype={weights}", f"model.kv_heads={kv_heads}"]
+    config = configs.override(configs.load(name), settings)
     sizes, kept = info.sizes(config), held(config)
     assert parameters(config.model) == sizes["parameters"]
     assert kept.weights == sizes["weight_bytes"]
@@ -133,7 +137,7 @@ def test_sharing_a_stream_pays_for_its_links():
     lucy = configs.load("lucy_1080p")
     one, eight = plan_frame(lucy, V6E), plan_frame(lucy, V6E, ranks=8)
     assert one.ms / 8 < eight.ms < one.ms / 4
-    with pytest.raises(ValueError, match="16 heads do not share 3 cores"):
+    with pytest.raises(ValueError, match="16 heads of keys do not share 3 cores"):
         plan_frame(lucy, V6E, ranks=3)
 
 
@@ -217,6 +221,23 @@ def test_bad_input_is_refused_in_a_line(arguments, message, capsys):
     assert main(["plan", "tiny", *arguments]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_query_heads_that_share_keys_leave_room_for_more_sessions():
+    """And take less time; as many cores can share a stream as divide the heads of keys."""
+    whole = configs.load("base")
+    shared = configs.override(whole, ["model.kv_heads=2"])
+    kept = [held(config) for config in (whole, shared)]
+    assert kept[0].state == 5 * kept[1].state and kept[1].weights < kept[0].weights
+    assert plan_frame(shared, V6E).ms < plan_frame(whole, V6E).ms
+    sessions = [capacity.sessions_per_chip(config, V6E, 10) for config in (whole, shared)]
+    assert sessions[0] < sessions[1]
+    assert capacity.share_counts(shared, V6E, 8) == [1, 2]
+    with pytest.raises(ValueError, match="2 heads of keys do not share 5 cores"):
+        plan_frame(shared, V6E, ranks=5)
+    narrow = configs.override(shared, ["model.head_width=64"])
+    offered = dict(capacity.variations(narrow, V6E))["heads of 128: 5 of them"].model
+    assert (offered.heads, offered.kv_heads, offered.head_dim) == (5, 1, 128)
 
 
 def test_a_ring_that_the_kernel_writes_is_not_copied_by_xla():

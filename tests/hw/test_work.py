@@ -18,7 +18,8 @@ CASES = {
     "tiny": ["stream.passes=3", "model.sinks=2"],
     "small": ["model.width=384", "model.controls="],
     "base": ["model.head_width=64", "stream.passes=2", "stream.weight_dtype=int8"],
-    "lucy_1080p": [],
+    "lucy_1080p": ["model.kv_heads=4"],
+    "reference": ["model.kv_heads=2", "model.memory=1", "stream.weight_dtype=int8"],
 }
 
 
@@ -40,7 +41,12 @@ def test_products_are_those_of_the_traced_step_exactly(name, sessions):
 
 
 @pytest.mark.parametrize(
-    "assignments", [["model.sinks=1"], ["model.patch=16", "stream.passes=2", "model.heads=2"]]
+    "assignments",
+    [
+        ["model.sinks=1"],
+        ["model.patch=16", "stream.passes=2", "model.heads=2"],
+        ["model.heads=4", "model.kv_heads=2"],
+    ],
 )
 def test_flops_are_what_xla_counts_within_three_per_cent(assignments):
     """XLA counts the body of the loop over layers once, and so do we here."""

@@ -26,12 +26,16 @@ STACKS = [
 
 
 @pytest.mark.parametrize(
-    ("ranks", "places", "weights"),
-    [(1, 0, ""), (2, 0, ""), (4, 0, ""), (1, 2, ""), (2, 1, ""), (1, 1, EIGHT), (2, 0, EIGHT)],
-)
-def test_it_is_near_the_timeline(ranks, places, weights):
-    stacks = [stack for stack in STACKS if stack.heads % ranks == 0]
-    stacks = [replace(stack, places=places, weight_dtype=weights) for stack in stacks]
+    ("ranks", "places", "weights", "per_kv"),
+    [
+        (1, 0, "", 1), (2, 0, "", 1), (4, 0, "", 1), (1, 2, "", 1), (2, 1, "", 1), (1, 1, EIGHT, 1),
+        (2, 0, EIGHT, 1), (1, 0, "", 2), (1, 1, "", 4),
+    ],
+)  # fmt: skip
+def test_it_is_near_the_timeline(ranks, places, weights, per_kv):
+    stacks = [stack for stack in STACKS if stack.heads % (ranks * per_kv) == 0]
+    changes = dict(places=places, weight_dtype=weights, per_kv=per_kv)
+    stacks = [replace(stack, heads=stack.heads // per_kv, **changes) for stack in stacks]
     timed = np.array([bench.stack_seconds(stack, TRN2, ranks)[0] for stack in stacks])
     errors = np.abs(stacks_seconds(stacks, TRN2, ranks) / timed - 1)
     assert errors.mean() < 0.1 and errors.max() < (0.25 if places == 2 else plan.ROUGH_ERROR)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_nki_stack import BASE_LAYER, SMALLER, TRN2, errors, model_call
+from test_nki_stack import BASE_LAYER, SHARED, SMALLER, TRN2, errors, model_call
 
 from lsd_jax import ring
 from lsd_jax.ops import dispatch
@@ -49,6 +49,7 @@ def remembered(backend, config, call):
         (SMALLER, [[3, 1, 2]]),  # the oldest in front
         (SINKS, [[0, -1, 2, 1, 3], [0, 0, -1, 1, -1]]),  # a free sink, and none
         (ODD, [[1, 2, -1]]),
+        (SHARED, [[3, 1, 2]]),
     ],
 )
 def test_the_ring_is_what_xla_makes_it(config, ages):

@@ -40,18 +40,19 @@ def model_call(config: ModelConfig, ages, dtype=jnp.float32, seed=0, pinned=0.7)
     """Arguments of the seam as a model of this config makes them, with its initial weights."""
     rng = np.random.default_rng(seed)
     layers, dim, heads, k, mlp = (
-        config.layers, config.dim, config.heads, config.head_dim, config.mlp
+        config.layers, config.dim, config.key_heads, config.head_dim, config.mlp
     )  # fmt: skip
+    g = config.per_kv
 
     def normals(*shape, scale=1.0):
         return jnp.asarray(rng.standard_normal(shape, np.float32) * np.float32(scale))
 
     residual = (2 * layers) ** -0.5  # as model.Stack initialises
     weights = StackWeights(
-        qkv=normals(layers, dim, 3, heads, k, scale=dim**-0.5),
+        qkv=normals(layers, dim, g + 2, heads, k, scale=dim**-0.5),
         q_scale=1 + normals(layers, k, scale=0.1),
         k_scale=1 + normals(layers, k, scale=0.1),
-        out=normals(layers, heads, k, dim, scale=residual * dim**-0.5),
+        out=normals(layers, heads, g * k, dim, scale=residual * dim**-0.5),
         up=normals(layers, dim, mlp, scale=dim**-0.5),
         down=normals(layers, mlp, dim, scale=residual * mlp**-0.5),
         age_k=normals(layers, config.window + 1, heads, k, scale=0.3),
@@ -104,6 +105,7 @@ def errors(ours, theirs):
 
 TINY = load("tiny").model
 SMALLER = dataclasses.replace(TINY, layers=2, mlp=512)
+SHARED = dataclasses.replace(SMALLER, heads=6, kv_heads=2, head_width=128)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,7 @@ SMALLER = dataclasses.replace(TINY, layers=2, mlp=512)
             dataclasses.replace(SMALLER, height=384, width=368, layers=1, memory=0),
             [[1, 2, -1]],
         ),  # 552 tokens
+        (SHARED, [[3, -1, 2]]),
     ],
 )
 def test_equals_the_seam_in_float32(config, ages):
@@ -151,7 +154,8 @@ FLAT_LAYER = dataclasses.replace(load("base").model, layers=1, height=64)
 
 
 @pytest.mark.parametrize(
-    ("model", "ages"), [(TINY, [[2, -1, 1]]), (FLAT_LAYER, [[0, 4, 1, -1, 3]])]
+    ("model", "ages"),
+    [(TINY, [[2, -1, 1]]), (FLAT_LAYER, [[0, 4, 1, -1, 3]]), (SHARED, [[3, -1, 2]])],
 )
 def test_bfloat16_on_two_cores_is_within_tolerance(model, ages):
     """Their shares of what is added to the residual are exchanged in bfloat16, and added up in
@@ -253,9 +257,11 @@ def in_eight_bits(call, dtype="float32"):
     return x, quantize_stack(weights, dtype, "float8_e4m3"), *rest
 
 
-def test_weights_in_eight_bits():
+@pytest.mark.parametrize(
+    "config", [dataclasses.replace(SMALLER, dim=384, heads=5, head_width=128), SHARED]
+)
+def test_weights_in_eight_bits(config):
     """Two lanes at a time, an odd one (of five heads) alone; rounded where the seam rounds."""
-    config = dataclasses.replace(SMALLER, dim=384, heads=5, head_width=128)
     whole = model_call(config, [[2, -1, 1]])
     call = in_eight_bits(whole)
     ours, done, shapes = simulated(call)

@@ -17,19 +17,20 @@ from lsd_jax.types import KVBuffer, StackWeights
 run = jax.jit(denoise_stack)
 
 
-def example(seed=0, b=2, rows=2, columns=3, layers=2, heads=2, k=8, mlp=20, p=5, slots=3):
-    """Arguments with cold slots, sinks and invalid pins, all of float32 NumPy."""
+def example(seed=0, b=2, rows=2, columns=3, layers=2, heads=2, k=8, mlp=20, p=5, slots=3, g=1):
+    """Arguments with cold slots, sinks and invalid pins, of float32 NumPy; `g` query heads share
+    each of `heads`."""
     rng = np.random.default_rng(seed)
 
     def normals(*shape, scale=1.0):
         return rng.standard_normal(shape).astype(np.float32) * np.float32(scale)
 
-    d, t, window = heads * k, rows * columns, max(slots, 1)
+    d, t, window = g * heads * k, rows * columns, max(slots, 1)
     weights = StackWeights(
-        qkv=normals(layers, d, 3, heads, k, scale=d**-0.5),
+        qkv=normals(layers, d, g + 2, heads, k, scale=d**-0.5),
         q_scale=1 + normals(layers, k, scale=0.3),
         k_scale=1 + normals(layers, k, scale=0.3),
-        out=normals(layers, heads, k, d, scale=d**-0.5),
+        out=normals(layers, heads, g * k, d, scale=d**-0.5),
         up=normals(layers, d, mlp, scale=d**-0.5),
         down=normals(layers, mlp, d, scale=mlp**-0.5),
         age_k=normals(layers, window + 1, heads, k),
@@ -59,7 +60,7 @@ def reference(x, weights, kv, modulation, rope):
         lambda a: np.asarray(a).astype(np.float64 if a.dtype == np.float32 else a.dtype),
         (x, weights, kv, modulation, rope),
     )
-    layers, _, _, heads, k_dim = weights.qkv.shape
+    layers, _, parts, heads, k_dim = weights.qkv.shape
     tokens = x.shape[1]
 
     def norm(a):
@@ -80,8 +81,8 @@ def reference(x, weights, kv, modulation, rope):
             h = norm(y) * (1 + m[1]) + m[0]
             total = np.zeros_like(y)
             for head in range(heads):
-                q, k, v = (h @ weights.qkv[i, :, c, head] for c in range(3))
-                q, k = turn(norm(q) * weights.q_scale[i]), turn(norm(k) * weights.k_scale[i])
+                *queries, k, v = (h @ weights.qkv[i, :, c, head] for c in range(parts))
+                k = turn(norm(k) * weights.k_scale[i])
                 ks[i, b, :, head], vs[i, b, :, head] = k, v
                 keys, values = [], []
                 for n in range(kv.k.shape[2]):
@@ -94,9 +95,12 @@ def reference(x, weights, kv, modulation, rope):
                         keys.append(kv.k[i, b, n, head] + weights.age_k[i, age, head])
                         values.append(kv.v[i, b, n, head] + weights.age_v[i, age, head])
                 keys, values = np.array([*keys, *k]), np.array([*values, *v])
-                logits = q @ keys.T / np.sqrt(k_dim)
-                share = np.exp(logits - logits.max(-1, keepdims=True))
-                total += (share / share.sum(-1, keepdims=True)) @ values @ weights.out[i, head]
+                for q, out_rows in zip(
+                    queries, np.split(weights.out[i, head], parts - 2), strict=True
+                ):
+                    logits = turn(norm(q) * weights.q_scale[i]) @ keys.T / np.sqrt(k_dim)
+                    share = np.exp(logits - logits.max(-1, keepdims=True))
+                    total += (share / share.sum(-1, keepdims=True)) @ values @ out_rows
             y = y + m[2] * total
             h = (norm(y) * (1 + m[4]) + m[3]) @ weights.up[i]
             gelu = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
@@ -110,8 +114,9 @@ def assert_close(ours, theirs, tolerance):
         np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=tolerance, atol=tolerance)
 
 
-def test_equals_the_reference():
-    args = example()
+@pytest.mark.parametrize("g", [1, 3])
+def test_equals_the_reference(g):
+    args = example(g=g)
     assert_close(call(*args), reference(*args), 1e-4)
 
 
@@ -119,9 +124,10 @@ def test_equals_the_reference():
 @given(
     st.integers(0, 99), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3),
     st.integers(1, 2), st.sampled_from([4, 12]), st.integers(0, 3), st.integers(0, 3),
+    st.integers(1, 3),
 )  # fmt: skip
-def test_equals_the_reference_at_odd_shapes(seed, b, rows, columns, heads, k, p, slots):
-    args = example(seed, b, rows, columns, 1, heads, k, 7, p, slots)
+def test_equals_the_reference_at_odd_shapes(seed, b, rows, columns, heads, k, p, slots, g):
+    args = example(seed, b, rows, columns, 1, heads, k, 7, p, slots, g)
     assert_close(call(*args), reference(*args), 2e-4)
 
 

@@ -65,6 +65,16 @@ def test_the_compiler_takes_weights_in_eight_bits(small):
 
 
 @needs_libtpu
+def test_the_compiler_takes_query_heads_that_share_keys(small):
+    """As many queries; half of the keys, values and ages, and of what makes them."""
+    _, whole = small
+    shared = aot.compile_for("v6e", CASE, OPTIONS | {"heads": 1, "per_kv": 2})
+    assert shared.launches == 1 and shared.cycles < whole.cycles
+    saved = 2 * SMALL.layers * SMALL.head_dim * 2 * (SMALL.dim + SMALL.keys)
+    assert whole.argument_bytes - shared.argument_bytes >= saved
+
+
+@needs_libtpu
 def test_what_was_compiled_is_not_compiled_again(small, monkeypatch):
     folder, found = small
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))

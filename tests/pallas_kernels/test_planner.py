@@ -13,7 +13,7 @@ from lsd_jax.ops import dispatch
 from lsd_jax.ops.denoise_stack import denoise_stack
 from pallas_kernels.tpu.cost import least_cycles, total
 from pallas_kernels.tpu.plan import Buffer
-from pallas_kernels.tpu.planner import SPARE_BYTES, choose, limit_bytes
+from pallas_kernels.tpu.planner import SPARE_BYTES, choose, choose_for, limit_bytes
 from pallas_kernels.tpu.schedule import program
 
 TPUS = ("v5e", "v5p", "v6e", "tpu7x")
@@ -27,8 +27,11 @@ def shape_of(name):
 REFERENCE, BASE = shape_of("reference"), shape_of("base")
 
 
+SHARED = replace(BASE, heads=2, per_kv=5)
+
+
 @pytest.mark.parametrize("chip", TPUS)
-@pytest.mark.parametrize("shape", [REFERENCE, BASE], ids=["reference", "base"])
+@pytest.mark.parametrize("shape", [REFERENCE, BASE, SHARED], ids=["reference", "base", "shared"])
 def test_a_plan_fits_and_does_all_of_the_work(chip, shape):
     plan = choose(shape, chip).plan
     assert plan.vmem_bytes < chips.load(chip)["vmem_bytes"]
@@ -59,6 +62,24 @@ def test_a_layer_that_does_not_fit_twice_is_cut_into_more_tiles():
     large, small = choose(BASE, "v6e").plan, choose(BASE, "v5p").plan
     assert large.vmem_bytes > chips.load("v5p")["vmem_bytes"] >= small.vmem_bytes
     assert small.groups * small.chunks > large.groups * large.chunks
+
+
+def test_query_heads_that_share_keys_cost_less_everywhere_but_where_they_ask():
+    """The same queries of a fifth of the keys and values: as many multiply-adds with these, fewer
+    that make them, fewer bytes of them, and more sessions."""
+    whole, shared = choose(BASE, "v6e"), choose(SHARED, "v6e")
+    width, (chip, one) = BASE.heads * BASE.head_dim, (chips.load("v6e"), BASE.layers * BASE.rows)
+    made = 2 * one * BASE.dim * width
+    assert whole.total.macs - shared.total.macs == made - made // 5
+    kept = 2 * BASE.layers * BASE.itemsize * width * (BASE.dim + BASE.keys + BASE.rows)
+    assert whole.total.hbm_bytes - shared.total.hbm_bytes == kept - kept // 5
+    assert shared.total.cycles < whole.total.cycles
+    many = [replace(shape, sessions=4) for shape in (BASE, SHARED)]
+    cycles = [choose_for(shape, chip).total.cycles for shape in many]
+    assert cycles[1] < cycles[0]
+    with pytest.raises(NotImplementedError, match="kv_heads=2 cannot be shared by 4 chips"):
+        choose(SHARED, "v6e", 4)
+    assert choose(SHARED, "v6e", 2).plan.shape.heads == 1
 
 
 def test_multiply_adds_and_bytes_of_the_reference_by_hand():

@@ -51,6 +51,7 @@ def run(args, plan, **options):
         (2, "float32", dict(heads=4, mlp=512), dict()),
         (2, "float32", dict(b=2, heads=2), dict(rows=64, chunk=128)),  # one block, of two owners
         (4, "bfloat16", dict(b=2, heads=4, mlp=512), dict(rows=32)),
+        (2, "float32", dict(heads=2, g=2), dict()),
     ],
 )
 def test_equals_the_specification(chips, dtype, shape, tiles):

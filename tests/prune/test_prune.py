@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from lsd_jax.checkpoint import save_weights
 from lsd_jax.cli import prune as command
 from lsd_jax.hw import chips
 from lsd_jax.hw.plan import plan_frame
-from lsd_jax.model import abstract_params, build
+from lsd_jax.model import Denoiser, abstract_params, build
 from lsd_jax.pretrained import load_model
 from lsd_jax.prune import budget, two_four
 from lsd_jax.prune.score import Scores, importance
@@ -78,6 +79,27 @@ def test_layers_go_whole(small_config, small_params, scores):
     text = smaller["conditioner"]["text"]["blocks"]
     np.testing.assert_array_equal(text, small_params["conditioner"]["text"]["blocks"])
     assert model.layers == 1 and np.isfinite(forward(model, smaller)).all()
+
+
+def test_heads_that_share_keys_go_together(small_config, scores):
+    config = dataclasses.replace(small_config.model, heads=4, kv_heads=2)
+    params = nnx.to_pure_dict(nnx.state(Denoiser(config, jax.random.key(0)), nnx.Param))
+    out = params["stack"]["out"].at[:, 0].set(0)
+    params = params | {"stack": params["stack"] | {"out": out}}
+    model, smaller = cut(config, params, scores, {"heads": 2})
+    assert (model.heads, model.kv_heads, model.head_dim) == (2, 1, config.head_dim)
+    shapes = jax.tree.map(lambda x: x.shape, smaller)
+    assert shapes == jax.tree.map(lambda x: x.shape, abstract_params(model))
+    before, after = forward(config, params), forward(model, smaller)
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    with pytest.raises(ValueError, match="heads=3: 2 of them at a time share .* multiple of 2"):
+        cut(config, params, scores, {"heads": 3})
+    every = budget.keeps(dataclasses.replace(small_config, model=config), 32)
+    assert set(every.heads) == {2, 4} and set(every.key_heads) == {1, 2}
+    lost = budget.lost_by(scores, every)
+    for i in range(len(every)):
+        kept = (int(getattr(every, name)[i]) for name in ("layers", "key_heads", "mlp"))
+        assert lost[i] == pytest.approx(lost_one_by_one(scores, *kept), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize(

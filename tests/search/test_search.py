@@ -72,8 +72,8 @@ def test_histories_have_the_memory_that_is_asked_for():
 
 
 def test_what_is_to_be_kept_is_not_searched():
-    asked = ["model.head_width=40", "model.dim=200", "model.layers=5", "model.mlp=300", "model.heads=3",
-             "model.patch=8", "stream.passes=2"]  # fmt: skip
+    asked = ["model.head_width=40", "model.dim=200", "model.layers=5", "model.mlp=300",
+             "model.heads=3", "model.patch=8", "stream.passes=2"]  # fmt: skip
     config = configs.override(BASE, asked)
     found = space.enumerate_all(config, {name.split("=")[0] for name in asked})
     assert [found.config(i, config.name) for i in range(len(found))] == [config]
@@ -92,6 +92,27 @@ def test_the_fast_path_gives_the_planners_figures(name, ranks):
     configs_of_them = (some_of_them.config(i, "x") for i in range(len(some_of_them)))
     planned = [plan_frame(config, chip, ranks).ms for config in configs_of_them]
     assert found[shared] == pytest.approx(planned, rel=0.03)
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("v6e", 2), ("trn2", 1), ("cpu", 1)])
+def test_keys_are_shared_as_the_base_shares_them(name, ranks):
+    shared = configs.override(BASE, ["model.heads=4", "model.kv_heads=2"])
+    every = space.enumerate_all(shared)
+    assert set(every.per_kv) == {2} and set(every.heads) > {2, 4, 6} and not any(every.heads % 2)
+    numbers = np.flatnonzero((every.dim <= 512) & (every.layers <= 4) & (every.patch >= 16))
+    few = every.where(np.random.default_rng(0).choice(numbers, 8, replace=False))
+    chip = chips.load(name)
+    found = fast.frame_ms(few, chip, ranks)
+    for i in range(len(few)):
+        config = few.config(i, "x")
+        assert config.model.kv_heads == config.model.heads // 2 == few.key_heads[i]
+        assert few.parameters[i] == pytest.approx(held(config).weights / 2, rel=0.05)
+        if config.model.kv_heads % ranks == 0:
+            planned = plan_frame(config, chip, ranks).ms
+            assert found[i] == pytest.approx(planned, rel=0.2 if name == "trn2" else 0.03)
+        else:
+            assert np.isinf(found[i])
+    assert "-h4by2x" in front.name_of(shared.model, chip)
 
 
 def test_a_stream_may_be_shared_by_several_cores(few):
