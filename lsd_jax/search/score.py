@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -80,7 +81,7 @@ def shown_error(model: Denoiser, batch: Batch, key: jax.Array, passes: int) -> j
 def shared_streams(height: int, width: int, settings: TrainConfig) -> list[Batch]:
     """What the streams that score are shown, in pieces of `CHUNK` frames: the same for all runs."""
     model = ModelConfig(height=height, width=width)
-    settings = TrainConfig(**vars(settings) | {"frames": CHUNK, "old_frames": 0})  # without a gap
+    settings = replace(settings, frames=CHUNK, old_frames=0)  # a stream has no gaps
     plan = draw_plan(model, settings, np.random.default_rng([settings.seed, UNSEEN]), STREAMS)
     return [render(plan, model, after=after) for after in range(0, FRAMES, CHUNK)]
 
