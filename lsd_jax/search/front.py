@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -63,45 +64,53 @@ def search(
 
     Raises ValueError, by how much, where not even the fastest holds the rate.
     """
-    space = enumerate_all(base, keep, law.history.contenders(histories(base, keep)))
-    if not len(space):
+    budget = 1000 / fps / sessions
+    options = law.history.contenders(histories(base, keep))
+    groups = {(h.sinks, h.memory): [o for o in options if o[1:] == h[1:]] for h in options}
+    count, least, ms, losses, rivals = 0, np.inf, [], [], []
+    sizes: list[int] = []  # parameters of whatever the law knows
+    for some in groups.values():  # one after another: there may be millions
+        space = enumerate_all(base, keep, some)
+        sound = supported(space)
+        sizes += [int(space.parameters[sound].min())] if sound.any() else []
+        sound &= space.parameters <= (params_max or np.inf)
+        expected = law.predict(space, space.passes)
+        for choice, ranks in product(precisions(base, chip, keep), ranks_of(chip, cores)):
+            each = replace(space, base=choice)
+            taken = fast.frame_ms(each, chip, ranks) if len(each) else np.zeros(0)
+            allowed = sound & fast.fits(each, chip, sessions, ranks) & np.isfinite(taken)
+            count += len(taken)
+            least = taken[allowed].min(initial=least)
+            within = np.flatnonzero(allowed & (taken <= budget))
+            best = within[pareto(taken[within], expected[within])]
+            ms.append(taken[within])
+            losses.append(expected[within])
+            few = each.where(best)
+            rivals += [(few, ranks, i, taken[n], expected[n]) for i, n in enumerate(best.tolist())]
+    if not count:
         kept = f", {', '.join(sorted(keep))} as given" if keep else ""
         raise ValueError(
             f"nothing of the space has {base.model.width}x{base.model.height} in whole patches "
             f"(and in pairs of them, for memory slots){kept}"
         )
-    ways = [
-        (replace(space, base=choice), ranks)
-        for choice in precisions(base, chip, keep)
-        for ranks in ranks_of(chip, cores)
-    ]
-    ms = np.concatenate([fast.frame_ms(each, chip, ranks) for each, ranks in ways])
-    budget = 1000 / fps / sessions
-    sound = supported(space) & (space.parameters <= (params_max or np.inf))
-    fitting = [fast.fits(each, chip, sessions, ranks) & sound for each, ranks in ways]
-    allowed = np.concatenate(fitting) & np.isfinite(ms)
-    if not supported(space).any():
+    if not sizes:
         raise ValueError("the law knows no such proportions of width and depth; keep one of them")
-    if not allowed.any():
+    if not np.isfinite(least):
         raise ValueError(
             f"nothing of at most {params_max:,.0f} parameters fits; the smallest of all has "
-            f"{space.parameters.min():,}"
+            f"{min(sizes):,}"
         )
-    within = np.flatnonzero(allowed & (ms <= budget))
-    if not len(within):
-        least = ms[allowed].min()
+    if not rivals:
         places = f"a core of {chip.name}" if cores == 1 else f"{cores} cores of {chip.name}"
         raise ValueError(
             f"nothing holds {fps:g} fps for {sessions} sessions on {places}: the "
             f"fastest takes {least:.2f} ms, {least / budget:.1f} times the {budget:.2f} ms of each"
         )
-    losses = np.tile(law.predict(space, space.passes), len(ways))[within]
-    chosen = within[spread(ms[within], losses)]
-    numbers = (divmod(int(i), len(space)) for i in chosen)
-    found = [planned(*ways[which], i, chip, law) for which, i in numbers]
+    chosen = spread(*(np.array([rival[n] for rival in rivals]) for n in (3, 4)))
+    found = [planned(*rivals[i][:3], chip, law) for i in chosen.tolist()]
     found = [point for point in found if point.plan.ms <= budget]  # the fast path is a little off
     front = [found[i] for i in pareto(*figures(found))]
-    return Searched(len(ms), len(within), ms[within], losses, front)
+    return Searched(count, sum(map(len, ms)), np.concatenate(ms), np.concatenate(losses), front)
 
 
 def ranks_of(chip: Chip, cores: int) -> list[int]:

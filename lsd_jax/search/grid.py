@@ -85,10 +85,7 @@ HISTORIES = (
     _remembering(3, sinks=2),
     _remembering(1, memory=2),
 )
-HISTORIES_HELD_OUT = (
-    _remembering(2, sinks=1, memory=1),
-    _remembering(6, memory=1),
-)
+HISTORIES_HELD_OUT = (_remembering(2, sinks=1, memory=1),)
 
 
 @dataclass(frozen=True)
