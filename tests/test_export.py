@@ -17,6 +17,7 @@ from lsd_jax.cli.main import main
 from lsd_jax.export import export, frame_step
 from lsd_jax.hw import chips
 from lsd_jax.hw.stack import stack_of
+from lsd_jax.model import Denoiser
 from lsd_jax.ops import dispatch
 from lsd_jax.pretrained import load_model, weights_for
 from nki_kernels import _compat, alone, backend, bench
@@ -65,6 +66,20 @@ def test_an_export_holds_the_step_the_weights_and_the_commands(tmp_path, denoise
             unpack(packed[core, 0], "k", shapes), weights.qkv[0, :, 1, core]
         )
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_query_heads_are_packed_beside_those_that_share_their_keys(tmp_path):
+    model = dataclasses.replace(SMALL.model, heads=4, kv_heads=2)
+    config = dataclasses.replace(SMALL, model=model)
+    shared = Denoiser(model, jax.random.key(0))
+    shapes = Shapes(**export(config, TRN2, tmp_path / "out", shared, "a test")["shapes"])
+    assert (shapes.heads, shapes.per_kv) == (1, 2)
+    packed = np.load(tmp_path / "out" / "packed_weights.npy").view(np.float32)
+    weights = shared.stack.weights()
+    for core in range(2):
+        found = unpack(packed[core, 0], "q", shapes)
+        np.testing.assert_array_equal(found, np.hstack(weights.qkv[0, :, :2, core].swapaxes(0, 1)))
+        np.testing.assert_array_equal(unpack(packed[core, 0], "out", shapes), weights.out[0, core])
 
 
 @pytest.fixture(scope="module")

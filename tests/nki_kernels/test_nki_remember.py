@@ -92,10 +92,12 @@ def test_what_cannot_be_written_in_place_is_left_to_xla(monkeypatch):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize(("layers", "cores"), [(1, 1), (2, 1), (2, 2)])
-def test_equals_its_own_reference(layers, cores):
+@pytest.mark.parametrize(
+    ("layers", "cores", "per_kv"), [(1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2)]
+)
+def test_equals_its_own_reference(layers, cores, per_kv):
     """Two cores that act as one write their heads' columns of the same rows."""
-    config = dataclasses.replace(SINKS, layers=layers)
+    config = dataclasses.replace(SINKS, layers=layers, heads=2 * per_kv, kv_heads=2, head_width=128)
     shapes = bench.shapes_of(config, TRN2, cores, cores, commit=True)
     shapes = dataclasses.replace(shapes, itemsize=4, sessions=2)
     ring_shape = (layers, 2, config.keys, cores * shapes.heads * 128)
