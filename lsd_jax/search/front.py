@@ -67,7 +67,8 @@ def search(
     budget = 1000 / fps / sessions
     options = law.history.contenders(histories(base, keep))
     groups = {(h.sinks, h.memory): [o for o in options if o[1:] == h[1:]] for h in options}
-    count, least, ms, losses, rivals = 0, np.inf, [], [], []
+    count, least, ms, losses = 0, np.inf, [], []
+    rivals: list[tuple[Candidates, int, int, float, float]] = []
     sizes: list[int] = []  # parameters of whatever the law knows
     for some in groups.values():  # one after another: there may be millions
         space = enumerate_all(base, keep, some)
@@ -106,8 +107,9 @@ def search(
             f"nothing holds {fps:g} fps for {sessions} sessions on {places}: the "
             f"fastest takes {least:.2f} ms, {least / budget:.1f} times the {budget:.2f} ms of each"
         )
-    chosen = spread(*(np.array([rival[n] for rival in rivals]) for n in (3, 4)))
-    found = [planned(*rivals[i][:3], chip, law) for i in chosen.tolist()]
+    best_ms, best_losses = (np.array([rival[n] for rival in rivals]) for n in (3, 4))
+    chosen = [rivals[i] for i in spread(best_ms, best_losses).tolist()]
+    found = [planned(few, ranks, i, chip, law) for few, ranks, i, *_ in chosen]
     found = [point for point in found if point.plan.ms <= budget]  # the fast path is a little off
     front = [found[i] for i in pareto(*figures(found))]
     return Searched(count, sum(map(len, ms)), np.concatenate(ms), np.concatenate(losses), front)

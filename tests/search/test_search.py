@@ -272,20 +272,30 @@ def test_the_grid_trains_what_is_missing_and_goes_on(tmp_path, monkeypatch):
     models = tuple(replace(grid._model(dim, 1), **few) for dim in (16, 32))
     monkeypatch.setattr(grid, "FITTED", models)
     monkeypatch.setattr(grid, "HELD_OUT", ())
+    monkeypatch.setattr(grid, "HISTORIES", ())
+    monkeypatch.setattr(grid, "HISTORIES_HELD_OUT", ())
+    path = tmp_path / "grid.json"
+    first = grid.run(path, tmp_path / "runs", most=1)["runs"]
+    both = grid.run(path, tmp_path / "runs")["runs"]
+    assert len(first) == 1 and len(both) == 2
+    assert both[0] == json.loads(json.dumps(first[0]))
+    assert all(0 < entry["error"]["1"] < 4 for entry in both)
+
+
+@pytest.mark.slow
+def test_a_run_on_clips_is_scored_by_its_streams(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "CLIPS", replace(grid.CLIPS, batch=2, steps=2, warmup=1))
-    monkeypatch.setattr(grid, "HISTORIES", (grid._remembering(1), grid._remembering(2, 1, 2)))
+    monkeypatch.setattr(grid, "HISTORIES", (grid._remembering(2, 1, 2),))
     monkeypatch.setattr(grid, "HISTORIES_HELD_OUT", ())
     monkeypatch.setattr(score, "STREAMS", 2)
     path = tmp_path / "grid.json"
-    first = grid.run(path, tmp_path / "runs", most=1)["runs"]
-    every = grid.run(path, tmp_path / "runs")
-    both, streams = every["runs"], every["clips"]["runs"]
-    assert len(first) == 1 and len(both) == 2 and len(streams) == 2
-    assert both[0] == json.loads(json.dumps(first[0]))
-    assert all(0 < entry["error"]["1"] < 4 for entry in both)
-    assert all(len(entry["curve"]) == score.FRAMES // score.CHUNK for entry in streams)
-    assert all(0 < entry["error"] < 4 for entry in streams)
-    assert streams[0]["error"] != streams[1]["error"]
+    path.write_text(json.dumps({k: v for k, v in law.load().items() if k != "clips"}))
+    found = grid.run(path, tmp_path / "runs")
+    assert found["runs"] == law.load()["runs"]  # those on pictures are all there
+    (entry,) = found["clips"]["runs"]
+    assert entry["name"] == "w2-s1-r2" and len(entry["curve"]) == score.FRAMES // score.CHUNK
+    late = entry["curve"][len(entry["curve"]) // 2 :]
+    assert 0 < entry["error"] < 4 and entry["error"] == pytest.approx(np.mean(late))
 
 
 @pytest.mark.parametrize(
