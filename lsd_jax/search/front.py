@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def search(
     options = law.history.contenders(histories(base, keep))
     groups = {(h.sinks, h.memory): [o for o in options if o[1:] == h[1:]] for h in options}
     count, least, ms, losses = 0, np.inf, [], []
-    rivals: list[tuple[Candidates, int, int, float, float]] = []
+    rivals: list[tuple[Candidates, int, int, Any, Any]] = []
     sizes: list[int] = []  # parameters of whatever the law knows
     for some in groups.values():  # one after another: there may be millions
         space = enumerate_all(base, keep, some)
