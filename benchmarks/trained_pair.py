@@ -25,7 +25,7 @@ from lsd_jax import config as configs
 from lsd_jax.config import Config
 from lsd_jax.hw.micro.suites.frames import case_of
 from lsd_jax.reports import provenance, write_json
-from lsd_jax.search import grid
+from lsd_jax.search import grid, score
 
 
 def main() -> None:
@@ -66,12 +66,12 @@ def main() -> None:
 
 
 def scored(config: Config, out: Path) -> dict:
-    """What `grid.score` says of a config once trained; kept beside its weights."""
+    """What `score.of_pictures` says of a config once trained; kept beside its weights."""
     train = config.train
     folder = out / f"{config.name}-{train.steps}x{train.batch}-{train.seed}"
     kept = folder / "score.json"
     if not kept.is_file():
-        write_json(str(kept), grid.score(grid.trained(config, folder), config))
+        write_json(str(kept), score.of_pictures(grid.trained(config, folder), config))
     return json.loads(kept.read_text())
 
 

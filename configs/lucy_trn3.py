@@ -3,7 +3,8 @@ one chip of a server. Nobody has trained it yet.
 
 Found by
 
-    lsd search --chip trn3 --config lucy_1080p --fps 30 --cores 8
+    lsd search --chip trn3 --config lucy_1080p --fps 30 --cores 8 \
+        --set model.window=3 --set model.sinks=1
 """
 
 from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig

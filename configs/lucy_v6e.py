@@ -3,7 +3,8 @@ where `lucy_1080p` of 1,324.6 M takes 20.1 there. Nobody has trained it yet.
 
 Found by
 
-    lsd search --chip v6e --config lucy_1080p --fps 30 --cores 8 --set model.width=2048
+    lsd search --chip v6e --config lucy_1080p --fps 30 --cores 8 --set model.width=2048 \
+        --set model.window=3 --set model.sinks=1
 """
 
 from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig

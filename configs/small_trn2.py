@@ -3,7 +3,7 @@ where `small` takes 1.993 on one core and 1.830 on four with 29.0 M. Nobody has 
 
 Found by
 
-    lsd search --chip trn2 --config small --fps 525
+    lsd search --chip trn2 --config small --fps 525 --set model.window=4 --set model.sinks=1
 """
 
 from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig

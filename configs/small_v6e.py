@@ -3,7 +3,7 @@ as `small` takes with 29.0 M. Nobody has trained it yet.
 
 Found by
 
-    lsd search --chip v6e --config small --fps 4300
+    lsd search --chip v6e --config small --fps 4300 --set model.window=4 --set model.sinks=1
 """
 
 from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig

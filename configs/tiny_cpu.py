@@ -3,7 +3,7 @@ After 200 steps each it is as good (docs/plan.md).
 
 Found by
 
-    lsd search --chip cpu --config tiny --fps 60
+    lsd search --chip cpu --config tiny --fps 60 --set model.window=3
 """
 
 from lsd_jax.config import Config, HistoryConfig, ModelConfig, TrainConfig

@@ -10,7 +10,9 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chip", help="such as v6e, or a path ending in .json")
     parser.add_argument(
-        "--config", default="small", help="whose pictures, history and precision to keep"
+        "--config",
+        default="small",
+        help="whose pictures, precision and memory slots to keep; what --set sets is not searched",
     )
     parser.add_argument("--fps", type=float, default=30.0, help="frames a second to hold")
     parser.add_argument("--cores", type=int, default=1, help="the most that share one stream")
@@ -29,8 +31,10 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.search import law
 
     if args.refit:
+        from lsd_jax.heap import keep_memory
         from lsd_jax.search import grid
 
+        keep_memory()
         path = args.grid or args.runs / "grid.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         found = law.fit(grid.run(path, args.runs))
@@ -53,7 +57,7 @@ def searched(args: argparse.Namespace) -> None:
     from lsd_jax.cli.options import at_least
     from lsd_jax.hw import chips
     from lsd_jax.reports import write_json
-    from lsd_jax.search import front, law
+    from lsd_jax.search import front, law, space
 
     at_least(args, sessions=1, cores=1)
     if not args.fps > 0:
@@ -62,10 +66,11 @@ def searched(args: argparse.Namespace) -> None:
     chip = chips.load(args.chip)
     runs = json.loads(args.grid.read_text()) if args.grid else law.load()
     quality = law.fit(runs)
+    keep = {assignment.partition("=")[0] for assignment in args.set} & set(space.SEARCHED)
     started = time.monotonic()
     with Console(stderr=True).status(f"searching for {chip.name}"):
         found = front.search(
-            base, chip, quality, args.fps, args.sessions, args.params_max, args.cores
+            base, chip, quality, args.fps, args.sessions, args.params_max, args.cores, keep
         )
     seconds = time.monotonic() - started
     table = Table(title=f"{found.candidates:,} architectures for {chip.name} in {seconds:.1f} s")
@@ -98,10 +103,11 @@ def searched(args: argparse.Namespace) -> None:
 
 def says(quality: Any) -> str:
     """How good the law is, for people."""
-    return (
-        f"the law misses {quality.held_out_error:.1%} on held-out runs, "
-        f"{quality.left_out_error:.1%} on each left out, {quality.fitted_error:.1%} on its own"
-    )
+    known = quality.history
+    if not known.terms:
+        return f"the law misses {quality.missed}; it can tell no history from another"
+    worth = ", ".join(known.terms)
+    return f"the law misses {quality.missed}; of {worth} {known.missed}"
 
 
 def describe(point: Any, args: argparse.Namespace) -> str:

@@ -66,7 +66,8 @@ def keeps(config: Config, multiple: int) -> Candidates:
 
     return Candidates(
         config, same(model.dim), layers, model.per_kv * heads, same(model.head_dim), mlp,
-        same(model.patch), same(config.stream.passes), same(model.per_kv),
+        same(model.patch), same(config.stream.passes), same(model.per_kv), same(model.window),
+        same(model.sinks), same(model.memory),
     )  # fmt: skip
 
 

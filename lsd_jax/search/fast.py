@@ -49,13 +49,9 @@ def _shared_ms(found: Candidates, chip: Chip, ranks: int) -> np.ndarray:
     readout = by(found, ("dim", "patch"), timed(readout_ops))
     predict, _ = stacks(found, chip, ranks, commit=False)
     remember, by_kernel = stacks(found, chip, ranks, commit=True)
+    written = ("layers", "key_heads", "head_dim", "patch", "sinks", "memory")
     commit, less = (
-        by(
-            found,
-            ("layers", "key_heads", "head_dim", "patch"),
-            timed(partial(commit_ops, written=own)),
-        )
-        for own in (False, True)
+        by(found, written, timed(partial(commit_ops, written=own))) for own in (False, True)
     )
     commit = np.where(by_kernel & (chip.family in plan.WRITE_THE_RING), less, commit)
     whole = found.passes * (embed + predict + readout) + embed + remember + commit
@@ -85,16 +81,20 @@ def by(found: Candidates, names: tuple[str, ...], seconds: Callable) -> np.ndarr
 
 def alike(found: Candidates, names: tuple[str, ...]) -> tuple[list[ModelConfig], np.ndarray]:
     """A model for each combination of these sizes, and which of them stands for each candidate."""
-    columns = np.stack([getattr(found, name) for name in names], axis=1)
-    _, first, where = np.unique(columns, axis=0, return_index=True, return_inverse=True)
-    return [found.model(i) for i in first.tolist()], where.ravel()
+    code = np.zeros(len(found), int)  # a number for each combination: rows are slow to sort
+    for name in names:
+        sizes, which = np.unique(getattr(found, name), return_inverse=True)
+        code = code * len(sizes) + which
+    _, first, where = np.unique(code, return_index=True, return_inverse=True)
+    return [found.model(i) for i in first.tolist()], where
 
 
 def stacks(
     found: Candidates, chip: Chip, ranks: int, commit: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seconds of each candidate's denoise stack, and whether a kernel of ours computes it."""
-    models, where = alike(found, ("dim", "heads", "per_kv", "head_dim", "mlp", "patch"))
+    history = ("sinks",) if commit else ("window", "sinks", "memory")
+    models, where = alike(found, ("dim", "heads", "per_kv", "head_dim", "mlp", "patch", *history))
     dtype = found.base.stream.compute_dtype
     eight = found.base.stream.weight_dtype
     shapes = [stack_of(model, dtype, commit=commit, weight_dtype=eight) for model in models]
@@ -137,10 +137,9 @@ def xla(shape: StackShape, chip: Chip, ranks: int) -> float:
 
 def fits(found: Candidates, chip: Chip, sessions: int, ranks: int = 1) -> np.ndarray:
     """Which candidates' weights and states of so many sessions the memory of these cores holds."""
-    stream, model = found.base.stream, found.base.model
+    stream = found.base.stream
     size = np.dtype(stream.compute_dtype).itemsize
     saved = size - np.dtype(stream.weight_dtype or stream.compute_dtype).itemsize
-    keys = model.pinned + model.memory * found.tokens // 4 + model.slots * found.tokens
-    state = 2 * found.layers * keys * found.key_heads * found.head_dim * sessions
+    state = 2 * found.layers * found.keys * found.key_heads * found.head_dim * sessions
     held = size * (found.parameters + state) - saved * block_parameters(found)
     return held <= plan.RESERVE * ranks * plan.memory_bytes(chip)

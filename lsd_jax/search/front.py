@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +17,7 @@ from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.plan import FramePlan, plan_frame
 from lsd_jax.search import fast
 from lsd_jax.search.law import Law, supported
-from lsd_jax.search.space import MOST_HEADS, Candidates, enumerate_all
+from lsd_jax.search.space import MOST_HEADS, Candidates, enumerate_all, histories
 
 SHOWN = 12  # points of a front, spread evenly over the logarithm of time
 
@@ -48,50 +51,69 @@ def search(
     sessions: int = 1,
     params_max: float = 0.0,
     cores: int = 1,
+    keep: Collection[str] = (),
 ) -> Searched:
-    """Searches all architectures with the pictures and history of `base`, its precision, weights in
-    int8 where the chip multiplies those, and the numbers of cores that share a stream.
+    """Searches all architectures with the pictures of `base`, every history that may be worth its
+    time, the precision of `base`, weights in int8 where the chip multiplies those, and the numbers
+    of cores that share a stream.
 
     Args:
         fps: frames a second that each of `sessions` streams on these cores needs.
         params_max: the most parameters; 0: any number.
         cores: the most that may share a stream: so many, half of them, and so on.
+        keep: which of the fields `space.SEARCHED` are not searched: they stay as `base` has them.
 
     Raises ValueError, by how much, where not even the fastest holds the rate.
     """
-    space = enumerate_all(base)
-    if not len(space):
-        raise ValueError(f"no patch of the space divides {base.model.width}x{base.model.height}")
-    ways = [
-        (replace(space, base=choice), ranks)
-        for choice in precisions(base, chip)
-        for ranks in ranks_of(chip, cores)
-    ]
-    ms = np.concatenate([fast.frame_ms(each, chip, ranks) for each, ranks in ways])
     budget = 1000 / fps / sessions
-    sound = supported(space) & (space.parameters <= (params_max or np.inf))
-    fitting = [fast.fits(each, chip, sessions, ranks) & sound for each, ranks in ways]
-    allowed = np.concatenate(fitting) & np.isfinite(ms)
-    if not allowed.any():
+    options = law.history.contenders(histories(base, keep))
+    groups = {(h.sinks, h.memory): [o for o in options if o[1:] == h[1:]] for h in options}
+    count, least, ms, losses = 0, np.inf, [], []
+    rivals: list[tuple[Candidates, int, int, Any, Any]] = []
+    sizes: list[int] = []  # parameters of whatever the law knows
+    for some in groups.values():  # one after another: there may be millions
+        space = enumerate_all(base, keep, some)
+        sound = supported(space)
+        sizes += [int(space.parameters[sound].min())] if sound.any() else []
+        sound &= space.parameters <= (params_max or np.inf)
+        expected = law.predict(space, space.passes)
+        for choice, ranks in product(precisions(base, chip, keep), ranks_of(chip, cores)):
+            each = replace(space, base=choice)
+            taken = fast.frame_ms(each, chip, ranks) if len(each) else np.zeros(0)
+            allowed = sound & fast.fits(each, chip, sessions, ranks) & np.isfinite(taken)
+            count += len(taken)
+            least = taken[allowed].min(initial=least)
+            within = np.flatnonzero(allowed & (taken <= budget))
+            best = within[pareto(taken[within], expected[within])]
+            ms.append(taken[within])
+            losses.append(expected[within])
+            few = each.where(best)
+            rivals += [(few, ranks, i, taken[n], expected[n]) for i, n in enumerate(best.tolist())]
+    if not count:
+        kept = f", {', '.join(sorted(keep))} as given" if keep else ""
+        raise ValueError(
+            f"nothing of the space has {base.model.width}x{base.model.height} in whole patches "
+            f"(and in pairs of them, for memory slots){kept}"
+        )
+    if not sizes:
+        raise ValueError("the law knows no such proportions of width and depth; keep one of them")
+    if not np.isfinite(least):
         raise ValueError(
             f"nothing of at most {params_max:,.0f} parameters fits; the smallest of all has "
-            f"{space.parameters.min():,}"
+            f"{min(sizes):,}"
         )
-    within = np.flatnonzero(allowed & (ms <= budget))
-    if not len(within):
-        least = ms[allowed].min()
+    if not rivals:
         places = f"a core of {chip.name}" if cores == 1 else f"{cores} cores of {chip.name}"
         raise ValueError(
             f"nothing holds {fps:g} fps for {sessions} sessions on {places}: the "
             f"fastest takes {least:.2f} ms, {least / budget:.1f} times the {budget:.2f} ms of each"
         )
-    losses = np.tile(law.predict(space, space.passes), len(ways))[within]
-    chosen = within[spread(ms[within], losses)]
-    numbers = (divmod(int(i), len(space)) for i in chosen)
-    found = [planned(*ways[which], i, chip, law) for which, i in numbers]
+    best_ms, best_losses = (np.array([rival[n] for rival in rivals]) for n in (3, 4))
+    chosen = [rivals[i] for i in spread(best_ms, best_losses).tolist()]
+    found = [planned(few, ranks, i, chip, law) for few, ranks, i, *_ in chosen]
     found = [point for point in found if point.plan.ms <= budget]  # the fast path is a little off
     front = [found[i] for i in pareto(*figures(found))]
-    return Searched(len(ms), len(within), ms[within], losses, front)
+    return Searched(count, sum(map(len, ms)), np.concatenate(ms), np.concatenate(losses), front)
 
 
 def ranks_of(chip: Chip, cores: int) -> list[int]:
@@ -102,9 +124,10 @@ def ranks_of(chip: Chip, cores: int) -> list[int]:
     return sorted({1, *(ranks for ranks in halved if ranks <= MOST_HEADS)})
 
 
-def precisions(base: Config, chip: Chip) -> list[Config]:
+def precisions(base: Config, chip: Chip, keep: Collection[str] = ()) -> list[Config]:
     """The base as it is and, on a TPU with matrix units for int8, with such weights."""
-    if eight_bits_of(chip) != "int8" or base.stream.weight_dtype:
+    kept = base.stream.weight_dtype or "stream.weight_dtype" in keep
+    if eight_bits_of(chip) != "int8" or kept:
         return [base]
     return [base, replace(base, stream=replace(base.stream, weight_dtype="int8"))]
 
@@ -140,10 +163,12 @@ def planned(space: Candidates, ranks: int, i: int, chip: Chip, law: Law) -> Foun
 
 
 def name_of(model: ModelConfig, chip: Chip, weight_dtype: str = "") -> str:
-    """Such as `v6e-512x6`: chip, width and depth, and heads, MLP, patch and dtype of weights."""
-    shape = f"{model.dim}x{model.layers}"
+    """Such as `v6e-512x6-h4x128-m2048-p16-w3-s0-r2`: chip, width and depth, heads, MLP and patch,
+    slots of window, sinks and memory, and the dtype of weights where it is another."""
     heads = f"{model.heads}by{model.key_heads}" if model.kv_heads else f"{model.heads}"
-    name = f"{chip.name}-{shape}-h{heads}x{model.head_dim}-m{model.mlp}-p{model.patch}"
+    sizes = f"{model.dim}x{model.layers}-h{heads}x{model.head_dim}-m{model.mlp}"
+    slots = f"w{model.window}-s{model.sinks}-r{model.memory}"
+    name = f"{chip.name}-{sizes}-p{model.patch}-{slots}"
     return f"{name}-{weight_dtype}" if weight_dtype else name
 
 

@@ -1,44 +1,43 @@
-"""Short real training runs on a fixed grid of small models: what the scaling law is fitted to.
+"""Short real training runs on fixed grids of small models: what the scaling law is fitted to.
 
-Every run is the stage `forcing` at 128x128, on single frames, over the same batches, by the loop
-that `lsd train` runs, with as many steps. Its score is the error of the frame shown, sampled as a
-stream does, on batches that no run has trained on and that are the same for all.
+The runs `pictures` are the stage `forcing` at 128x128, on single frames; they say what sizes are
+worth. Single frames have no history, so the runs `clips` say what one is worth: the stage `history`
+at 32x32, one architecture with another window, sinks and memory each time. All runs of a grid see
+the same batches, in as many steps, by the loop that `lsd train` runs; `score` has their scores.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
-from functools import cache
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 
-from lsd_jax import diffusion
 from lsd_jax.checkpoint import load_weights
-from lsd_jax.config import Config, ModelConfig, TrainConfig, section_from_dict
-from lsd_jax.data.batch import Batch
-from lsd_jax.data.pipeline import batches
+from lsd_jax.config import Config, HistoryConfig, ModelConfig, TrainConfig, section_from_dict
 from lsd_jax.model import Denoiser, build
-from lsd_jax.quantize import dequantize, quantize
 from lsd_jax.reports import provenance, write_json
+from lsd_jax.search import score
 from lsd_jax.sharding import make_mesh
-from lsd_jax.train.denoising import look, remember
 from lsd_jax.train.forcing import forcing_loss
+from lsd_jax.train.history import history_loss
 from lsd_jax.train.loop import train
+from lsd_jax.train.step import Loss
 
 TRAIN = TrainConfig(
     batch=16, frames=1, steps=200, learning_rate=2e-3, warmup=20, ema=0.97, pure_noise=0.85,
     prompt_drop=0.0, checkpoint_every=100, sample_every=100_000, log_every=25,
 )  # fmt: skip
-UNSEEN = 1_000_000  # the number of the first batch that scores
-SCORED = 8  # batches
-PASSES = (1, 2)
+CLIPS = TrainConfig(
+    batch=8, frames=9, old_frames=2, steps=100, learning_rate=2e-3, warmup=20, ema=0.97,
+    pure_noise=0.85, prompt_drop=0.0, checkpoint_every=100, sample_every=100_000, log_every=25,
+)  # fmt: skip
+"""The old frames are what memory and sinks hold; a model without them sees two cold starts."""
+HISTORY = HistoryConfig(corrupted=0.5)
 
 
 def _model(dim: int, layers: int, patch: int = 16, ratio: int = 4) -> ModelConfig:
@@ -69,11 +68,67 @@ HELD_OUT = (
 )
 
 
+def _remembering(window: int, sinks: int = 0, memory: int = 0) -> ModelConfig:
+    """A model of 16 tokens that trains in a minute or two, with such a history."""
+    return ModelConfig(
+        height=32, width=32, patch=8, dim=64, layers=4, heads=1, mlp=256, window=window,
+        sinks=sinks, memory=memory, prompt_tokens=16, reference_tokens=16, text_dim=32,
+        text_layers=1, detail_dim=16,
+    )  # fmt: skip
+
+
+HISTORIES = (
+    _remembering(1),
+    _remembering(6),
+    _remembering(3),
+    _remembering(3, memory=2),
+    _remembering(3, sinks=2),
+    _remembering(1, memory=2),
+)
+HISTORIES_HELD_OUT = (_remembering(2, sinks=1, memory=1),)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One grid: its runs, and what they have to be alike in beside the loss that they train by."""
+
+    train: TrainConfig
+    loss: Loss
+    history: HistoryConfig
+    fitted: tuple[ModelConfig, ...]
+    held_out: tuple[ModelConfig, ...]
+    name_of: Callable[[ModelConfig], str]
+    score: Callable[[Denoiser, Config], dict[str, Any]]
+    scored: dict[str, int]
+
+    def config(self, model: ModelConfig) -> Config:
+        """One of its runs."""
+        return Config(self.name_of(model), model, train=self.train, history=self.history)
+
+
+def parts() -> dict[str, Part]:
+    """The grids, by where a file holds them; empty: at its top."""
+    pictures = Part(
+        TRAIN, forcing_loss, HistoryConfig(), FITTED, HELD_OUT, name_of, score.of_pictures,
+        {"scored": score.SCORED},
+    )  # fmt: skip
+    clips = Part(
+        CLIPS, history_loss, HISTORY, HISTORIES, HISTORIES_HELD_OUT, history_name,
+        score.of_streams, {"streams": score.STREAMS, "frames": score.FRAMES},
+    )  # fmt: skip
+    return {"": pictures, "clips": clips}
+
+
 def name_of(model: ModelConfig) -> str:
-    """What distinguishes a run of the grid."""
+    """What distinguishes a run on pictures."""
     return (
         f"d{model.dim}-l{model.layers}-h{model.heads}x{model.head_dim}-m{model.mlp}-p{model.patch}"
     )
+
+
+def history_name(model: ModelConfig) -> str:
+    """What distinguishes a run on clips."""
+    return f"w{model.window}-s{model.sinks}-r{model.memory}"
 
 
 def run(path: Path, folder: Path, most: int = 0) -> dict[str, Any]:
@@ -83,77 +138,44 @@ def run(path: Path, folder: Path, most: int = 0) -> dict[str, Any]:
     Runs keep their checkpoints in `folder`, so that one that was interrupted goes on. Raises
     ValueError for a file of other settings.
     """
-    settings: dict[str, Any] = {"kind": "measured", "train": asdict(TRAIN), "scored": SCORED}
-    found: dict[str, Any] = (
-        json.loads(path.read_text()) if path.is_file() else settings | {"runs": []}
-    )
-    same = all(found[key] == settings[key] for key in ("kind", "scored"))
-    if not same or section_from_dict("train", found["train"]) != TRAIN:
-        raise ValueError(f"{path} holds runs of other settings; move it away to begin anew")
-    done = {entry["name"] for entry in found["runs"]}
-    missing = [model for model in (*FITTED, *HELD_OUT) if name_of(model) not in done]
-    for model in missing[: most or None]:
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"kind": "measured"}
+    missing: list[tuple[Part, dict[str, Any], ModelConfig]] = []
+    for where, part in parts().items():
+        held = found.setdefault(where, {}) if where else found
+        settings = {"train": asdict(part.train), "history": asdict(part.history)} | part.scored
+        if settings.keys() & held.keys() and not alike(held, settings):
+            raise ValueError(f"{path} holds runs of other settings; move it away to begin anew")
+        held |= {"runs": [], **settings} | held
+        done = {entry["name"] for entry in held["runs"]}
+        every = (*part.fitted, *part.held_out)
+        missing += [(part, held, model) for model in every if part.name_of(model) not in done]
+    for part, held, model in missing[: most or None]:
         started = time.monotonic()
-        config = Config(name_of(model), model, train=TRAIN)
-        entry = {"name": config.name, "held_out": model in HELD_OUT, "model": asdict(model)}
-        entry |= score(trained(config, folder / config.name), config)
-        found["runs"].append(entry | {"seconds": round(time.monotonic() - started)})
-        found |= provenance()
+        config = part.config(model)
+        entry = {"name": config.name, "held_out": model in part.held_out, "model": asdict(model)}
+        entry |= part.score(trained(config, folder / config.name, part.loss), config)
+        held["runs"].append(entry | {"seconds": round(time.monotonic() - started)})
+        held |= provenance()
         write_json(str(path), found)
     return found
 
 
-def trained(config: Config, folder: Path) -> Denoiser:
-    """The running mean of the weights after the stage `forcing`; goes on where it had stopped."""
-    shared = shared_batches(config.model.height, config.model.width, config.train)
-    train(config, forcing_loss, shared, folder, make_mesh(devices=jax.devices()[:1]))
+def alike(held: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether stored runs are of these settings; a field of a section that is newer than they are
+    has to be at its default."""
+
+    def same(name: str) -> bool:
+        if not isinstance(settings[name], dict):
+            return held.get(name) == settings[name]
+        stored, wanted = (section_from_dict(name, x) for x in (held.get(name, {}), settings[name]))
+        return stored == wanted
+
+    return all(same(name) for name in settings)
+
+
+def trained(config: Config, folder: Path, loss: Loss = forcing_loss) -> Denoiser:
+    """The running mean of the weights after a stage; goes on where it had stopped."""
+    shared = score.shared_batches(config.model.height, config.model.width, config.train)
+    train(config, loss, shared, folder, make_mesh(devices=jax.devices()[:1]))
     params, _ = load_weights(folder / "weights")
     return build(config.model, params)
-
-
-@cache
-def shared_batches(height: int, width: int, settings: TrainConfig):
-    """The batches of a step, rendered once for all runs: they do not depend on the model."""
-    config = Config("shared", ModelConfig(height=height, width=width), train=settings)
-    return cache(batches(config))
-
-
-def score(model: Denoiser, config: Config) -> dict[str, Any]:
-    """Mean squared errors of the frames shown, in [-1, 1] units: by passes, and at one pass with
-    weights rounded."""
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), params)
-    forms = {"bfloat16": rounded, "int8": dequantize(quantize(params, "int8"))}
-    shared = shared_batches(config.model.height, config.model.width, config.train)
-    keys = jax.random.split(jax.random.key(1), SCORED)
-    error = jax.jit(shown_error, static_argnums=3)
-
-    def mean(model: Denoiser, passes: int) -> float:
-        each = [error(model, shared(UNSEEN + i), keys[i], passes) for i in range(SCORED)]
-        return float(np.mean(jax.device_get(each)))
-
-    return {
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "error": {str(passes): mean(model, passes) for passes in PASSES},
-        "weights": {form: mean(build(config.model, p), 1) for form, p in forms.items()},
-    }
-
-
-def shown_error(model: Denoiser, batch: Batch, key: jax.Array, passes: int) -> jax.Array:
-    """The error of the frames that `passes` passes show, against their truth."""
-
-    def without_error(clean, source, key):
-        return clean, jnp.zeros(clean.shape[:2])
-
-    seen = look(batch, without_error, key, model.embed.dtype)
-    kv = remember(model, batch, seen)
-    rows, levels = seen.level.shape[0], diffusion.pass_levels(passes)
-    step = jnp.full(rows, diffusion.step_size(passes))
-
-    def predict(i: int, noisy: jax.Array) -> jax.Array:
-        modulation = model.modulation(jnp.full(rows, levels[i]), jnp.zeros(rows), step)
-        return model.denoise(seen.source, noisy, seen.controls, kv, modulation)
-
-    noise = jax.random.normal(key, seen.clean.shape, seen.clean.dtype)
-    shown = jnp.clip(diffusion.sample(predict, noise, passes).astype(jnp.float32), -1, 1)
-    return jnp.mean(jnp.square(shown - seen.clean.astype(jnp.float32)))

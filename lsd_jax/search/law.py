@@ -1,14 +1,15 @@
 """The scaling law: what error to expect of an architecture, fitted to the grid's real runs.
 
-    log error = c + a log(parameters of the blocks) + b / tokens of a frame
+    log error = c + a log(parameters of the blocks) + b / tokens of a frame + history
 
-The last term is how much of the picture a token has to carry: many tokens more are worth little,
-and few are dear. One pass is what the law is of; two passes cost the mean factor that the grid's
-runs saw. It was fitted to small models and short runs, so it ranks architectures of one resolution
-whose proportions the grid has seen (`supported`); its figures are no promise of a trained model's
-error. It knows nothing of windows, sinks, memory and precision, since single frames say nothing of
-the first three and the grid saw no difference in the last: the search takes those as it is told.
-Keys and values that query heads share it counts as parameters that are missing; the grid has none.
+The term before the last is how much of the picture a token has to carry: many tokens more are worth
+little, and few are dear. These are of single frames at one pass; two passes cost the mean factor
+that the grid's runs saw. What a history is worth comes from another grid, of streams (`history`).
+
+The law was fitted to small models and short runs, so it ranks architectures of one resolution whose
+proportions the grid has seen (`supported`); its figures are no promise of a trained model's error.
+It knows nothing of the precision of weights, in which the grid saw no difference. Keys and values
+that query heads share it counts as parameters that are missing; the grid has none.
 """
 
 from __future__ import annotations
@@ -20,22 +21,25 @@ from typing import Any
 
 import numpy as np
 
+from lsd_jax.search.history import HistoryLaw, fit_history
+from lsd_jax.search.regression import Misses, misses, solve
+
 
 @dataclass(frozen=True)
 class Law:
-    """Coefficients of all runs, and by how much laws miss, as a share of the error: this one on its
-    own runs, those of all runs but one on that one, and one without the held-out runs on these."""
+    """Coefficients of all runs on pictures, and by how much such laws miss; and what is known of
+    histories."""
 
     coefficients: tuple[float, ...]
     two_passes: float
-    fitted_error: float
-    left_out_error: float
-    held_out_error: float
+    missed: Misses
+    history: HistoryLaw
 
     def predict(self, model: Any, passes: Any = 1) -> Any:
         """The expected mean squared error, in [-1, 1] units; takes numbers or arrays."""
         one = np.exp(_features(model) @ np.asarray(self.coefficients))
-        return one * np.where(np.asarray(passes) > 1, self.two_passes, 1.0)
+        two = np.where(np.asarray(passes) > 1, self.two_passes, 1.0)
+        return one * two * self.history.factor(model)
 
 
 def block_parameters(model: Any) -> Any:
@@ -46,27 +50,16 @@ def block_parameters(model: Any) -> Any:
 
 def fit(grid: dict[str, Any]) -> Law:
     """The law of a grid's runs. Raises ValueError where there are too few of them."""
-    models = [Sizes.of(entry["model"]) for entry in grid["runs"]]
-    features = np.stack([_features(model) for model in models])
-    errors = np.log([entry["error"]["1"] for entry in grid["runs"]])
-    held_out = np.array([entry["held_out"] for entry in grid["runs"]])
-    if len(errors) - sum(held_out) <= features.shape[1] or not held_out.any():
-        raise ValueError(
-            f"{len(errors) - sum(held_out)} runs and {sum(held_out)} held out do not make a law of "
-            f"{features.shape[1]} coefficients; finish the grid by lsd search --refit"
-        )
-
-    def misses(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
-        return features[asked] @ solve(features[known], errors[known]) - errors[asked]
-
-    every = np.ones(len(errors), bool)
-    left_out = [misses(np.arange(len(errors)) != i, np.array([i])) for i in range(len(errors))]
-    two = np.mean([np.log(e["error"]["2"] / e["error"]["1"]) for e in grid["runs"]])
+    runs = grid["runs"]
+    features = np.stack([_features(Sizes.of(entry["model"])) for entry in runs])
+    errors = np.log([entry["error"]["1"] for entry in runs])
+    held_out = np.array([entry["held_out"] for entry in runs], bool)
+    missed = misses(features, errors, held_out)
+    two = np.mean([np.log(e["error"]["2"] / e["error"]["1"]) for e in runs])
+    coefficients = tuple(float(c) for c in solve(features, errors))
     return Law(
-        tuple(float(c) for c in solve(features, errors)), float(np.exp(two)),
-        share(misses(every, every)), share(np.concatenate(left_out)),
-        share(misses(~held_out, held_out)),
-    )  # fmt: skip
+        coefficients, float(np.exp(two)), missed, fit_history(grid.get("clips", {}).get("runs", []))
+    )
 
 
 SUPPORTED = (16, 128)  # dim over layers of the grid's models
@@ -76,20 +69,6 @@ def supported(model: Any) -> Any:
     """Whether the grid has seen such proportions of width and depth."""
     shape = model.dim / model.layers
     return (shape >= SUPPORTED[0]) & (shape <= SUPPORTED[1])
-
-
-def solve(features: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """Least squares, pulled a little towards no effect, since runs are few."""
-    pull = 0.05 * np.eye(features.shape[1])
-    pull[0, 0] = 0
-    return np.linalg.lstsq(
-        np.concatenate([features, pull]), np.append(errors, np.zeros(len(pull))), rcond=None
-    )[0]
-
-
-def share(logs: np.ndarray) -> float:
-    """The mean size of errors in logs, as a share."""
-    return float(np.mean(np.abs(np.expm1(logs))))
 
 
 def load() -> dict[str, Any]:

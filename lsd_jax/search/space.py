@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +20,22 @@ RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 PATCHES = (4, 8, 16, 32)
 PASSES = (1, 2)
 MOST_HEADS = max(DIMS) // min(HEAD_DIMS)
+WINDOWS = (1, 2, 3, 4, 6)  # as far as the grid has seen
+SINKS = (0, 1, 2)
+MEMORY = (0, 1, 2)
+SEARCHED = (
+    "model.dim", "model.layers", "model.heads", "model.head_width", "model.mlp", "model.patch",
+    "model.window", "model.sinks", "model.memory", "stream.passes", "stream.weight_dtype",
+)  # fmt: skip
+"""The fields that a search chooses, but for those that it is told to keep."""
+
+
+class History(NamedTuple):
+    """What a stream remembers of its frames: slots of each kind."""
+
+    window: int
+    sinks: int
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,9 @@ class Candidates:
     patch: np.ndarray
     passes: np.ndarray
     per_kv: np.ndarray  # query heads to each head of keys and values
+    window: np.ndarray
+    sinks: np.ndarray
+    memory: np.ndarray
 
     def __getattr__(self, name: str) -> Any:
         """A field of the base's model, for what takes a `ModelConfig`."""
@@ -50,21 +71,26 @@ class Candidates:
         return self.heads // self.per_kv
 
     @property
+    def keys(self) -> np.ndarray:
+        """Of a session's buffer."""
+        remembered = (self.window + self.sinks) * self.tokens + self.memory * (self.tokens // 4)
+        return self.base.model.pinned + remembered
+
+    @property
     def parameters(self) -> np.ndarray:
         return np.broadcast_to(parameters(self), self.dim.shape)
 
     def where(self, mask: np.ndarray) -> Candidates:
         """Those that a mask or a list of numbers chooses."""
-        columns = tuple(field.name for field in fields(self) if field.name != "base")
-        return replace(self, **{name: getattr(self, name)[mask] for name in columns})
+        return replace(self, **{name: getattr(self, name)[mask] for name in COLUMNS})
 
     def model(self, i: int) -> ModelConfig:
         """One of them, as a config has it."""
+        sizes = {name: int(getattr(self, name)[i]) for name in COLUMNS if name in FIELDS}
+        kv_heads = int(self.key_heads[i]) if self.per_kv[i] > 1 else 0
         return replace(
-            self.base.model, dim=int(self.dim[i]), layers=int(self.layers[i]),
-            heads=int(self.heads[i]), head_width=int(self.head_dim[i]), mlp=int(self.mlp[i]),
-            patch=int(self.patch[i]), kv_heads=int(self.key_heads[i]) if self.per_kv[i] > 1 else 0,
-        )  # fmt: skip
+            self.base.model, head_width=int(self.head_dim[i]), kv_heads=kv_heads, **sizes
+        )
 
     def config(self, i: int, name: str) -> Config:
         """One of them, ready to be trained and streamed."""
@@ -72,22 +98,68 @@ class Candidates:
         return replace(self.base, name=name, model=self.model(i), stream=stream)
 
 
-def enumerate_all(base: Config) -> Candidates:
-    """Every architecture of the space that has the pictures, the history, the precision and, to a
-    head of keys and values, the query heads of `base`."""
+COLUMNS = tuple(field.name for field in fields(Candidates) if field.name != "base")
+FIELDS = {field.name for field in fields(ModelConfig)}
+
+
+def histories(base: Config, keep: Collection[str] = ()) -> list[History]:
+    """All histories with at least as much memory as the base has, which is a feature that no error
+    of a frame shows; of fields that are to be kept the base's value alone."""
     model = base.model
+    memory = {model.memory, *(m for m in MEMORY if m >= model.memory)}
+    axes = {"window": WINDOWS, "sinks": SINKS, "memory": sorted(memory)}
+    kept = {name: (getattr(model, name),) for name in axes if f"model.{name}" in keep}
+    return [History(*slots) for slots in product(*(axes | kept).values())]
+
+
+def enumerate_all(
+    base: Config, keep: Collection[str] = (), remembering: Iterable[History] | None = None
+) -> Candidates:
+    """Every architecture of the space that has the pictures, the precision and, to a head of keys
+    and values, the query heads of `base`.
+
+    Args:
+        keep: which of the fields `SEARCHED` every one has as `base` has them.
+        remembering: the histories; by default that of `base`.
+    """
+    model = base.model
+
+    def axis(name: str, sizes: tuple) -> tuple:
+        return (getattr(model, name),) if f"model.{name}" in keep else sizes
+
     patches = [
-        p for p in PATCHES
+        p for p in axis("patch", PATCHES)
         if model.height % p == 0 and model.width % p == 0 and p % model.detail_patch == 0
-        and not (model.memory and (model.height // p % 2 or model.width // p % 2))
     ]  # fmt: skip
+    own = History(model.window, model.sinks, model.memory)
+    slots = np.array(list(remembering or [own]))
+    heads_of = "model.heads" in keep
     axes = np.meshgrid(
-        DIMS, LAYERS, HEAD_DIMS, WIDTHS, RATIOS, patches, PASSES, indexing="ij", copy=False
-    )
-    dim, layers, head_dim, width, ratio, patch, passes = (axis.ravel() for axis in axes)
-    heads = dim * width / head_dim
-    mlp = (dim * ratio).astype(int)
+        axis("dim", DIMS), axis("layers", LAYERS),
+        (model.head_dim,) if "model.head_width" in keep else HEAD_DIMS,
+        (1.0,) if heads_of else WIDTHS, (1.0,) if "model.mlp" in keep else RATIOS, patches,
+        (base.stream.passes,) if "stream.passes" in keep else PASSES, np.arange(len(slots)),
+        indexing="ij", copy=False,
+    )  # fmt: skip
+    dim, layers, head_dim, width, ratio, patch, passes, which = (axis.ravel() for axis in axes)
+    heads = np.full(len(dim), model.heads) if heads_of else dim * width / head_dim
+    mlp = np.full(len(dim), model.mlp) if "model.mlp" in keep else (dim * ratio).astype(int)
     whole = (heads % model.per_kv == 0) & (heads >= 1)
     per_kv = np.full(len(dim), model.per_kv)
-    found = Candidates(base, dim, layers, heads.astype(int), head_dim, mlp, patch, passes, per_kv)
-    return found.where(whole)
+    window, sinks, memory = slots[which].T
+    pooled = (model.height // patch % 2 == 0) & (model.width // patch % 2 == 0)
+    found = Candidates(
+        base,
+        dim,
+        layers,
+        heads.astype(int),
+        head_dim,
+        mlp,
+        patch,
+        passes,
+        per_kv,
+        window,
+        sinks,
+        memory,
+    )
+    return found.where(whole & (pooled | (memory == 0)))

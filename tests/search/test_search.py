@@ -2,20 +2,24 @@
 
 import json
 from dataclasses import asdict, replace
+from itertools import product
 
 import numpy as np
 import pytest
+from scipy.stats import linregress
 
 from lsd_jax import config as configs
 from lsd_jax.cli.main import main
+from lsd_jax.config import section_from_dict
 from lsd_jax.hw import chips
 from lsd_jax.hw.memory import held
 from lsd_jax.hw.plan import memory_bytes, plan_frame
-from lsd_jax.search import fast, front, grid, law, space
+from lsd_jax.search import fast, front, grid, history, law, regression, score, space
 
 BASE = configs.override(configs.load("small"), ["stream.compute_dtype=bfloat16"])
 EVERYTHING = space.enumerate_all(BASE)
 V6E = chips.load("v6e")
+NOTHING = regression.Misses(0.0, 0.0, 0.0)
 
 
 @pytest.fixture
@@ -26,9 +30,12 @@ def few(monkeypatch):
 
 
 def some(count, most_dim=1024, seed=0):
-    """A random choice of small candidates."""
+    """A random choice of small candidates, each with a history of its own."""
     numbers = np.flatnonzero((EVERYTHING.dim <= most_dim) & (EVERYTHING.layers <= 12))
-    return EVERYTHING.where(np.random.default_rng(seed).choice(numbers, count, replace=False))
+    rng = np.random.default_rng(seed)
+    found = EVERYTHING.where(rng.choice(numbers, count, replace=False))
+    slots = np.array(space.histories(BASE))[rng.integers(45, size=count)].T
+    return replace(found, **dict(zip(space.History._fields, slots, strict=True)))
 
 
 def test_the_space_holds_what_was_asked_of_it():
@@ -37,12 +44,46 @@ def test_the_space_holds_what_was_asked_of_it():
     for i in range(5):
         config = few.config(i, "x")
         assert few.parameters[i] == pytest.approx(held(config).weights / 2, rel=0.05)
-        assert (config.model.window, config.model.height) == (4, 256)
-    assert np.array_equal(few.tokens, [few.model(i).tokens for i in range(5)])
+        assert config.model.height == 256
+    for name in ("tokens", "keys"):
+        assert np.array_equal(getattr(few, name), [getattr(few.model(i), name) for i in range(5)])
+    assert len({(config.window, config.sinks, config.memory) for config in models(few)}) > 2
+    assert {name.split(".")[1] for name in space.SEARCHED} <= {
+        *vars(BASE.model), *vars(BASE.stream)
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
-@pytest.mark.parametrize("name", ["v6e", "v5e", "h200"])
+def models(found):
+    """Candidates as configs have them."""
+    return [found.model(i) for i in range(len(found))]
+
+
+def test_histories_have_the_memory_that_is_asked_for():
+    assert len(space.histories(BASE)) == 45
+    asked = configs.override(BASE, ["model.memory=4", "model.window=8"])
+    assert {h.memory for h in space.histories(asked)} == {4}
+    kept = space.histories(asked, {"model.window", "stream.passes"})
+    assert {h.window for h in kept} == {8} and {h.sinks for h in kept} == {0, 1, 2}
+    # Memory slots pool pairs of tokens, which patches of 32 leave none of.
+    odd = configs.override(BASE, ["model.height=160"])
+    found = space.enumerate_all(odd, (), [space.History(1, 0, 0), space.History(1, 0, 2)])
+    assert set(found.patch[found.memory > 0]) == {4, 8, 16}
+    assert set(found.patch[found.memory == 0]) == {4, 8, 16, 32}
+
+
+def test_what_is_to_be_kept_is_not_searched():
+    asked = ["model.head_width=40", "model.dim=200", "model.layers=5", "model.mlp=300",
+             "model.heads=3", "model.patch=8", "stream.passes=2"]  # fmt: skip
+    config = configs.override(BASE, asked)
+    found = space.enumerate_all(config, {name.split("=")[0] for name in asked})
+    assert [found.config(i, config.name) for i in range(len(found))] == [config]
+    wide = space.enumerate_all(config, {"model.mlp"})
+    assert set(wide.mlp) == {300} and len(wide) > 1000
+    assert front.precisions(BASE, V6E, {"stream.weight_dtype"}) == [BASE]
+    assert len(front.precisions(BASE, V6E)) == 2
+
+
+@pytest.mark.parametrize(("name", "ranks"), [*product(("v6e", "v5e", "h200"), (1, 4)), ("cpu", 1)])
 def test_the_fast_path_gives_the_planners_figures(name, ranks):
     chip, few = chips.load(name), some(25, seed=1)
     found, shared = fast.frame_ms(few, chip, ranks), few.heads % ranks == 0
@@ -111,6 +152,57 @@ def test_a_written_config_is_read_back_whole(name, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [f"{name}.py"]
 
 
+def knowing(**terms):
+    """A law of pictures, and of histories with these terms."""
+    known = history.HistoryLaw(terms, NOTHING, NOTHING, {})
+    return law.Law((-2.0, -0.03, 0.05), 1.2, NOTHING, known)
+
+
+def test_a_history_is_searched_where_it_may_be_worth_its_time():
+    options = space.histories(BASE)
+    assert knowing().history.contenders(options) == [(1, 0, 0)]
+    windows = knowing(window=-0.1).history.contenders(options)
+    assert windows == [(w, 0, 0) for w in space.WINDOWS]
+    assert knowing(window=0.1).history.contenders(options) == [(1, 0, 0)]  # more is worse
+    both = knowing(window=-0.1, memory=-0.1).history.contenders(options)
+    assert len(both) == len(space.WINDOWS) * len(space.MEMORY)
+    one, three = space.History(1, 0, 0), space.History(3, 2, 2)
+    assert knowing(window=-0.1).history.factor(one) == 1
+    assert knowing(window=-0.1).history.factor(three) == pytest.approx(3**-0.1)
+    assert knowing(sinks=0.1).history.factor(three) == pytest.approx(3**0.1)
+    ratio = knowing(window=-0.1).predict(some(9)) / knowing().predict(some(9))
+    assert ratio == pytest.approx(some(9).window ** -0.1) and np.ptp(ratio) > 0
+
+
+def streamed(terms, slots, noise, seed=0):
+    """A grid of clips whose errors follow a known law of histories."""
+    rng, entries = np.random.default_rng(seed), []
+    for i, each in enumerate(slots):
+        log = np.log(knowing(**terms).history.factor(each)) - 2 + noise * rng.normal()
+        entries.append({"held_out": i % 5 == 4, "model": each._asdict(), "error": np.exp(log)})
+    return entries
+
+
+def test_the_law_tells_a_history_from_chance():
+    slots = space.histories(BASE)[::2]
+    found = history.fit_history(streamed({"window": -0.08, "memory": 0.05}, slots, 0.01))
+    assert found.terms.keys() == {"window", "memory"}
+    assert found.terms["window"] == pytest.approx(-0.08, abs=0.02)
+    assert found.missed.held_out < found.mean_missed.held_out
+    assert found.missed.left_out < found.mean_missed.left_out
+    by_chance = [history.fit_history(streamed({}, slots, 0.02, seed)).terms for seed in range(40)]
+    assert sum(map(bool, by_chance)) <= 8
+    with pytest.raises(ValueError, match="finish the grid by lsd search --refit"):
+        history.fit_history(streamed({}, slots[:4], 0.02))
+
+
+def test_chance_is_that_of_a_t_test():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 12))
+    columns = np.column_stack([np.ones(12), x])
+    assert regression.chances(columns, y) == pytest.approx([linregress(x, y)[3]])
+
+
 def runs(coefficients, models, noise=0.0):
     """A grid whose errors follow a known law."""
     rng, entries = np.random.default_rng(0), []
@@ -122,31 +214,47 @@ def runs(coefficients, models, noise=0.0):
             "name": str(i), "held_out": i % 4 == 3, "model": asdict(model),
             "error": {"1": one, "2": 1.25 * one},
         })  # fmt: skip
-    return {"runs": entries}
+    return {"runs": entries, "clips": {"runs": streamed({}, space.histories(BASE)[::2], 0.01)}}
 
 
 def test_the_law_recovers_what_made_the_errors():
     models = [grid._model(dim, layers, patch=p) for dim in (48, 96, 192) for layers in (1, 3, 6)
               for p in (4, 8)]  # fmt: skip
     found = law.fit(runs((-2.0, -0.1, -0.05), models))
-    assert found.held_out_error < 0.005 and found.two_passes == pytest.approx(1.25)
+    assert found.missed.held_out < 0.005 and found.two_passes == pytest.approx(1.25)
     assert found.coefficients[1] == pytest.approx(-0.1, abs=0.02)
     noisy = law.fit(runs((-2.0, -0.1, -0.05), models, noise=0.1))
-    assert 0.02 < noisy.held_out_error < 0.3
+    assert 0.02 < noisy.missed.held_out < 0.3
     with pytest.raises(ValueError, match="finish the grid by lsd search --refit"):
         law.fit(runs((-2.0, -0.1, -0.05), models[:3]))
+    with pytest.raises(ValueError, match="finish the grid by lsd search --refit"):
+        law.fit({"runs": runs((-2.0, -0.1, -0.05), models)["runs"]})  # of before there were clips
 
 
 def test_the_shipped_law_is_that_of_the_grid():
     shipped = law.load()
     assert shipped["kind"] == "measured"
-    wanted = {grid.name_of(model): model for model in (*grid.FITTED, *grid.HELD_OUT)}
-    assert {entry["name"] for entry in shipped["runs"]} == set(wanted)
-    for entry in shipped["runs"]:
-        assert configs.section_from_dict("model", entry["model"]) == wanted[entry["name"]]
+    for where, part in grid.parts().items():
+        held = shipped[where] if where else shipped
+        wanted = {part.name_of(model): model for model in (*part.fitted, *part.held_out)}
+        assert {entry["name"] for entry in held["runs"]} == set(wanted)
+        for entry in held["runs"]:
+            model = wanted[entry["name"]]
+            assert section_from_dict("model", entry["model"]) == model
+            assert entry["held_out"] == (model in part.held_out)
     found = law.fit(shipped)
-    assert found.held_out_error < 0.15 and found.left_out_error < 0.15
+    assert found.missed.held_out < 0.15 and found.missed.left_out < 0.15
     assert found.coefficients[1] < 0  # more parameters, less error
+
+
+def test_the_space_has_no_more_slots_than_the_grid_has_seen():
+    seen = [model for model in (*grid.HISTORIES, *grid.HISTORIES_HELD_OUT)]
+    for kind, slots in (
+        ("window", space.WINDOWS),
+        ("sinks", space.SINKS),
+        ("memory", space.MEMORY),
+    ):
+        assert max(slots) <= max(getattr(model, kind) for model in seen)
 
 
 def test_a_finished_grid_is_not_trained_again(tmp_path, capsys):
@@ -164,6 +272,8 @@ def test_the_grid_trains_what_is_missing_and_goes_on(tmp_path, monkeypatch):
     models = tuple(replace(grid._model(dim, 1), **few) for dim in (16, 32))
     monkeypatch.setattr(grid, "FITTED", models)
     monkeypatch.setattr(grid, "HELD_OUT", ())
+    monkeypatch.setattr(grid, "HISTORIES", ())
+    monkeypatch.setattr(grid, "HISTORIES_HELD_OUT", ())
     path = tmp_path / "grid.json"
     first = grid.run(path, tmp_path / "runs", most=1)["runs"]
     both = grid.run(path, tmp_path / "runs")["runs"]
@@ -172,11 +282,32 @@ def test_the_grid_trains_what_is_missing_and_goes_on(tmp_path, monkeypatch):
     assert all(0 < entry["error"]["1"] < 4 for entry in both)
 
 
-def test_a_grid_of_other_settings_is_not_continued(tmp_path):
+@pytest.mark.slow
+def test_a_run_on_clips_is_scored_by_its_streams(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "CLIPS", replace(grid.CLIPS, batch=2, steps=2, warmup=1))
+    monkeypatch.setattr(grid, "HISTORIES", (grid._remembering(2, 1, 2),))
+    monkeypatch.setattr(grid, "HISTORIES_HELD_OUT", ())
+    monkeypatch.setattr(score, "STREAMS", 2)
     path = tmp_path / "grid.json"
-    path.write_text(
-        json.dumps({"kind": "measured", "train": {"steps": 1}, "scored": 1, "runs": []})
-    )
+    path.write_text(json.dumps({k: v for k, v in law.load().items() if k != "clips"}))
+    found = grid.run(path, tmp_path / "runs")
+    assert found["runs"] == law.load()["runs"]  # those on pictures are all there
+    (entry,) = found["clips"]["runs"]
+    assert entry["name"] == "w2-s1-r2" and len(entry["curve"]) == score.FRAMES // score.CHUNK
+    late = entry["curve"][len(entry["curve"]) // 2 :]
+    assert 0 < entry["error"] < 4 and entry["error"] == pytest.approx(np.mean(late))
+
+
+@pytest.mark.parametrize(
+    "change", ["train", "scored", "clips.train", "clips.history", "clips.frames"]
+)
+def test_a_grid_of_other_settings_is_not_continued(change, tmp_path):
+    path, shipped = tmp_path / "grid.json", law.load()
+    part, _, name = change.rpartition(".")
+    held = shipped[part] if part else shipped
+    changed = {"train": {"steps": 1}, "history": {"corrupted": 0.75}}
+    held[name] = changed.get(name, 1)
+    path.write_text(json.dumps(shipped))
     with pytest.raises(ValueError, match="holds runs of other settings"):
         grid.run(path, tmp_path)
 
@@ -184,6 +315,7 @@ def test_a_grid_of_other_settings_is_not_continued(tmp_path):
 def test_the_command_writes_configs_that_plan_takes(few, tmp_path, capsys):
     report, picture, out = (tmp_path / name for name in ("found.json", "found.png", "found"))
     arguments = ["search", "--chip", "v6e", "--fps", "240", "--params-max", "4e7"]
+    arguments += ["--set", "model.window=3"]
     assert main([*arguments, "-o", str(out), "--json", str(report), "--plot", str(picture)]) == 0
     rows = json.loads(report.read_text())
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -198,7 +330,8 @@ def test_the_command_writes_configs_that_plan_takes(few, tmp_path, capsys):
         assert row["ms_per_frame"] <= 1000 / 240 and row["params"] <= 4e7
         config = configs.load(row["config"])
         assert plan_frame(config, chips.load("v6e")).ms == pytest.approx(row["ms_per_frame"])
-        assert config.model.window == configs.load("small").model.window
+        assert config.model.window == 3 and config.model.memory >= 0
+        assert f"-w3-s{config.model.sinks}-r{config.model.memory}" in config.name
         assert config.train == configs.load("small").train
         assert law.supported(config.model)
     losses = [row["predicted_loss"] for row in rows]
@@ -218,6 +351,10 @@ def test_the_command_writes_configs_that_plan_takes(few, tmp_path, capsys):
         (["--chip", "v6e", "--cores", "0"], "--cores 0: give at least 1"),
         (["--chip", "v6e", "--fps", "1e6"], "nothing holds 1e+06 fps"),
         (["--chip", "v6e", "--params-max", "10"], "nothing of at most 10 parameters fits"),
+        (
+            ["--chip", "v6e", "--set", "model.layers=1", "--set", "model.dim=512"],
+            "the law knows no such proportions of width and depth",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_a_line(few, arguments, message, capsys):
