@@ -125,9 +125,16 @@ def ssim(a: Float[Array, "f h w 1"], b: Float[Array, "f h w 1"]) -> Float[Array,
     def mean(x):
         return filters.blur(x, sigma)
 
+    # Moments about each picture's own mean: about 0, rounding is as large as the variance of a flat
+    # region is small.
+    centred_a, centred_b = (x - jnp.mean(x, axis=(1, 2, 3), keepdims=True) for x in (a, b))
+
+    def covary(x, y):
+        return mean(x * y) - mean(x) * mean(y)
+
     mean_a, mean_b = mean(a), mean(b)
-    var_a, var_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
-    covariance = mean(a * b) - mean_a * mean_b
+    var_a, var_b = covary(centred_a, centred_a), covary(centred_b, centred_b)
+    covariance = covary(centred_a, centred_b)
     c1, c2 = 0.01**2, 0.03**2
     score = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     score /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
