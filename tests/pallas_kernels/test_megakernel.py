@@ -15,7 +15,7 @@ from lsd_jax.quantize import quantize_stack
 from pallas_kernels.tpu import schedule
 from pallas_kernels.tpu.denoise_stack import as_seam, interpreted
 from pallas_kernels.tpu.interpret import interpret
-from pallas_kernels.tpu.kernel import SAFE_EXPONENT
+from pallas_kernels.tpu.kernel import SAFE_EXPONENT, twice_gelu
 from pallas_kernels.tpu.launch import launch
 from tests.pallas_kernels import races
 from tests.pallas_kernels.examples import arguments, noticed, plan_of
@@ -136,6 +136,15 @@ def test_weights_in_eight_bits(dtype, shape, tiles, tolerance):
     theirs = jax.jit(denoise_stack)(*args)
     assert_near(ours, theirs, tolerance)
     assert_near(theirs, jax.jit(denoise_stack)(*exact), 2.5e-2)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_gelu_of_rows_whose_scale_is_left_out(scaled):
+    rng = np.random.default_rng(0)
+    scale = jnp.asarray(10 ** rng.uniform(-4, 1, (64, 1)) if scaled else 1.0, jnp.float32)
+    x = jnp.asarray(rng.uniform(-6, 6, (64, 128)), jnp.float32) / scale
+    found = twice_gelu(x, scale if scaled else None) * scale / 2
+    np.testing.assert_allclose(found, jax.nn.gelu(x * scale, approximate=True), atol=2e-6)
 
 
 def test_the_interpreter_rounds_to_eight_bits_where_the_kernel_does():
