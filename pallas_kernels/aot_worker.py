@@ -124,6 +124,7 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _CONSTANT = re.compile(r"constant\((\d+)\)")
 _LAYOUT = re.compile(r"\{[^}]*\}|/\*.*?\*/")
 _SCOPE = re.compile(r'op_name="([^"]*)"')
+_WRAPPED = re.compile(r'\n(?=["}][^\n])')  # within an operation: a kernel's metadata has lines of its own
 
 
 class Operation(NamedTuple):
@@ -142,7 +143,7 @@ def profile(text: str) -> dict[str, Operation]:
     Raises ValueError where a loop's number of turns is not written in its condition.
     """
     lines, entry, name, profiled = {}, "", "", _CYCLES.search(text)
-    for line in text.splitlines():
+    for line in _WRAPPED.sub(" ", text).splitlines():
         if head := _HEAD.match(line):
             name = head[2]
             entry = name if head[1] else entry

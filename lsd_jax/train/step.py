@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
@@ -18,6 +19,7 @@ from lsd_jax import sharding
 from lsd_jax.config import Config
 from lsd_jax.data.batch import Batch
 from lsd_jax.model import Denoiser, abstract_model, build, cast
+from lsd_jax.ops import dispatch
 from lsd_jax.prune import two_four
 from lsd_jax.train.optim import optimizer
 
@@ -85,9 +87,11 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
 def make_step(
     config: Config, loss: Loss, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Compiles one step of `loss`: bf16 (or `compute_dtype`) arithmetic, float32 weights.
+    """Compiles one step of `loss`: bf16 (or `compute_dtype`) arithmetic, float32 weights, ops by
+    `train.backend` where it has gradients.
 
-    A step whose loss or gradient is not finite changes nothing but `skipped`.
+    A step whose loss or gradient is not finite changes nothing but `skipped`. Its first call raises
+    ValueError where that backend is unknown or cannot serve this config.
     """
     settings = config.train
     update = optimizer(settings).update
@@ -100,7 +104,15 @@ def make_step(
             model, teacher = (cast(m, config.train.compute_dtype) for m in models)
             return loss(model, teacher, batch, key, config)
 
-        grads, metrics = jax.grad(objective, has_aux=True)(state.params)
+        with (
+            jax.sharding.use_abstract_mesh(mesh.abstract_mesh),  # which kernels have to share
+            dispatch.using(settings.backend, gradients=True) as chosen,
+        ):
+            try:
+                grads, metrics = jax.grad(objective, has_aux=True)(state.params)
+            except NotImplementedError as refusal:
+                raise ValueError(f"train.backend={settings.backend}: {refusal}") from refusal
+        logging.info("computed by: %s", ", ".join(f"{op} {by}" for op, by in chosen.items()))
         norm = optax.tree.norm(grads)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
             changes, opt = update(grads, state.optimizer, state.params)
