@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Generic, ParamSpec, TypeVar
 
 import jax
+from jax.sharding import Mesh
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,25 +54,33 @@ class Backend:
 _wanted: ContextVar[str] = ContextVar("wanted", default=REFERENCE)
 _chosen: ContextVar[dict[str, str] | None] = ContextVar("chosen", default=None)
 _gradients: ContextVar[bool] = ContextVar("gradients", default=False)
+_mesh: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
 
 
 @contextmanager
-def using(backend: str, gradients: bool = False) -> Iterator[dict[str, str]]:
+def using(
+    backend: str, gradients: bool = False, mesh: Mesh | None = None
+) -> Iterator[dict[str, str]]:
     """Ops traced inside run by `backend`, or by the first that does not refuse if it is `auto`.
 
     Outside of this, ops run their reference. Yields what was chosen so far, by the op's name. An op
     raises ValueError for a backend that it does not know, and NotImplementedError where the one
     asked for refuses. Where `gradients` are wanted, as in training, a backend without them is passed
-    over, even one asked for: the op then runs its reference.
+    over, even one asked for: the op then runs its reference. Kernels are traced in a `mesh`, if
+    given, over which they have to share their work; XLA shares out the rest by itself.
     """
     chosen: dict[str, str] = {}
-    tokens = _wanted.set(backend), _chosen.set(chosen), _gradients.set(gradients)
+    tokens = {
+        _wanted: _wanted.set(backend),
+        _chosen: _chosen.set(chosen),
+        _gradients: _gradients.set(gradients),
+        _mesh: _mesh.set(mesh),
+    }
     try:
         yield chosen
     finally:
-        _wanted.reset(tokens[0])
-        _chosen.reset(tokens[1])
-        _gradients.reset(tokens[2])
+        for variable, token in tokens.items():
+            variable.reset(token)
 
 
 class Op(Generic[P, R]):
@@ -144,7 +153,7 @@ class Op(Generic[P, R]):
         if name not in self.backends:
             known = ", ".join((AUTO, REFERENCE, *self.backends))
             raise ValueError(f"{self.name} has no backend {name!r}; known: {known}")
-        return self.backends[name].load()
+        return _in_mesh(self.backends[name].load())
 
     def explain(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, str]:
         """What each backend says to these arguments (arrays or their shapes), computing nothing:
@@ -171,6 +180,18 @@ class Op(Generic[P, R]):
     def _serves(self, name: str) -> bool:
         """Whether that backend gives what is wanted here: gradients, in training."""
         return name == REFERENCE or self.backends[name].gradient or not _gradients.get()
+
+
+def _in_mesh(kernel: Callable[P, R]) -> Callable[P, R]:
+    mesh = _mesh.get()
+    if mesh is None:
+        return kernel
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return kernel(*args, **kwargs)
+
+    return run
 
 
 def op(

@@ -104,10 +104,7 @@ def make_step(
             model, teacher = (cast(m, config.train.compute_dtype) for m in models)
             return loss(model, teacher, batch, key, config)
 
-        with (
-            jax.sharding.use_abstract_mesh(mesh.abstract_mesh),  # which kernels have to share
-            dispatch.using(settings.backend, gradients=True) as chosen,
-        ):
+        with dispatch.using(settings.backend, gradients=True, mesh=mesh) as chosen:
             try:
                 grads, metrics = jax.grad(objective, has_aux=True)(state.params)
             except NotImplementedError as refusal:
