@@ -65,9 +65,9 @@ def using(
 
     Outside of this, ops run their reference. Yields what was chosen so far, by the op's name. An op
     raises ValueError for a backend that it does not know, and NotImplementedError where the one
-    asked for refuses. Where `gradients` are wanted, as in training, a backend without them is passed
-    over, even one asked for: the op then runs its reference. Kernels are traced in a `mesh`, if
-    given, over which they have to share their work; XLA shares out the rest by itself.
+    asked for refuses. Where `gradients` are wanted, as in training, a backend without them is
+    passed over, even one asked for: the op then runs its reference. Kernels are traced in a `mesh`,
+    if given, over which they have to share their work; XLA shares out the rest by itself.
     """
     chosen: dict[str, str] = {}
     tokens = {

@@ -261,5 +261,3 @@ def shift(x: jax.Array, longest: jax.Array) -> jax.Array:
 def as_row(column: jax.Array) -> jax.Array:
     """`[Q, 1]` as `[1, Q]`."""
     return jnp.broadcast_to(column, (column.shape[0], LANES)).T[:1]
-
-
