@@ -75,4 +75,6 @@ def profiled_heads(shape: StackShape, chip: Chip) -> int:
 
 def noted(profiled: int, heads: int) -> str | None:
     """What a row says of heads that were not profiled."""
-    return f"cycles of {profiled} of {heads} heads, compiled, times the rest" * (profiled < heads)
+    if profiled == heads:
+        return None
+    return f"cycles of {profiled} of {heads} heads, compiled, times the rest"

@@ -18,10 +18,11 @@ from lsd_jax.ops.partition import AXIS, BATCH_AXES
 from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.flash import Tiles, flash
 from pallas_kernels.tpu.plan import LANES
-from pallas_kernels.tpu.planner import SPARE_BYTES, limit_bytes
+from pallas_kernels.tpu.planner import limit_bytes
 
 HIDDEN = -1e9  # bias of a key that only fills a tile
-FEWEST = LANES  # queries; fewer leave the better part of a tile empty, and XLA is as good
+FEWEST = LANES  # queries; fewer leave half of a tile empty, and XLA is as good
+FITTING = 2  # one part in so many of VMEM: where all logits fit into it, XLA is faster
 
 
 def attend(
@@ -35,12 +36,17 @@ def attend(
 
     Raises NotImplementedError where that is none, or the shape is not one for it.
     """
-    room = limit_bytes(chip_here())
+    chip = chip_here()
     if q.shape[1] < FEWEST:
         raise NotImplementedError(
             f"attend: {q.shape[1]} queries leave a tile of {FEWEST} half empty; use xla"
         )
-    return over_devices(q, keys, values, bias, room)
+    logits = 4 * math.prod(q.shape[:3]) * keys.shape[1] // math.prod(parts_here())
+    if logits <= chip["vmem_bytes"] / FITTING:
+        raise NotImplementedError(
+            f"attend: {logits / 1e6:.1f} MB of logits fit into VMEM, where XLA is faster; use xla"
+        )
+    return over_devices(q, keys, values, bias, limit_bytes(chip))
 
 
 def interpreted(
@@ -54,27 +60,35 @@ def interpreted(
 
 
 def over_devices(q, keys, values, bias, room: int | None) -> Float[Array, "b t h k"]:
-    """`alone` on each device of the mesh in use, if it is of several."""
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    """`alone` on each device of the mesh in use, if it is of several; interpreted where there is no
+    `room`."""
     tiles = tiles_of(q, keys, values, room)
 
     def run(*arguments):
-        return alone(*arguments, tiles, room)
+        return alone(*arguments, tiles, room is None)
 
-    if math.prod(sizes.values()) == 1:
+    by_rows, by_heads = parts_here()
+    if by_rows * by_heads == 1:
         return run(q, keys, values, bias)
-    axes = tuple(axis for axis in BATCH_AXES if axis in sizes)
     for what, size, parts in (
-        ("rows", q.shape[0], math.prod(sizes[axis] for axis in axes)),
-        ("heads of keys", q.shape[2], sizes.get(AXIS, 1)),
+        ("rows", q.shape[0], by_rows),
+        ("heads of keys", q.shape[2], by_heads),
     ):
         if size % parts:
             raise NotImplementedError(f"attend: {size} {what} do not split over {parts} devices")
-    rows = PartitionSpec(axes, None, AXIS if AXIS in sizes else None)
+    mesh = jax.sharding.get_abstract_mesh().shape
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh)
+    rows = PartitionSpec(axes, None, AXIS if AXIS in mesh else None)
     mapped: Callable = jax.shard_map(
         run, in_specs=(rows, rows, rows, PartitionSpec(axes)), out_specs=rows, check_vma=False
     )
     return mapped(q, keys, values, bias)
+
+
+def parts_here() -> tuple[int, int]:
+    """Into how many parts the mesh in use splits rows, and heads."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES), sizes.get(AXIS, 1)
 
 
 def tiles_of(q: jax.Array, keys: jax.Array, values: jax.Array, room: int | None) -> Tiles:
@@ -92,7 +106,7 @@ def tiles_of(q: jax.Array, keys: jax.Array, values: jax.Array, room: int | None)
             f"attend: takes heads of a multiple of {LANES} features, not {q.shape[3]}; use xla"
         )
     tiles = Tiles.of(q.shape[1], keys.shape[1], q.shape[3], q.dtype.name)
-    need = tiles.backward_bytes + SPARE_BYTES
+    need = tiles.backward_bytes
     if room is not None and need > room:
         raise NotImplementedError(
             f"attend: keeps a head's {keys.shape[1]} keys in VMEM, {need / 1e6:.0f} MB of "
@@ -101,8 +115,8 @@ def tiles_of(q: jax.Array, keys: jax.Array, values: jax.Array, room: int | None)
     return tiles
 
 
-def alone(q, keys, values, bias, tiles: Tiles, room: int | None) -> Float[Array, "b t h k"]:
-    """`ops.attend` on one device; interpreted where there is no `room`."""
+def alone(q, keys, values, bias, tiles: Tiles, interpret: bool) -> Float[Array, "b t h k"]:
+    """`ops.attend` on one device."""
 
     def by_head(x, rows: int):  # [B, N, H, K] to [B, H, rows, K]
         return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, rows - x.shape[1]), (0, 0)))
@@ -110,8 +124,6 @@ def alone(q, keys, values, bias, tiles: Tiles, room: int | None) -> Float[Array,
     s = tiles.all_keys
     bias = jnp.pad(bias, ((0, 0), (0, keys.shape[1] - bias.shape[1])))
     bias = jnp.pad(bias, ((0, 0), (0, s - keys.shape[1])), constant_values=HIDDEN)
-    found = flash(
-        by_head(q, tiles.all_queries), by_head(keys, s), by_head(values, s), bias,
-        tiles, room, room is None,
-    )  # fmt: skip
-    return jnp.swapaxes(found[:, :, : q.shape[1]], 1, 2)
+    queries = by_head(q, tiles.all_queries)
+    found = flash(queries, by_head(keys, s), by_head(values, s), bias, tiles, interpret)
+    return jnp.swapaxes(found, 1, 2)[:, : q.shape[1]]

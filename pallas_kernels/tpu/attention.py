@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 
 from lsd_jax.hw.stack import StackShape
 from lsd_jax.ops.attend import attend
-from pallas_kernels.tpu.attend import attend as kernel
+from pallas_kernels.tpu.attend import over_devices
+from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.plan import LANES
+from pallas_kernels.tpu.planner import limit_bytes
 
 Case = tuple[Callable, tuple, tuple[int, ...]]
 
@@ -23,6 +26,7 @@ def attention(implementation: str, gradients: bool, **shape) -> Case:
     """`ops.attend` as a layer of `StackShape(**shape)` calls it, by `pallas`, `splash` or `xla`;
     with what a gradient of its result means to queries, keys and values, if asked for."""
     s = StackShape(**shape)
+    kernel = partial(over_devices, room=limit_bytes(chip_here()))  # even where XLA is faster
     run = {"pallas": kernel, "splash": splash, "xla": attend.reference}[implementation]
 
     def of(rows: int) -> jax.ShapeDtypeStruct:

@@ -33,17 +33,20 @@ from jaxtyping import Array, Float
 from lsd_jax.ops.attend import ATTENDED
 from pallas_kernels.tpu.kernel import LOG2_E, SAFE_EXPONENT, dot
 from pallas_kernels.tpu.plan import LANES, Buffer, up
+from pallas_kernels.tpu.planner import SPARE_BYTES
 
 BLOCKS = (640, 512, 384, 256, 128)  # of queries
 CHUNKS = (768, 640, 512, 384, 256, 128)  # of keys
+ONE_CHUNK = 1536  # keys, up to which they are one chunk
+OVERHEAD = 96  # rows of a tile that cost as much as a tile does beside its rows
+TOGETHER, TOGETHER_BACK = 10, 5  # chunks in a turn of a loop, at most
 COLD = -1e8  # a bias below it hides its key
-Specs = list[pl.BlockSpec]
 
 
 @dataclass(frozen=True)
 class Tiles:
     """How many `queries` are a block and how many `keys` are taken at once, of all, filled up to a
-    multiple: what wastes least, then the largest."""
+    multiple."""
 
     queries: int
     keys: int
@@ -54,9 +57,9 @@ class Tiles:
 
     @classmethod
     def of(cls, queries: int, keys: int, head_dim: int, dtype: str) -> Tiles:
-        t, s = min(up(queries, n) for n in BLOCKS), min(up(keys, n) for n in CHUNKS)
-        block = next(n for n in BLOCKS if t % n == 0)
-        return cls(block, next(n for n in CHUNKS if s % n == 0), t, s, head_dim, dtype)
+        whole = (up(keys, LANES),) if keys <= ONE_CHUNK else ()
+        block, chunk = best(queries, BLOCKS), best(keys, (*whole, *CHUNKS))
+        return cls(block, chunk, up(queries, block), up(keys, chunk), head_dim, dtype)
 
     def _bytes(self, rows: int, keys: int, singles: int, temporaries: int) -> int:
         s, k = self.all_keys, self.head_dim
@@ -71,51 +74,54 @@ class Tiles:
     @property
     def forward_bytes(self) -> int:
         """Of VMEM, temporaries of the compiler among them."""
-        return self._bytes(2, 2, 0, 6)
+        return SPARE_BYTES + self._bytes(2, 2, 0, 4)
 
     @property
     def backward_bytes(self) -> int:
         """The same: keys, values and their gradients; sums of these, keys turned, the bias."""
-        return self._bytes(4, 4, 5, 10)
+        return SPARE_BYTES + self._bytes(4, 4, 5, 6)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def best(size: int, tiles: tuple[int, ...]) -> int:
+    """The tile of which it takes the least, with what each costs beside its rows."""
+    return min(tiles, key=lambda n: up(size, n) * (1 + OVERHEAD / n))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def flash(
     q: Float[Array, "b h t k"],
     k: Float[Array, "b h s k"],
     v: Float[Array, "b h s k"],
     bias: Float[Array, "b s"],
     tiles: Tiles,
-    limit_bytes: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b h t k"]:
-    """`ops.attend` of whole tiles, in at most so many bytes of VMEM."""
-    return forward(q, k, v, bias, tiles, limit_bytes, interpret)[0]
+    """`ops.attend` of whole tiles."""
+    return forward(q, k, v, bias, tiles, interpret)[0]
 
 
-def forward(q, k, v, bias, tiles: Tiles, limit_bytes: int | None, interpret: bool):
+def forward(q, k, v, bias, tiles: Tiles, interpret: bool):
     """What was found, and the log2 of each query's sum, `[B, H, 1, T]`."""
-    kernel, scratch = partial(attend_kernel, tiles), [pltpu.VMEM((1, 1), jnp.float32)]
     return launch(
-        kernel, "attend", tiles, (q, k, v, (bias * LOG2_E)[:, None]), "qkkb", "qt", scratch,
-        limit_bytes, interpret,
+        partial(attend_kernel, tiles), "attend", tiles, (q, k, v, (bias * LOG2_E)[:, None]),
+        "qkkb", "qt", [pltpu.VMEM((1, 1), jnp.float32)], tiles.forward_bytes, interpret,
     )  # fmt: skip
 
 
-def _forward(q, k, v, bias, tiles: Tiles, limit_bytes: int | None, interpret: bool):
-    out, total = forward(q, k, v, bias, tiles, limit_bytes, interpret)
+def _forward(q, k, v, bias, tiles: Tiles, interpret: bool):
+    out, total = forward(q, k, v, bias, tiles, interpret)
     out, total = checkpoint_name(out, ATTENDED), checkpoint_name(total, ATTENDED)
     return out, (q, k, v, bias, out, total)
 
 
-def _backward(tiles: Tiles, limit_bytes: int | None, interpret: bool, kept, d_out):
+def _backward(tiles: Tiles, interpret: bool, kept, d_out):
     q, k, v, bias, out, total = kept
     keys = (tiles.all_keys, tiles.head_dim)
     scratch = [pltpu.VMEM(keys[::-1], k.dtype), *[pltpu.VMEM(keys, jnp.float32)] * 2]
     gradients = launch(
         partial(gradients_kernel, tiles), "attend_gradients", tiles,
         (q, k, v, (bias * LOG2_E)[:, :, None], d_out, out, total), "qkkcqqt", "qkk", scratch,
-        limit_bytes, interpret,
+        tiles.backward_bytes, interpret,
     )  # fmt: skip
     return (*gradients, jnp.zeros_like(bias))
 
@@ -131,7 +137,7 @@ def launch(
     takes: str,
     gives: str,
     scratch: list[Any],
-    limit_bytes: int | None,
+    vmem_bytes: int,
     interpret: bool,
 ) -> list[jax.Array]:
     """One `pallas_call`; a letter says what each array is of: `q`ueries, `k`eys, sums in a row for
@@ -158,7 +164,7 @@ def launch(
         out_shape=[shapes[letter] for letter in gives],
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
-            vmem_limit_bytes=limit_bytes,
+            vmem_limit_bytes=vmem_bytes,
             dimension_semantics=("parallel", "parallel", "arbitrary"),  # what is kept is of a head
         ),
         name=name,
@@ -181,7 +187,8 @@ def attend_kernel(tiles: Tiles, q, k, v, bias, out, total, longest) -> None:
         return found + dot(p.astype(dtype), v[keys]), sums
 
     zero = jnp.zeros((tiles.queries, tiles.head_dim), jnp.float32)
-    found, sums = chunks(tiles, chunk, (zero, jnp.zeros((tiles.queries, LANES), jnp.float32)))
+    sums = jnp.zeros((tiles.queries, LANES), jnp.float32)
+    found, sums = chunks(tiles, chunk, (zero, sums), TOGETHER)
     sums = jnp.sum(sums, axis=1, keepdims=True)
     out[...] = (found / sums).astype(dtype)
     total[...] = less + jnp.log2(as_row(sums))
@@ -212,7 +219,7 @@ def gradients_kernel(
         return d_x + dot(turned[:, keys], d_s)
 
     zero = jnp.zeros((tiles.head_dim, tiles.queries), jnp.float32)
-    d_x = chunks(tiles, chunk, zero)
+    d_x = chunks(tiles, chunk, zero, TOGETHER_BACK)
     d_q[...] = (d_x.T * tiles.head_dim**-0.5).astype(dtype)
 
     @pl.when(pl.program_id(2) == last)
@@ -221,11 +228,11 @@ def gradients_kernel(
         d_v[...] = v_sum[...].astype(dtype)
 
 
-def chunks(tiles: Tiles, body: Callable[[pl.Slice, Any], Any], state: Any) -> Any:
-    """`body(keys, state)` for one chunk after the other: two at a time where they are even, since
-    units overlap in straight-line code alone."""
+def chunks(tiles: Tiles, body: Callable[[pl.Slice, Any], Any], state: Any, most: int) -> Any:
+    """`body(keys, state)` for one chunk after the other, as many in each turn of a loop as divide
+    them, up to `most`: units overlap in straight-line code alone."""
     times = tiles.all_keys // tiles.keys
-    together = 1 if times % 2 else 2
+    together = max(n for n in range(1, most + 1) if times % n == 0)
 
     def turn(i, state):
         for j in range(together):
