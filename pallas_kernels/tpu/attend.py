@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from lsd_jax.ops.partition import AXIS, BATCH_AXES
 from pallas_kernels.tpu.chip import chip_here
-from pallas_kernels.tpu.flash import Tiles, flash
+from pallas_kernels.tpu.flash import Interpret, Tiles, flash
 from pallas_kernels.tpu.plan import LANES
 from pallas_kernels.tpu.planner import limit_bytes
 
@@ -115,15 +115,17 @@ def tiles_of(q: jax.Array, keys: jax.Array, values: jax.Array, room: int | None)
     return tiles
 
 
-def alone(q, keys, values, bias, tiles: Tiles, interpret: bool) -> Float[Array, "b t h k"]:
+def alone(q, keys, values, bias, tiles: Tiles, interpret: Interpret) -> Float[Array, "b t h k"]:
     """`ops.attend` on one device."""
 
-    def by_head(x, rows: int):  # [B, N, H, K] to [B, H, rows, K]
-        return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, rows - x.shape[1]), (0, 0)))
+    def by_head(x, rows: int, mode: str):  # [B, N, H, K] to [B, H, rows, K]
+        more = ((0, 0), (0, 0), (0, rows - x.shape[1]), (0, 0))
+        return jnp.pad(jnp.swapaxes(x, 1, 2), more, mode)
 
     s = tiles.all_keys
     bias = jnp.pad(bias, ((0, 0), (0, keys.shape[1] - bias.shape[1])))
     bias = jnp.pad(bias, ((0, 0), (0, s - keys.shape[1])), constant_values=HIDDEN)
-    queries = by_head(q, tiles.all_queries)
-    found = flash(queries, by_head(keys, s), by_head(values, s), bias, tiles, interpret)
+    k, v = (by_head(x, s, "constant") for x in (keys, values))
+    # Filled up by queries as long as real ones: of zeros, every power of 2 might vanish.
+    found = flash(by_head(q, tiles.all_queries, "edge"), k, v, bias, tiles, interpret)
     return jnp.swapaxes(found, 1, 2)[:, : q.shape[1]]

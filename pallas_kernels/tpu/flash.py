@@ -40,6 +40,7 @@ CHUNKS = (768, 640, 512, 384, 256, 128)  # of keys
 ONE_CHUNK = 1536  # keys, up to which they are one chunk
 OVERHEAD = 96  # rows of a tile that cost as much as a tile does beside its rows
 TOGETHER, TOGETHER_BACK = 10, 5  # chunks in a turn of a loop, at most
+Interpret = bool | pltpu.InterpretParams  # JAX's own interpreter has no effects, as gradients want
 COLD = -1e8  # a bias below it hides its key
 
 
@@ -94,13 +95,13 @@ def flash(
     v: Float[Array, "b h s k"],
     bias: Float[Array, "b s"],
     tiles: Tiles,
-    interpret: bool = False,
+    interpret: Interpret = False,
 ) -> Float[Array, "b h t k"]:
     """`ops.attend` of whole tiles."""
     return forward(q, k, v, bias, tiles, interpret)[0]
 
 
-def forward(q, k, v, bias, tiles: Tiles, interpret: bool):
+def forward(q, k, v, bias, tiles: Tiles, interpret: Interpret):
     """What was found, and the log2 of each query's sum, `[B, H, 1, T]`."""
     return launch(
         partial(attend_kernel, tiles), "attend", tiles, (q, k, v, (bias * LOG2_E)[:, None]),
@@ -108,13 +109,13 @@ def forward(q, k, v, bias, tiles: Tiles, interpret: bool):
     )  # fmt: skip
 
 
-def _forward(q, k, v, bias, tiles: Tiles, interpret: bool):
+def _forward(q, k, v, bias, tiles: Tiles, interpret: Interpret):
     out, total = forward(q, k, v, bias, tiles, interpret)
     out, total = checkpoint_name(out, ATTENDED), checkpoint_name(total, ATTENDED)
     return out, (q, k, v, bias, out, total)
 
 
-def _backward(tiles: Tiles, interpret: bool, kept, d_out):
+def _backward(tiles: Tiles, interpret: Interpret, kept, d_out):
     q, k, v, bias, out, total = kept
     keys = (tiles.all_keys, tiles.head_dim)
     scratch = [pltpu.VMEM(keys[::-1], k.dtype), *[pltpu.VMEM(keys, jnp.float32)] * 2]
@@ -138,7 +139,7 @@ def launch(
     gives: str,
     scratch: list[Any],
     vmem_bytes: int,
-    interpret: bool,
+    interpret: Interpret,
 ) -> list[jax.Array]:
     """One `pallas_call`; a letter says what each array is of: `q`ueries, `k`eys, sums in a row for
     each query (`t`), the bias as a row (`b`) or as a column (`c`)."""
@@ -168,7 +169,7 @@ def launch(
             dimension_semantics=("parallel", "parallel", "arbitrary"),  # what is kept is of a head
         ),
         name=name,
-        interpret=pltpu.InterpretParams() if interpret else False,
+        interpret=interpret,
     )(*arguments)
 
 
