@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +62,8 @@ def splash(q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) ->
         block_kv_dkv_compute=largest(chunk, 640),
         use_fused_bwd_kernel=True,
     )
-    everything = splash_attention_mask_info.MaskInfo(None, None, None, None, None)
-    run = splash_attention_kernel.SplashAttentionKernel(
+    everything: Any = splash_attention_mask_info.MaskInfo(*[None] * 5)
+    run: Callable = splash_attention_kernel.SplashAttentionKernel(
         everything,
         None,
         everything,
@@ -78,7 +79,7 @@ def splash(q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) ->
     hidden = jnp.pad((bias < 0).astype(jnp.int32), ((0, 0), (0, s - bias.shape[1])))
     seen = jnp.zeros(t, jnp.int32)
 
-    def session(q, k, v, hidden):
+    def session(q, k, v, hidden) -> jax.Array:
         return run(q, k, v, segment_ids=splash_attention_kernel.SegmentIds(seen, hidden))
 
     scaled = (q.astype(jnp.float32) * k_dim**-0.5).astype(q.dtype)

@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 
 from lsd_jax.ops.attend import ATTENDED
 from pallas_kernels.tpu.kernel import LOG2_E, SAFE_EXPONENT, dot
+from pallas_kernels.tpu.loops import Rows
 from pallas_kernels.tpu.plan import LANES, Buffer, up
 from pallas_kernels.tpu.planner import SPARE_BYTES
 
@@ -180,7 +181,7 @@ def attend_kernel(tiles: Tiles, q, k, v, bias, out, total, longest) -> None:
     x = scaled(q[...])
     less = shift(x, longest[...])
 
-    def chunk(keys: pl.Slice, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def chunk(keys: Rows, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         found, sums = state
         p = jnp.exp2(dot(x, k[keys], transposed=True) + (bias[:, keys] - less))
         for first in range(0, tiles.keys, LANES):
@@ -212,7 +213,7 @@ def gradients_kernel(
     both = out[...].astype(jnp.float32) * given.astype(jnp.float32)
     own = jnp.sum(both.T, axis=0, keepdims=True)
 
-    def chunk(keys: pl.Slice, d_x: jax.Array) -> jax.Array:
+    def chunk(keys: Rows, d_x: jax.Array) -> jax.Array:
         p = jnp.exp2(dot(k[keys], x, transposed=True) + bias[keys] - total[...])
         v_sum[keys] += dot(p.astype(dtype), given)
         d_s = (p * (dot(v[keys], given, transposed=True) - own)).astype(dtype)
@@ -229,7 +230,7 @@ def gradients_kernel(
         d_v[...] = v_sum[...].astype(dtype)
 
 
-def chunks(tiles: Tiles, body: Callable[[pl.Slice, Any], Any], state: Any, most: int) -> Any:
+def chunks(tiles: Tiles, body: Callable[[Any, Any], Any], state: Any, most: int) -> Any:
     """`body(keys, state)` for one chunk after the other, as many in each turn of a loop as divide
     them, up to `most`: units overlap in straight-line code alone."""
     times = tiles.all_keys // tiles.keys
