@@ -25,7 +25,7 @@ ROWS = {
     },
     "frame": {"tpu": "lsd_jax.cli.bench_cases:frame_rows"},
     "pixels": {"tpu": "lsd_jax.cli.bench_cases:pixel_rows"},
-    "attend": {"tpu": "pallas_kernels.bench_attention:attention_rows"},
+    "attend": {"tpu": "lsd_jax.cli.bench_cases:attend_rows"},
 }
 """By the case and the chip's family, what computes its rows: `module:f`, where `f(config, chip)`
 gives a list of dicts with the keys of `ROW`. What is not known is None or left out, and `note` says

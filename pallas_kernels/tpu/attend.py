@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +65,8 @@ def over_devices(q, keys, values, bias, room: int | None) -> Float[Array, "b t h
     `room`."""
     tiles = tiles_of(q, keys, values, room)
 
-    def run(*arguments):
-        return alone(*arguments, tiles, room is None)
+    def run(q, keys, values, bias):
+        return alone(q, keys, values, bias, tiles, room is None)
 
     by_rows, by_heads = parts_here()
     if by_rows * by_heads == 1:
@@ -127,5 +128,5 @@ def alone(q, keys, values, bias, tiles: Tiles, interpret: Interpret) -> Float[Ar
     bias = jnp.pad(bias, ((0, 0), (0, s - keys.shape[1])), constant_values=HIDDEN)
     k, v = (by_head(x, s, "constant") for x in (keys, values))
     # Filled up by queries as long as real ones: of zeros, every power of 2 might vanish.
-    found = flash(by_head(q, tiles.all_queries, "edge"), k, v, bias, tiles, interpret)
+    found: Any = flash(by_head(q, tiles.all_queries, "edge"), k, v, bias, tiles, interpret)
     return jnp.swapaxes(found, 1, 2)[:, : q.shape[1]]

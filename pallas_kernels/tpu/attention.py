@@ -79,7 +79,7 @@ def splash(q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) ->
     hidden = jnp.pad((bias < 0).astype(jnp.int32), ((0, 0), (0, s - bias.shape[1])))
     seen = jnp.zeros(t, jnp.int32)
 
-    def session(q, k, v, hidden) -> jax.Array:
+    def session(q, k, v, hidden) -> Any:
         return run(q, k, v, segment_ids=splash_attention_kernel.SegmentIds(seen, hidden))
 
     scaled = (q.astype(jnp.float32) * k_dim**-0.5).astype(q.dtype)

@@ -1,6 +1,11 @@
 """The real TPU compiler on fused attention, and how the bytes that a program moves are counted."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +38,19 @@ def test_a_kernel_whose_metadata_has_lines_is_counted():
     options = {"implementation": "splash", "gradients": False, **sizes}
     found = aot.compile_for("v6e", bench_attention.CASE, options)
     assert any(name.startswith("splash") for name in found.operations) and found.kernels == 1
+
+
+@needs_libtpu
+def test_training_on_eight_chips_shares_rows_and_heads():
+    """Sixteen rows over four devices, two heads over two: four rows of one head."""
+    script = Path(__file__).with_name("trained_on_tpus.py")
+    root = {"PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=300, env=os.environ | root
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    kernels = json.loads(done.stdout.splitlines()[-1])
+    assert len(kernels) >= 2 and set(kernels) == {"4x1x256x128xbf16"}
 
 
 PROGRAM = """
@@ -68,6 +86,8 @@ def test_rows_of_many_heads_say_that_some_were_profiled(monkeypatch):
     asked = []
 
     def compiled(chip, case, options, profile=True):
+        if case == "a:case":
+            return aot.Compiled(100_000, 3, 0, {}, {}, 10, 10, 0, 1, "0")
         asked.append((options["heads"], profile))
         if options["implementation"] == "xla" and options["gradients"]:
             raise ValueError("no room")
@@ -77,7 +97,7 @@ def test_rows_of_many_heads_say_that_some_were_profiled(monkeypatch):
     monkeypatch.setattr(aot, "libtpu_version", lambda: "0")
     monkeypatch.setattr(aot, "compile_for", compiled)
     chip = chips.load("v6e")
-    rows = bench_attention.attention_rows(configs.load("base"), chip)
+    rows = bench_attention.attention_rows(configs.load("base"), chip, "a:case")
     names = [row["impl"] for row in rows]
     assert names[:3] == ["pallas", "splash", "xla"] and names[5] == "xla, gradients"
     assert asked[:2] == [(2, True), (10, False)] and rows[5]["note"] == "no room"
@@ -86,5 +106,8 @@ def test_rows_of_many_heads_say_that_some_were_profiled(monkeypatch):
     assert "2 of 10 heads" in first["note"] and first["temp_bytes"] == 7
     assert first["us"] == pytest.approx(1e6 * 10**9 / chip["hbm_bandwidth"])  # bytes take longer
     assert trained["mxu_busy"] == pytest.approx(3 * first["mxu_busy"])
-    few = bench_attention.attention_rows(configs.load("reference"), chip)[0]
+    assert names[6:] == ["xla, qkv", "xla, modulate and qkv"]
+    floor = 1024 * 1280 * 3 * 1280 / chip["macs_bf16"]
+    assert rows[6]["mxu_busy"] == pytest.approx(floor / 100_000)
+    few = bench_attention.attention_rows(configs.load("reference"), chip, "a:case")[0]
     assert few["kinds"] == {} and few["note"] is None and few["cycles"] == 30_000
