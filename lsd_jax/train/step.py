@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
@@ -20,6 +19,7 @@ from lsd_jax.config import Config
 from lsd_jax.data.batch import Batch
 from lsd_jax.model import Denoiser, abstract_model, build, cast
 from lsd_jax.ops import dispatch
+from lsd_jax.ops.attend import attend
 from lsd_jax.prune import two_four
 from lsd_jax.train.optim import optimizer
 
@@ -104,12 +104,11 @@ def make_step(
             model, teacher = (cast(m, config.train.compute_dtype) for m in models)
             return loss(model, teacher, batch, key, config)
 
-        with dispatch.using(settings.backend, gradients=True, mesh=mesh) as chosen:
+        with dispatch.using(settings.backend, gradients=True, mesh=mesh):
             try:
                 grads, metrics = jax.grad(objective, has_aux=True)(state.params)
             except NotImplementedError as refusal:
                 raise ValueError(f"train.backend={settings.backend}: {refusal}") from refusal
-        logging.info("computed by: %s", ", ".join(f"{op} {by}" for op, by in chosen.items()))
         norm = optax.tree.norm(grads)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
             changes, opt = update(grads, state.optimizer, state.params)
@@ -137,3 +136,19 @@ def make_step(
         in_shardings=(places, batch_place),
         out_shardings=(places, NamedSharding(mesh, PartitionSpec())),
     )
+
+
+def explain_attention(config: Config, mesh: Mesh) -> dict[str, str]:
+    """What each backend of `ops.attend` says to a training step's attention to remembered frames,
+    see `Op.explain`."""
+    model, train = config.model, config.train
+
+    def of(rows: int, *last: int, dtype: str = train.compute_dtype) -> Any:
+        return jax.ShapeDtypeStruct((train.batch * train.frames, rows, *last), jnp.dtype(dtype))
+
+    heads = (model.key_heads, model.head_dim)
+    keys = model.keys if train.frames > 1 else model.pinned
+    attended = of(keys + model.tokens, *heads)
+    queries, bias = of(model.tokens * model.per_kv, *heads), of(keys, dtype="float32")
+    with dispatch.using(train.backend, gradients=True, mesh=mesh):
+        return attend.explain(queries, attended, attended, bias)

@@ -112,7 +112,7 @@ def test_what_a_hidden_key_holds_has_no_influence():
 @pytest.mark.parametrize(("dtype", "shared"), [("float32", 2), ("bfloat16", 1)])
 def test_blocks_train_by_it_as_by_the_specification(dtype, shared):
     """With cold slots, an odd number of them, ages, and query heads that share keys."""
-    args = stack.example(b=2, rows=4, columns=5, layers=2, heads=1, k=128, slots=3, g=shared)
+    args = stack.example(b=1, rows=3, columns=3, layers=1, heads=1, k=128, slots=3, g=shared)
     bias = ring.bias(args[2])
     assert np.any(args[2].age == ring.EMPTY)
 

@@ -1,14 +1,16 @@
 """Which implementation training runs: kernels that have gradients, and else the specification."""
 
 import dataclasses
-import logging
 
 import jax
 import pytest
 
+from lsd_jax import config as configs
 from lsd_jax import sharding
+from lsd_jax.hw import chips
 from lsd_jax.train.forcing import forcing_loss
-from lsd_jax.train.step import abstract_state, make_step
+from lsd_jax.train.step import abstract_state, explain_attention, make_step
+from pallas_kernels.tpu import attend as kernel
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +26,21 @@ def lowered(small_config, small_batch):
     return lower
 
 
-def test_on_a_cpu_auto_is_the_specification_to_the_letter(lowered, caplog):
-    caplog.set_level(logging.INFO, "absl")
+def test_on_a_cpu_auto_is_the_specification_to_the_letter(lowered):
     assert lowered("auto") == lowered("xla")
-    assert "attend xla" in caplog.text and "denoise_stack xla" in caplog.text
+
+
+def test_what_attention_is_trained_by_is_explained(monkeypatch):
+    mesh = sharding.make_mesh(1, 8, 1)
+    config = configs.override(configs.load("base"), ["train.batch=8"])
+    answers = explain_attention(config, mesh)
+    assert answers["xla"] == "chosen" and "this is 'cpu'" in answers["pallas"]
+    monkeypatch.setattr(kernel, "chip_here", lambda: chips.load("v6e"))
+    assert explain_attention(config, mesh)["pallas"] == "chosen"
+    small = configs.override(config, ["model.head_width=64"])
+    assert "multiple of 128 features, not 64" in explain_attention(small, mesh)["pallas"]
+    one = configs.override(config, ["train.frames=1", "model.height=256", "model.heads=1"])
+    assert "fit into VMEM" in explain_attention(one, mesh)["pallas"]
 
 
 @pytest.mark.parametrize(
