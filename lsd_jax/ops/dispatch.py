@@ -83,6 +83,11 @@ def using(
             variable.reset(token)
 
 
+def gradients_wanted() -> bool:
+    """Whether what is traced here is to be differentiated, as `using` was told."""
+    return _gradients.get()
+
+
 class Op(Generic[P, R]):
     """A reference and its implementations, in the order in which `auto` tries them.
 
@@ -179,7 +184,7 @@ class Op(Generic[P, R]):
 
     def _serves(self, name: str) -> bool:
         """Whether that backend gives what is wanted here: gradients, in training."""
-        return name == REFERENCE or self.backends[name].gradient or not _gradients.get()
+        return name == REFERENCE or self.backends[name].gradient or not gradients_wanted()
 
 
 def _in_mesh(kernel: Callable[P, R]) -> Callable[P, R]:

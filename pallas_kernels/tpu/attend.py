@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from lsd_jax.ops.dispatch import gradients_wanted
 from lsd_jax.ops.partition import AXIS, BATCH_AXES
 from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.flash import Interpret, Tiles, flash
@@ -23,7 +24,7 @@ from pallas_kernels.tpu.planner import limit_bytes
 
 HIDDEN = -1e9  # bias of a key that only fills a tile
 FEWEST = LANES  # queries; fewer leave half of a tile empty, and XLA is as good
-FITTING = 2  # one part in so many of VMEM: where all logits fit into it, XLA is faster
+FITTING = 2  # one part in so many of VMEM: where all logits fit into it, XLA is as fast forward
 
 
 def attend(
@@ -43,9 +44,9 @@ def attend(
             f"attend: {q.shape[1]} queries leave a tile of {FEWEST} half empty; use xla"
         )
     logits = 4 * math.prod(q.shape[:3]) * keys.shape[1] // math.prod(parts_here())
-    if logits <= chip["vmem_bytes"] / FITTING:
+    if not gradients_wanted() and logits <= chip["vmem_bytes"] / FITTING:
         raise NotImplementedError(
-            f"attend: {logits / 1e6:.1f} MB of logits fit into VMEM, where XLA is faster; use xla"
+            f"attend: {logits / 1e6:.1f} MB of logits fit into VMEM, where XLA is as fast; use xla"
         )
     return over_devices(q, keys, values, bias, limit_bytes(chip))
 

@@ -2,7 +2,6 @@
 makes first: those of attention make it of a device's rows and heads."""
 
 import json
-import math
 import os
 import re
 
@@ -22,7 +21,6 @@ from lsd_jax.config import Config, ModelConfig, TrainConfig  # noqa: E402
 from lsd_jax.data.batch import Batch  # noqa: E402
 from lsd_jax.train.forcing import forcing_loss  # noqa: E402
 from lsd_jax.train.step import abstract_state, make_step  # noqa: E402
-from pallas_kernels.tpu import attend  # noqa: E402
 
 CONFIG = Config(
     "trained",
@@ -35,7 +33,6 @@ CONFIG = Config(
 
 
 def main() -> None:
-    attend.FITTING = math.inf  # so small a model would be left to XLA
     devices = topologies.get_topology_desc("v6e:2x4", "tpu").devices
     mesh = sharding.make_mesh(1, 4, 2, devices)
     model, train = CONFIG.model, CONFIG.train
