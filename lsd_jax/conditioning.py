@@ -14,7 +14,7 @@ from lsd_jax.codec import PixelCodec
 from lsd_jax.config import ModelConfig
 from lsd_jax.data import prompts
 from lsd_jax.layers import normal, patchify, rms_norm
-from lsd_jax.ops.denoise_stack import attend
+from lsd_jax.ops.attend import attend
 from lsd_jax.ring import INVALID
 from lsd_jax.types import Conditioning
 
@@ -164,7 +164,7 @@ class Conditioner(nnx.Module):
 def multi_head(q: Array, k: Array, v: Array, valid: Bool[Array, "b n"]) -> Array:
     """Attention of `TEXT_HEADS` heads over the valid positions, all `[B, ., D]`."""
     q, k, v = (x.reshape(*x.shape[:2], TEXT_HEADS, -1) for x in (q, k, v))
-    attended = attend(q, k, v, jnp.where(valid, 0.0, INVALID).astype(jnp.float32))
+    attended = attend.reference(q, k, v, jnp.where(valid, 0.0, INVALID).astype(jnp.float32))
     return attended.reshape(*attended.shape[:2], -1)
 
 

@@ -191,6 +191,7 @@ class TrainConfig:
     sample_every: int = 500
     log_every: int = 20
     compute_dtype: str = "float32"  # of the arithmetic; master weights are float32 always
+    backend: str = "auto"  # of the ops that give gradients; auto: the first that does not refuse
     seed: int = 0
 
     def __post_init__(self):

@@ -7,9 +7,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lsd_jax.ops.partition import AXIS
+from lsd_jax.ops.partition import AXIS, BATCH_AXES
 
-AXES = ("data", "fsdp", AXIS)
+AXES = (*BATCH_AXES, AXIS)
 
 RULES: dict[str, str] = {
     "embed": "fsdp",  # weights are gathered where they are used, as in ZeRO-3
@@ -18,7 +18,7 @@ RULES: dict[str, str] = {
 }
 """Axis name in the model to axis of the mesh; a name that is not here is replicated."""
 
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(BATCH_AXES)
 """Clips are split over every axis that does not split the model."""
 
 

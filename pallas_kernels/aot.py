@@ -53,6 +53,8 @@ class Compiled:
     code_bytes: int
     libtpu: str
     no_profile: str | None = None  # why its profiler stopped, where it did
+    temp_bytes: int = 0  # of HBM, for what lies there between two operations
+    hbm_bytes: int = 0  # that its operations read and write there, see `aot_worker.hbm_bytes`
     vmem_bytes: int | None = None  # of the Pallas kernel that needs most of them, spills and all
 
 

@@ -6,9 +6,11 @@ python -m pallas_kernels.aot_worker '{"topology": ..., "case": ..., "options": .
 from __future__ import annotations
 
 import json
+import math
 import pkgutil
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,6 +101,8 @@ def figures(compiled) -> dict:
         "output_bytes": memory.output_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
+        "hbm_bytes": hbm_bytes(text),
     }
 
 
@@ -124,6 +128,9 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _CONSTANT = re.compile(r"constant\((\d+)\)")
 _LAYOUT = re.compile(r"\{[^}]*\}|/\*.*?\*/")
 _SCOPE = re.compile(r'op_name="([^"]*)"')
+_OPERAND = re.compile(r"%([\w.-]+)")
+_ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
+_WRAPPED = re.compile(r'\n(?=["}][^\n])')  # inside an operation: a kernel's metadata has lines, too
 
 
 class Operation(NamedTuple):
@@ -141,8 +148,21 @@ def profile(text: str) -> dict[str, Operation]:
 
     Raises ValueError where a loop's number of turns is not written in its condition.
     """
-    lines, entry, name, profiled = {}, "", "", _CYCLES.search(text)
-    for line in text.splitlines():
+    found: dict[str, Operation] = {}
+    profiled = _CYCLES.search(text)
+    for line, turns in executed(text):
+        operation = _OPERATION.match(line)
+        if operation and (cycles := _CYCLES.search(line)):
+            found[operation[1]] = Operation(int(cycles[1]), turns, describe(line))
+        elif operation and not profiled and operation[3] not in _FREE:
+            found[operation[1]] = Operation(None, turns, describe(line))
+    return found
+
+
+def executed(text: str) -> Iterator[tuple[str, int]]:
+    """The lines of the entry computation and of its loops, and how often each runs."""
+    lines, entry, name = {}, "", ""
+    for line in _WRAPPED.sub(" ", text).splitlines():
         if head := _HEAD.match(line):
             name = head[2]
             entry = name if head[1] else entry
@@ -150,22 +170,47 @@ def profile(text: str) -> dict[str, Operation]:
         elif name:
             lines[name].append(line)
 
-    def walk(computation: str, turns: int) -> dict[str, Operation]:
-        found: dict[str, Operation] = {}
+    def walk(computation: str, turns: int) -> Iterator[tuple[str, int]]:
         for line in lines[computation]:
-            operation = _OPERATION.match(line)
             if loop := _BODY.search(line):
                 bounds = [int(n) for n in _CONSTANT.findall("\n".join(lines[loop[1]]))]
                 if len(bounds) != 1:
                     raise ValueError(f"loop {loop[2]} has no single bound, but {bounds}")
-                found |= walk(loop[2], turns * bounds[0])
-            elif operation and (cycles := _CYCLES.search(line)):
-                found[operation[1]] = Operation(int(cycles[1]), turns, describe(line))
-            elif operation and not profiled and operation[3] not in _FREE:
-                found[operation[1]] = Operation(None, turns, describe(line))
-        return found
+                yield from walk(loop[2], turns * bounds[0])
+            else:
+                yield line, turns
 
     return walk(entry, 1)
+
+
+def hbm_bytes(text: str) -> int:
+    """Bytes that the operations of a program read from HBM and write to it, each operand once.
+
+    What the compiler keeps in VMEM is told by its layout. Too many where an operation takes but a
+    slice of an operand, too few where a kernel fetches one again.
+    """
+    lines = [(match, turns) for line, turns in executed(text) if (match := _OPERATION.match(line))]
+    results = {match[1]: match[2] for match, _ in lines}
+    total = 0
+    for match, turns in lines:
+        name, result, code = match.groups()
+        if code.endswith("-start"):  # its result names both ends of the copy
+            total += turns * lying_in_hbm(result)
+        elif code not in _FREE:
+            inside = match.string[match.end() :].split(")", 1)[0]
+            operands = (results.get(operand, "") for operand in _OPERAND.findall(inside))
+            total += turns * sum(map(lying_in_hbm, (result, *operands)))
+    return total
+
+
+def lying_in_hbm(shapes: str) -> int:
+    """Bytes of those arrays, of all that a text names, whose layout gives no other memory."""
+    total = 0
+    for bits, dims, layout in _ARRAY.findall(shapes):
+        if "S(" not in layout:
+            numbers = math.prod(int(n) for n in dims.split(",") if n)
+            total += numbers * (8 if not bits else int(bits)) // 8
+    return total
 
 
 def describe(line: str) -> str:

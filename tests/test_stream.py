@@ -272,7 +272,7 @@ def test_a_stream_says_who_computes_it_and_refuses_who_cannot(small_model, small
         config = dataclasses.replace(small_config, stream=chosen)
         return stream.compile_stream(stream.prepare(small_model, config), config)
 
-    ops = ("denoise_stack", "commit", "embed", "readout")
+    ops = ("denoise_stack", "attend", "commit", "embed", "readout")
     assert with_backend("auto").backends == dict.fromkeys(ops, "xla")
     with pytest.raises(ValueError, match="no backend 'gpu'; known: auto, xla, pallas"):
         with_backend("gpu")

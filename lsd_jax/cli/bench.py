@@ -11,6 +11,7 @@ CASES = {
     "stack": "ops.denoise_stack, all blocks of a frame's one pass",
     "frame": "stream.frame_step, from pixels to pixels",
     "pixels": "embed and readout of a frame, each alone",
+    "attend": "ops.attend, attention of one layer of a frame, alone and with its gradients",
     "calibrate": "a Trainium model against published points; with --profile, refit from it",
     "micro": "single operations into a log: measured here or, with --chip, compiled or modelled",
     "fit": "a chip model from a log of measurements",
@@ -24,6 +25,7 @@ ROWS = {
     },
     "frame": {"tpu": "lsd_jax.cli.bench_cases:frame_rows"},
     "pixels": {"tpu": "lsd_jax.cli.bench_cases:pixel_rows"},
+    "attend": {"tpu": "lsd_jax.cli.bench_cases:attend_rows"},
 }
 """By the case and the chip's family, what computes its rows: `module:f`, where `f(config, chip)`
 gives a list of dicts with the keys of `ROW`. What is not known is None or left out, and `note` says
@@ -45,6 +47,7 @@ ROW = {
 }
 
 EXTRA = {
+    "temp_bytes": "HBM between operations",
     "cores": "cores",
     "operations": "operations",
     "us_low": "us, fast edge",

@@ -54,6 +54,37 @@ def pixels(op: str, implementation: str, config: dict) -> tuple[Callable, tuple,
     return run, (denoiser, of(1, model.tokens, model.dim), *planes), ()
 
 
+def attend_rows(config: Any, chip: Chip) -> list[dict]:
+    """Rows of `lsd bench attend`. Raises ValueError where nothing compiles."""
+    from pallas_kernels import bench_attention
+
+    case = f"{__name__}:{projection.__name__}"
+    return bench_attention.attention_rows(config, chip, case)
+
+
+def projection(modulated: bool, config: dict) -> tuple[Callable, tuple, tuple]:
+    """What makes a layer's queries, keys and values, by XLA, behind norm and modulation or alone;
+    as `frame` gives a frame."""
+    import jax
+    import jax.numpy as jnp
+
+    from lsd_jax import config as configs
+    from lsd_jax.layers import modulate
+
+    chosen = configs.from_dict(config)
+    model, dtype = chosen.model, jnp.dtype(chosen.stream.compute_dtype)
+
+    def of(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def run(x, row, weight):
+        x = modulate(x, row, row) if modulated else x
+        return jnp.einsum("btd,dchk->btchk", x, weight)
+
+    weight = of(model.dim, model.per_kv + 2, model.key_heads, model.head_dim)
+    return run, (of(1, model.tokens, model.dim), of(1, model.dim), weight), ()
+
+
 def frame(implementation: str, config: dict) -> tuple[Callable, tuple, tuple]:
     """`stream.frame_step` for one session of the config that `asdict` made a dict, its state
     donated, as a stream compiles it.

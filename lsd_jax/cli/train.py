@@ -40,12 +40,18 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.sharding import AXES, make_mesh
     from lsd_jax.train import stages
     from lsd_jax.train.loop import train
+    from lsd_jax.train.step import explain_attention
 
     keep_memory()
     config = configs.override(load_settings(args.config), args.set)
     mesh = make_mesh(**parse_counts("--mesh", args.mesh, AXES))
     out = args.out or Path("runs") / f"{config.name}-{args.stage}"
     stage = stages.prepare(args.stage, config, args.videos, mesh)
+    attention = explain_attention(config, mesh)
+    if config.train.backend == "auto":
+        refused = (f"; {by} {said}" for by, said in attention.items() if by == "pallas")
+        chosen = next(by for by, said in attention.items() if said == "chosen")
+        print(f"attention by {chosen}" + "".join(() if chosen == "pallas" else refused))
     steps = train(
         config,
         stage.loss,
@@ -58,7 +64,13 @@ def run(args: argparse.Namespace) -> None:
     )
     write_json(
         args.json,
-        {"steps": steps, "config": asdict(config), "weights": str(out / "weights"), **provenance()},
+        {
+            "steps": steps,
+            "config": asdict(config),
+            "weights": str(out / "weights"),
+            "attend": attention,
+            **provenance(),
+        },
     )
     kept = f"{steps} steps are kept in {out}, their weights in {out / 'weights'}"
     if steps < config.train.steps and not args.minutes:

@@ -12,11 +12,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lsd_jax.layers import modulate, rms_norm, rotate
+from lsd_jax.ops.attend import ATTENDED, attend
 from lsd_jax.ops.dispatch import Backend, op
 from lsd_jax.ops.eight_bits import multiplier
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 
 PACK = "nki_kernels.backend:prepared"
+KEPT = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(ATTENDED),
+)
+"""What training keeps of a layer: keeping the matmuls' results alone is a third faster than keeping
+everything, and what a fused attention found is as much again as one of them, for all its keys."""
 
 
 @op(
@@ -58,8 +65,7 @@ def denoise_stack(
 
     tokens = x.shape[1]
 
-    # In training, keeping the matmuls' results alone is a third faster than keeping everything.
-    @partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    @partial(jax.checkpoint, policy=KEPT)
     def layer(x, per_layer):
         weight, k_buffer, v_buffer, mod = per_layer
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (mod[:, i] for i in range(6))
@@ -117,18 +123,3 @@ def add_age(
     chosen = (jnp.clip(age, 0, table.shape[0] - 1)[..., None] == rows)[..., None, None]
     per_slot = jnp.sum(jnp.where(chosen, table, 0), axis=2)  # [B, S, H, K]
     return jnp.concatenate([pinned, frames + jnp.repeat(per_slot, tokens, axis=1)], axis=1)
-
-
-def attend(
-    q: Float[Array, "b t h k"],
-    keys: Float[Array, "b s h k"],
-    values: Float[Array, "b s h k"],
-    bias: Float[Array, "b n"],
-) -> Float[Array, "b t h k"]:
-    """Softmax attention in float32; keys past the `n` biased ones (the current frame) have bias
-    0."""
-    logits = jnp.einsum("bthk,bshk->bhts", q, keys, preferred_element_type=jnp.float32)
-    logits = logits * (q.shape[-1] ** -0.5)
-    bias = jnp.pad(bias, ((0, 0), (0, keys.shape[1] - bias.shape[1])))
-    weights = jax.nn.softmax(logits + bias[:, None, None], axis=-1).astype(values.dtype)
-    return jnp.einsum("bhts,bshk->bthk", weights, values)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Generic, ParamSpec, TypeVar
 
 import jax
+from jax.sharding import Mesh
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,13 +31,15 @@ class Backend:
 
     `target` is `package.module:function`. One that is not `automatic`, a simulator for example,
     runs only where it is asked for by name. `prepare` names another function, that makes of the
-    op's weights, once, what the implementation takes in their place.
+    op's weights, once, what the implementation takes in their place. One that has a `gradient` may
+    be differentiated.
     """
 
     name: str
     target: str
     automatic: bool = True
     prepare: str = ""
+    gradient: bool = False
 
     def load(self, path: str = "") -> Callable:
         """The function, or another one. Raises NotImplementedError where its package does not
@@ -50,23 +53,39 @@ class Backend:
 
 _wanted: ContextVar[str] = ContextVar("wanted", default=REFERENCE)
 _chosen: ContextVar[dict[str, str] | None] = ContextVar("chosen", default=None)
+_gradients: ContextVar[bool] = ContextVar("gradients", default=False)
+_mesh: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
 
 
 @contextmanager
-def using(backend: str) -> Iterator[dict[str, str]]:
+def using(
+    backend: str, gradients: bool = False, mesh: Mesh | None = None
+) -> Iterator[dict[str, str]]:
     """Ops traced inside run by `backend`, or by the first that does not refuse if it is `auto`.
 
-    Outside of this, ops run their reference: training differentiates them. Yields what was chosen
-    so far, by the op's name. An op raises ValueError for a backend that it does not know, and
-    NotImplementedError where the one asked for refuses.
+    Outside of this, ops run their reference. Yields what was chosen so far, by the op's name. An op
+    raises ValueError for a backend that it does not know, and NotImplementedError where the one
+    asked for refuses. Where `gradients` are wanted, as in training, a backend without them is
+    passed over, even one asked for: the op then runs its reference. Kernels are traced in a `mesh`,
+    if given, over which they have to share their work; XLA shares out the rest by itself.
     """
     chosen: dict[str, str] = {}
-    tokens = _wanted.set(backend), _chosen.set(chosen)
+    tokens = {
+        _wanted: _wanted.set(backend),
+        _chosen: _chosen.set(chosen),
+        _gradients: _gradients.set(gradients),
+        _mesh: _mesh.set(mesh),
+    }
     try:
         yield chosen
     finally:
-        _wanted.reset(tokens[0])
-        _chosen.reset(tokens[1])
+        for variable, token in tokens.items():
+            variable.reset(token)
+
+
+def gradients_wanted() -> bool:
+    """Whether what is traced here is to be differentiated, as `using` was told."""
+    return _gradients.get()
 
 
 class Op(Generic[P, R]):
@@ -89,6 +108,8 @@ class Op(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         wanted = _wanted.get()
         if self.minor and wanted not in (AUTO, *self.backends):
+            wanted = REFERENCE
+        if wanted in self.backends and not self._serves(wanted):
             wanted = REFERENCE
         name, out = wanted, None
         if wanted == AUTO:
@@ -137,7 +158,7 @@ class Op(Generic[P, R]):
         if name not in self.backends:
             known = ", ".join((AUTO, REFERENCE, *self.backends))
             raise ValueError(f"{self.name} has no backend {name!r}; known: {known}")
-        return self.backends[name].load()
+        return _in_mesh(self.backends[name].load())
 
     def explain(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, str]:
         """What each backend says to these arguments (arrays or their shapes), computing nothing:
@@ -146,6 +167,8 @@ class Op(Generic[P, R]):
         taken = False
         for name in (*self.backends, REFERENCE):
             try:
+                if not self._serves(name):
+                    raise NotImplementedError("it has no gradient")
                 jax.eval_shape(self.implementation(name), *args, **kwargs)
             except NotImplementedError as error:
                 answers[name] = f"refuses: {error}"
@@ -156,7 +179,24 @@ class Op(Generic[P, R]):
         return answers
 
     def _automatic(self) -> tuple[str, ...]:
-        return (*(b.name for b in self.backends.values() if b.automatic), REFERENCE)
+        automatic = (name for name, backend in self.backends.items() if backend.automatic)
+        return (*filter(self._serves, automatic), REFERENCE)
+
+    def _serves(self, name: str) -> bool:
+        """Whether that backend gives what is wanted here: gradients, in training."""
+        return name == REFERENCE or self.backends[name].gradient or not gradients_wanted()
+
+
+def _in_mesh(kernel: Callable[P, R]) -> Callable[P, R]:
+    mesh = _mesh.get()
+    if mesh is None:
+        return kernel
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return kernel(*args, **kwargs)
+
+    return run
 
 
 def op(

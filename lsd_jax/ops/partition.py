@@ -16,6 +16,9 @@ from lsd_jax.types import KVBuffer, MatrixScales, Rope, StackWeights
 AXIS = "tensor"
 """Of the mesh, along which chips share a stack."""
 
+BATCH_AXES = ("data", "fsdp")
+"""Of the mesh, along which rows of a batch are split."""
+
 # Specs stand in the place of arrays.
 WHOLE: Any = PartitionSpec()
 HEADS: Any = PartitionSpec(None, None, None, AXIS)

@@ -18,6 +18,8 @@ from lsd_jax import sharding
 from lsd_jax.config import Config
 from lsd_jax.data.batch import Batch
 from lsd_jax.model import Denoiser, abstract_model, build, cast
+from lsd_jax.ops import dispatch
+from lsd_jax.ops.attend import attend
 from lsd_jax.prune import two_four
 from lsd_jax.train.optim import optimizer
 
@@ -85,9 +87,11 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
 def make_step(
     config: Config, loss: Loss, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Compiles one step of `loss`: bf16 (or `compute_dtype`) arithmetic, float32 weights.
+    """Compiles one step of `loss`: bf16 (or `compute_dtype`) arithmetic, float32 weights, ops by
+    `train.backend` where it has gradients.
 
-    A step whose loss or gradient is not finite changes nothing but `skipped`.
+    A step whose loss or gradient is not finite changes nothing but `skipped`. Its first call raises
+    ValueError where that backend is unknown or cannot serve this config.
     """
     settings = config.train
     update = optimizer(settings).update
@@ -100,7 +104,11 @@ def make_step(
             model, teacher = (cast(m, config.train.compute_dtype) for m in models)
             return loss(model, teacher, batch, key, config)
 
-        grads, metrics = jax.grad(objective, has_aux=True)(state.params)
+        with dispatch.using(settings.backend, gradients=True, mesh=mesh):
+            try:
+                grads, metrics = jax.grad(objective, has_aux=True)(state.params)
+            except NotImplementedError as refusal:
+                raise ValueError(f"train.backend={settings.backend}: {refusal}") from refusal
         norm = optax.tree.norm(grads)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
             changes, opt = update(grads, state.optimizer, state.params)
@@ -128,3 +136,19 @@ def make_step(
         in_shardings=(places, batch_place),
         out_shardings=(places, NamedSharding(mesh, PartitionSpec())),
     )
+
+
+def explain_attention(config: Config, mesh: Mesh) -> dict[str, str]:
+    """What each backend of `ops.attend` says to a training step's attention to remembered frames,
+    see `Op.explain`."""
+    model, train = config.model, config.train
+
+    def of(rows: int, *last: int, dtype: str = train.compute_dtype) -> Any:
+        return jax.ShapeDtypeStruct((train.batch * train.frames, rows, *last), jnp.dtype(dtype))
+
+    heads = (model.key_heads, model.head_dim)
+    keys = model.keys if train.frames > 1 else model.pinned
+    attended = of(keys + model.tokens, *heads)
+    queries, bias = of(model.tokens * model.per_kv, *heads), of(keys, dtype="float32")
+    with dispatch.using(train.backend, gradients=True, mesh=mesh):
+        return attend.explain(queries, attended, attended, bias)

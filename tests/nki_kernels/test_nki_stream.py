@@ -25,7 +25,7 @@ CONFIG = Config(
     StreamConfig(passes=2),
 )  # fmt: skip
 OPS = {
-    "xla": dict.fromkeys(("denoise_stack", "commit", "embed", "readout"), "xla"),
+    "xla": dict.fromkeys(("denoise_stack", "attend", "commit", "embed", "readout"), "xla"),
     "nki-sim": {
         "denoise_stack": "nki-sim",
         "remember": "nki-sim",

@@ -84,6 +84,43 @@ def test_explain_gives_the_choice_and_the_reasons(double):
     assert double.explain(jnp.ones(2))["even"] == "chosen"
 
 
+def test_where_gradients_are_wanted_who_has_none_is_passed_over(double):
+    backends = (
+        Backend("even", "kernels_of_a_test:even_only"),
+        Backend("trained", "kernels_of_a_test:anything", gradient=True),
+        Backend("strict", "kernels_of_a_test:even_only", automatic=False, gradient=True),
+    )
+    trainable = op(*backends)(double.reference)
+    with dispatch.using("auto", gradients=True) as chosen:
+        assert trainable(jnp.ones(2))[0] == 202 and chosen == {"double": "trained"}
+        answers = trainable.explain(jnp.ones(2))
+        assert trainable.choose(jnp.ones(2)) == "trained"
+    assert answers["even"] == "refuses: it has no gradient" and answers["trained"] == "chosen"
+    with dispatch.using("even", gradients=True) as chosen:
+        assert trainable(jnp.ones(2))[0] == 2 and chosen == {"double": "xla"}
+    with dispatch.using("strict", gradients=True):
+        with pytest.raises(NotImplementedError, match="odd; pad it to 4"):
+            trainable(jnp.ones(3))
+    with dispatch.using("auto"):
+        assert trainable(jnp.ones(2))[0] == 102
+
+
+def test_kernels_alone_are_traced_in_the_mesh(double, monkeypatch):
+    seen = []
+
+    def sees(x):
+        seen.append(jax.sharding.get_abstract_mesh().shape.get("data", 1))
+        return x
+
+    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    monkeypatch.setattr(sys.modules["kernels_of_a_test"], "anything", sees)
+    looking = op(Backend("it", "kernels_of_a_test:anything"))(sees)
+    for backend in ("it", "xla"):
+        with dispatch.using(backend, mesh=mesh):
+            looking(jnp.ones(1))
+    assert seen == [4, 1]
+
+
 def test_the_seam_imports_no_kernel():
     code = (
         "import sys, lsd_jax.stream; "

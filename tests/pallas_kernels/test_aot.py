@@ -234,7 +234,7 @@ class Executable:
         self.as_text = lambda: text
 
     def memory_analysis(self):
-        names = ("argument_size", "output_size", "alias_size", "generated_code_size")
+        names = ("argument_size", "output_size", "alias_size", "generated_code_size", "temp_size")
         return SimpleNamespace(**{f"{name}_in_bytes": 0 for name in names})
 
 

@@ -14,7 +14,7 @@ from lsd_jax.codec import PixelCodec
 from lsd_jax.hw.micro.case import Case
 from lsd_jax.hw.micro.suites.matrices import DTYPES, spec
 from lsd_jax.layers import modulate, rms_norm, rope_table, rotate
-from lsd_jax.ops.denoise_stack import attend
+from lsd_jax.ops.attend import attend
 from lsd_jax.ops.readout import upsample
 
 
@@ -38,7 +38,7 @@ def attention_case(dtype: str, tokens: int, slots: int, heads: int, head_dim: in
     q, k = spec(dtype, 1, tokens, heads, head_dim), spec(dtype, 1, keys, heads, head_dim)
     return Case(
         "attention", "attention", {"t": tokens, "s": slots, "h": heads, "d": head_dim}, dtype,
-        operations, moved, attend, (q, k, k, bias),
+        operations, moved, attend.reference, (q, k, k, bias),
     )  # fmt: skip
 
 
