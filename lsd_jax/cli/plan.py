@@ -64,7 +64,9 @@ def planned(config: Any, chip: Any, args: argparse.Namespace) -> dict[str, Any]:
     if hourly is not None:
         print(f"cost per stream and hour: {hourly:.4f}")
     for change in changes:
-        print(f"would help: {change.what}: {change.ms:.3f} ms, {1 - change.ms / plan.ms:.0%} less")
+        saved = f"{change.ms:.3f} ms, {1 - change.ms / plan.ms:.0%} less"
+        anew = " (wants training anew)" if change.anew else ""
+        print(f"would help: {change.what}: {saved}{anew}")
     if args.plot:
         draw(args.plot, f"{config.name} on {chip.name}", plan, 1000 / args.fps)
     return {
