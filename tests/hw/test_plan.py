@@ -188,7 +188,7 @@ def test_what_a_trainium_is_told_roughly_is_near_its_exact_plans():
 
 
 def test_the_command_reports(tmp_path, capsys):
-    report, picture = tmp_path / "plan.json", tmp_path / "plan.png"
+    report, picture = tmp_path / "plan.json", tmp_path / "new" / "plan.png"
     arguments = ["plan", "base", "--chip", "v6e", "--price", "3", "--json", str(report)]
     assert main([*arguments, "--plot", str(picture)]) == 0
     found = json.loads(report.read_text())
@@ -227,6 +227,7 @@ def test_what_does_not_fit_says_by_how_much(tmp_path, capsys):
     [
         (["--chip", "v9"], "unknown chip 'v9'; known: "),
         (["--chip", "v6e", "--fps", "0"], "--fps 0.0: give more than 0"),
+        (["--chip", "v6e", "--fps", "inf"], "--fps inf: give more than 0, and a finite number"),
         (["--chip", "v6e", "--chips", "0"], "--chips 0: give at least 1"),
         (["--chip", "v6e", "--price", "-1"], "--price -1.0: give at least 0"),
     ],
