@@ -102,11 +102,13 @@ def searched(args: argparse.Namespace) -> None:
 
 def says(quality: Any) -> str:
     """How good the law is, for people."""
-    known = quality.history
+    known, shared = quality.history, quality.coefficients[-1]
+    chance = f"{'no ' if shared else ''}chance (p = {quality.sharing:.2f})"
+    said = f"the law misses {quality.missed}; a term for shared keys is {chance}"
     if not known.terms:
-        return f"the law misses {quality.missed}; it can tell no history from another"
+        return f"{said}; it can tell no history from another"
     worth = ", ".join(known.terms)
-    return f"the law misses {quality.missed}; of {worth} {known.missed}"
+    return f"{said}; of {worth} it misses {known.missed}"
 
 
 def describe(point: Any, args: argparse.Namespace) -> str:
