@@ -68,6 +68,7 @@ HELD_OUT = (
     _model(192, 3, patch=8),
     _model(256, 3, kv_heads=1),
     _model(256, 6, kv_heads=1),
+    _model(256, 3, patch=32, heads=4, kv_heads=1),
 )
 
 

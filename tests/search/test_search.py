@@ -284,6 +284,7 @@ def test_the_shipped_law_is_that_of_the_grid():
 
 
 def test_the_space_has_no_more_than_the_grid_has_seen():
+    assert max(space.PER_KV) <= max(model.per_kv for model in grid.HELD_OUT)
     seen = [model for model in (*grid.HISTORIES, *grid.HISTORIES_HELD_OUT)]
     for kind, slots in (
         ("window", space.WINDOWS),
