@@ -15,6 +15,12 @@ def at_least(args: argparse.Namespace, **smallest: int) -> None:
             raise ValueError(f"--{option} {getattr(args, name)}: give at least {least}")
 
 
+def a_rate(fps: float) -> None:
+    """Raises ValueError for a rate at which no frame is due, or each at once."""
+    if not 0 < fps < float("inf"):
+        raise ValueError(f"--fps {fps}: give more than 0, and a finite number")
+
+
 def parse_counts(option: str, text: str, names: Sequence[str]) -> dict[str, int]:
     """`fsdp=4,tensor=2` as a dict. Raises ValueError for anything else and any other name."""
     found = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 ALL = "all"
@@ -21,16 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from lsd_jax import config as configs
-    from lsd_jax.cli.options import at_least
+    from lsd_jax.cli.options import a_rate, at_least
     from lsd_jax.hw import chips
     from lsd_jax.reports import provenance, write_json
 
     at_least(args, chips=1)
-    if not args.fps > 0:
-        raise ValueError(f"--fps {args.fps}: give more than 0")
+    a_rate(args.fps)
     if args.price is not None and not args.price >= 0:
         raise ValueError(f"--price {args.price}: give at least 0")
     config = configs.override(configs.load(args.config), args.set)
+    if args.plot:
+        Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
     if args.chip == ALL:
         report = {"config": config.name, "fps": args.fps, "chips": smallest(config, args.fps)}
     else:
@@ -64,7 +66,9 @@ def planned(config: Any, chip: Any, args: argparse.Namespace) -> dict[str, Any]:
     if hourly is not None:
         print(f"cost per stream and hour: {hourly:.4f}")
     for change in changes:
-        print(f"would help: {change.what}: {change.ms:.3f} ms, {1 - change.ms / plan.ms:.0%} less")
+        saved = f"{change.ms:.3f} ms, {1 - change.ms / plan.ms:.0%} less"
+        anew = " (wants training anew)" if change.anew else ""
+        print(f"would help: {change.what}: {saved}{anew}")
     if args.plot:
         draw(args.plot, f"{config.name} on {chip.name}", plan, 1000 / args.fps)
     return {

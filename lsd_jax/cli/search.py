@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> None:
         keep_memory()
         path = args.grid or args.runs / "grid.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = law.fit(grid.run(path, args.runs))
-        print(f"{path}: {says(found)}")
+        grid.run(path, args.runs)
+        print(f"{path}: {says(law.of(path))}")
     if args.chip:
         searched(args)
     elif not args.refit:
@@ -47,26 +47,26 @@ def run(args: argparse.Namespace) -> None:
 
 def searched(args: argparse.Namespace) -> None:
     """Searches, prints the front, and writes what was asked for."""
-    import json
     import time
 
     from rich.console import Console
     from rich.table import Table
 
     from lsd_jax import config as configs
-    from lsd_jax.cli.options import at_least
+    from lsd_jax.cli.options import a_rate, at_least
     from lsd_jax.hw import chips
     from lsd_jax.reports import write_json
     from lsd_jax.search import front, law, space
 
     at_least(args, sessions=1, cores=1)
-    if not args.fps > 0:
-        raise ValueError(f"--fps {args.fps}: give more than 0")
+    a_rate(args.fps)
     base = configs.override(configs.load(args.config), args.set)
     chip = chips.load(args.chip)
-    runs = json.loads(args.grid.read_text()) if args.grid else law.load()
-    quality = law.fit(runs)
+    quality = law.of(args.grid) if args.grid else law.fit(law.load())
     keep = {assignment.partition("=")[0] for assignment in args.set} & set(space.SEARCHED)
+    for folder in (args.out, args.plot and Path(args.plot).parent):
+        if folder:  # now, not after the search
+            folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with Console(stderr=True).status(f"searching for {chip.name}"):
         found = front.search(
@@ -86,7 +86,6 @@ def searched(args: argparse.Namespace) -> None:
     table.caption = f"modelled; {found.within:,} hold {args.fps:g} fps; {says(quality)}"
     Console().print(table)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
         for point in found.front:
             front.write(point.config, args.out, describe(point, args))
         print(f"{len(found.front)} config files are in {args.out}")
@@ -103,11 +102,13 @@ def searched(args: argparse.Namespace) -> None:
 
 def says(quality: Any) -> str:
     """How good the law is, for people."""
-    known = quality.history
+    known, shared = quality.history, quality.coefficients[-1]
+    chance = f"{'no ' if shared else ''}chance (p = {quality.sharing:.2f})"
+    said = f"the law misses {quality.missed}; a term for shared keys is {chance}"
     if not known.terms:
-        return f"the law misses {quality.missed}; it can tell no history from another"
+        return f"{said}; it can tell no history from another"
     worth = ", ".join(known.terms)
-    return f"the law misses {quality.missed}; of {worth} {known.missed}"
+    return f"{said}; of {worth} it misses {known.missed}"
 
 
 def describe(point: Any, args: argparse.Namespace) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lsd_jax.config import Config
+from lsd_jax.config import Config, ModelConfig
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.plan import FramePlan, cores_per_chip, plan_frame
 
@@ -19,6 +19,7 @@ class Change:
 
     what: str
     ms: float
+    anew: bool  # whether it wants training anew
 
 
 def share_counts(config: Config, chip: Chip, chips: int) -> list[int]:
@@ -114,12 +115,18 @@ def helpful(config: Config, chip: Chip, plan: FramePlan, most: int = 3) -> list[
             continue
         ms = then.ms * (plan.ms / now.ms if then.error else 1.0)
         if ms < 0.99 * plan.ms:
-            found.append(Change(what, ms))
+            found.append(Change(what, ms, trained_anew(config.model, changed.model)))
     return sorted(found, key=lambda change: change.ms)[:most]
 
 
+def trained_anew(model: ModelConfig, changed: ModelConfig) -> bool:
+    """Whether weights of one are of no use to the other: no weight knows of memory slots or of the
+    picture's width."""
+    return replace(changed, memory=model.memory, width=model.width) != model
+
+
 def variations(config: Config, chip: Chip) -> Iterator[tuple[str, Config]]:
-    """Settings that are likely to be faster, by name. Those of the model want training anew."""
+    """Settings that are likely to be faster, by name."""
     model, stream = config.model, config.stream
 
     def streamed(**fields) -> Config:
@@ -140,6 +147,9 @@ def variations(config: Config, chip: Chip) -> Iterator[tuple[str, Config]]:
         yield f"window {model.window} to {fewer}", shaped(window=fewer)
     if model.memory:
         yield "no memory slots", shaped(memory=0)
+    if model.key_heads > 1:
+        fewer = max(n for n in range(1, model.key_heads) if model.key_heads % n == 0)
+        yield f"kv_heads {model.key_heads} to {fewer}", shaped(kv_heads=fewer)
     if model.head_dim != 128:
         kv_heads = max(1, round(model.key_heads * model.head_dim / 128))
         heads = kv_heads * model.per_kv

@@ -30,6 +30,7 @@ Edge = Literal["fast", "slow"]
 _REQUIRED = {"value", "unit", "source", "kind"}
 _AMOUNTS = ("value", "low", "high")
 _KNOWN = _REQUIRED | {"low", "high"}
+_DIVIDED_BY = {"Hz", "B/s", "flop/s", "1/s", "1/cycle", "1"}  # units of what cannot be 0
 
 
 @dataclass(frozen=True)
@@ -148,4 +149,6 @@ def _number(where: str, given: Any) -> Number:
     number = Number(**fields)
     if number.low is not None and not number.low <= number.value <= (number.high or 0):
         raise ValueError(f"{where}: want low <= value <= high")
+    if number.unit in _DIVIDED_BY and 0 in (number.value, number.low):
+        raise ValueError(f"{where}: want more than 0 {number.unit}")
     return number

@@ -135,11 +135,15 @@ def xla(shape: StackShape, chip: Chip, ranks: int) -> float:
     return plan.xla_seconds(shape, chip, ranks, "")[0]
 
 
-def fits(found: Candidates, chip: Chip, sessions: int, ranks: int = 1) -> np.ndarray:
-    """Which candidates' weights and states of so many sessions the memory of these cores holds."""
+def room(chip: Chip, ranks: int = 1) -> float:
+    """Bytes of the memory of so many cores that a stream may fill."""
+    return plan.RESERVE * ranks * plan.memory_bytes(chip)
+
+
+def held_bytes(found: Candidates, sessions: int) -> np.ndarray:
+    """Of each candidate's weights and the states of so many sessions."""
     stream = found.base.stream
     size = np.dtype(stream.compute_dtype).itemsize
     saved = size - np.dtype(stream.weight_dtype or stream.compute_dtype).itemsize
     state = 2 * found.layers * found.keys * found.key_heads * found.head_dim * sessions
-    held = size * (found.parameters + state) - saved * block_parameters(found)
-    return held <= plan.RESERVE * ranks * plan.memory_bytes(chip)
+    return size * (found.parameters + state) - saved * block_parameters(found)

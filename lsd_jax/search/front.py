@@ -68,7 +68,7 @@ def search(
     budget = 1000 / fps / sessions
     options = law.history.contenders(histories(base, keep))
     groups = {(h.sinks, h.memory): [o for o in options if o[1:] == h[1:]] for h in options}
-    count, least, ms, losses = 0, np.inf, [], []
+    count, least, lacking, ms, losses = 0, np.inf, np.inf, [], []
     rivals: list[tuple[Candidates, int, int, Any, Any]] = []
     sizes: list[int] = []  # parameters of whatever the law knows
     for some in groups.values():  # one after another: there may be millions
@@ -80,7 +80,10 @@ def search(
         for choice, ranks in product(precisions(base, chip, keep), ranks_of(chip, cores)):
             each = replace(space, base=choice)
             taken = fast.frame_ms(each, chip, ranks) if len(each) else np.zeros(0)
-            allowed = sound & fast.fits(each, chip, sessions, ranks) & np.isfinite(taken)
+            over = fast.held_bytes(each, sessions) - fast.room(chip, ranks)
+            known = sound & np.isfinite(taken)
+            lacking = over[known].min(initial=lacking)
+            allowed = known & (over <= 0)
             count += len(taken)
             least = taken[allowed].min(initial=least)
             within = np.flatnonzero(allowed & (taken <= budget))
@@ -97,13 +100,18 @@ def search(
         )
     if not sizes:
         raise ValueError("the law knows no such proportions of width and depth; keep one of them")
-    if not np.isfinite(least):
+    if lacking == np.inf:
         raise ValueError(
             f"nothing of at most {params_max:,.0f} parameters fits; the smallest of all has "
             f"{min(sizes):,}"
         )
+    places = f"a core of {chip.name}" if cores == 1 else f"{cores} cores of {chip.name}"
+    if lacking > 0:
+        raise ValueError(
+            f"nothing fits on {places}: {sessions} sessions of whatever needs least want "
+            f"{lacking / 1e9:.2f} GB more than there are"
+        )
     if not rivals:
-        places = f"a core of {chip.name}" if cores == 1 else f"{cores} cores of {chip.name}"
         raise ValueError(
             f"nothing holds {fps:g} fps for {sessions} sessions on {places}: the "
             f"fastest takes {least:.2f} ms, {least / budget:.1f} times the {budget:.2f} ms of each"

@@ -8,7 +8,6 @@ the same batches, in as many steps, by the loop that `lsd train` runs; `score` h
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from lsd_jax.checkpoint import load_weights
 from lsd_jax.config import Config, HistoryConfig, ModelConfig, TrainConfig, section_from_dict
 from lsd_jax.model import Denoiser, build
 from lsd_jax.reports import provenance, write_json
-from lsd_jax.search import score
+from lsd_jax.search import law, score
 from lsd_jax.sharding import make_mesh
 from lsd_jax.train.forcing import forcing_loss
 from lsd_jax.train.history import history_loss
@@ -40,12 +39,14 @@ CLIPS = TrainConfig(
 HISTORY = HistoryConfig(corrupted=0.5)
 
 
-def _model(dim: int, layers: int, patch: int = 16, ratio: int = 4) -> ModelConfig:
+def _model(
+    dim: int, layers: int, patch: int = 16, ratio: int = 4, heads: int = 0, kv_heads: int = 0
+) -> ModelConfig:
     """All that is not searched is as `tiny` has it; a single frame needs no window."""
-    heads = max(1, dim // 128)
+    heads = heads or max(1, dim // 128)
     return ModelConfig(
-        patch=patch, dim=dim, layers=layers, heads=heads, head_width=dim // heads,
-        mlp=ratio * dim, window=1,
+        patch=patch, dim=dim, layers=layers, heads=heads, kv_heads=kv_heads,
+        head_width=dim // heads, mlp=ratio * dim, window=1,
     )  # fmt: skip
 
 
@@ -65,6 +66,9 @@ HELD_OUT = (
     _model(192, 4, ratio=3),
     _model(384, 4, patch=32),
     _model(192, 3, patch=8),
+    _model(256, 3, kv_heads=1),
+    _model(256, 6, kv_heads=1),
+    _model(256, 3, patch=32, heads=4, kv_heads=1),
 )
 
 
@@ -121,9 +125,9 @@ def parts() -> dict[str, Part]:
 
 def name_of(model: ModelConfig) -> str:
     """What distinguishes a run on pictures."""
-    return (
-        f"d{model.dim}-l{model.layers}-h{model.heads}x{model.head_dim}-m{model.mlp}-p{model.patch}"
-    )
+    heads = f"{model.heads}by{model.kv_heads}" if model.kv_heads else f"{model.heads}"
+    sizes = f"d{model.dim}-l{model.layers}-h{heads}x{model.head_dim}"
+    return f"{sizes}-m{model.mlp}-p{model.patch}"
 
 
 def history_name(model: ModelConfig) -> str:
@@ -138,7 +142,7 @@ def run(path: Path, folder: Path, most: int = 0) -> dict[str, Any]:
     Runs keep their checkpoints in `folder`, so that one that was interrupted goes on. Raises
     ValueError for a file of other settings.
     """
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"kind": "measured"}
+    found: dict[str, Any] = law.read(path) if path.is_file() else {"kind": "measured"}
     missing: list[tuple[Part, dict[str, Any], ModelConfig]] = []
     for where, part in parts().items():
         held = found.setdefault(where, {}) if where else found

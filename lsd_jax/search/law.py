@@ -9,7 +9,8 @@ that the grid's runs saw. What a history is worth comes from another grid, of st
 The law was fitted to small models and short runs, so it ranks architectures of one resolution whose
 proportions the grid has seen (`supported`); its figures are no promise of a trained model's error.
 It knows nothing of the precision of weights, in which the grid saw no difference. Keys and values
-that query heads share it counts as parameters that are missing; the grid has none.
+that query heads share it counts as parameters that are missing; a term `d log(heads / heads of
+keys)` beside that counts where the grid's runs can tell it from chance.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lsd_jax.search.history import HistoryLaw, fit_history
-from lsd_jax.search.regression import Misses, misses, solve
+from lsd_jax.search.history import LEVEL, HistoryLaw, fit_history
+from lsd_jax.search.regression import Misses, chances, misses, solve
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Law:
     histories."""
 
     coefficients: tuple[float, ...]
+    sharing: float  # p of the term for shared keys; below `LEVEL` its coefficient is not 0
     two_passes: float
     missed: Misses
     history: HistoryLaw
@@ -54,12 +57,14 @@ def fit(grid: dict[str, Any]) -> Law:
     features = np.stack([_features(Sizes.of(entry["model"])) for entry in runs])
     errors = np.log([entry["error"]["1"] for entry in runs])
     held_out = np.array([entry["held_out"] for entry in runs], bool)
+    misses(features, errors, held_out)  # raises where there are too few
+    sharing = float(chances(features, errors)[-1]) if features[:, -1].any() else 1.0
+    features[:, -1] *= sharing < LEVEL
     missed = misses(features, errors, held_out)
     two = np.mean([np.log(e["error"]["2"] / e["error"]["1"]) for e in runs])
     coefficients = tuple(float(c) for c in solve(features, errors))
-    return Law(
-        coefficients, float(np.exp(two)), missed, fit_history(grid.get("clips", {}).get("runs", []))
-    )
+    history = fit_history(grid.get("clips", {}).get("runs", []))
+    return Law(coefficients, sharing, float(np.exp(two)), missed, history)
 
 
 SUPPORTED = (16, 128)  # dim over layers of the grid's models
@@ -74,6 +79,25 @@ def supported(model: Any) -> Any:
 def load() -> dict[str, Any]:
     """The grid's runs that come with the package."""
     return json.loads((resources.files("lsd_jax.search") / "grid.json").read_text())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A grid's file. Raises ValueError for anything else than an object of JSON."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no file of lsd search --refit")
+    return found
+
+
+def of(path: Path) -> Law:
+    """The law of a grid's file. Raises ValueError for any other file, and for too few runs."""
+    try:
+        return fit(read(path))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no file of lsd search --refit: {error!r}") from error
 
 
 @dataclass(frozen=True)
@@ -104,5 +128,6 @@ REFERENCE = 1e6  # block parameters where their log is 0: in the middle of the g
 
 def _features(model: Any) -> np.ndarray:
     parameters = np.log(np.asarray(block_parameters(model)) / REFERENCE)
-    columns = np.ones(()), parameters, FEWEST / np.asarray(model.tokens)
+    sharing = np.log(np.asarray(model.heads) / np.asarray(model.key_heads))
+    columns = np.ones(()), parameters, FEWEST / np.asarray(model.tokens), sharing
     return np.stack(np.broadcast_arrays(*columns), axis=-1)

@@ -19,13 +19,15 @@ WIDTHS = (0.5, 1.0)  # of all heads together, over that of the residual stream
 RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 PATCHES = (4, 8, 16, 32)
 PASSES = (1, 2)
+PER_KV = (1, 2, 4)  # query heads to each head of keys and values
 MOST_HEADS = max(DIMS) // min(HEAD_DIMS)
 WINDOWS = (1, 2, 3, 4, 6)  # as far as the grid has seen
 SINKS = (0, 1, 2)
 MEMORY = (0, 1, 2)
 SEARCHED = (
-    "model.dim", "model.layers", "model.heads", "model.head_width", "model.mlp", "model.patch",
-    "model.window", "model.sinks", "model.memory", "stream.passes", "stream.weight_dtype",
+    "model.dim", "model.layers", "model.heads", "model.kv_heads", "model.head_width", "model.mlp",
+    "model.patch", "model.window", "model.sinks", "model.memory", "stream.passes",
+    "stream.weight_dtype",
 )  # fmt: skip
 """The fields that a search chooses, but for those that it is told to keep."""
 
@@ -115,11 +117,11 @@ def histories(base: Config, keep: Collection[str] = ()) -> list[History]:
 def enumerate_all(
     base: Config, keep: Collection[str] = (), remembering: Iterable[History] | None = None
 ) -> Candidates:
-    """Every architecture of the space that has the pictures, the precision and, to a head of keys
-    and values, the query heads of `base`.
+    """Every architecture of the space that has the pictures and the precision of `base`.
 
     Args:
-        keep: which of the fields `SEARCHED` every one has as `base` has them.
+        keep: which of the fields `SEARCHED` every one has as `base` has them. So many heads of
+            keys may be shared by any number of others that are searched.
         remembering: the histories; by default that of `base`.
     """
     model = base.model
@@ -133,19 +135,22 @@ def enumerate_all(
     ]  # fmt: skip
     own = History(model.window, model.sinks, model.memory)
     slots = np.array(list(remembering or [own]))
-    heads_of = "model.heads" in keep
+    heads_of, keys_of = "model.heads" in keep, "model.kv_heads" in keep
     axes = np.meshgrid(
         axis("dim", DIMS), axis("layers", LAYERS),
         (model.head_dim,) if "model.head_width" in keep else HEAD_DIMS,
         (1.0,) if heads_of else WIDTHS, (1.0,) if "model.mlp" in keep else RATIOS, patches,
-        (base.stream.passes,) if "stream.passes" in keep else PASSES, np.arange(len(slots)),
-        indexing="ij", copy=False,
+        (base.stream.passes,) if "stream.passes" in keep else PASSES,
+        (1,) if keys_of else PER_KV, np.arange(len(slots)), indexing="ij", copy=False,
     )  # fmt: skip
-    dim, layers, head_dim, width, ratio, patch, passes, which = (axis.ravel() for axis in axes)
+    dim, layers, head_dim, width, ratio, patch, passes, per_kv, which = map(np.ravel, axes)
     heads = np.full(len(dim), model.heads) if heads_of else dim * width / head_dim
     mlp = np.full(len(dim), model.mlp) if "model.mlp" in keep else (dim * ratio).astype(int)
-    whole = (heads % model.per_kv == 0) & (heads >= 1)
-    per_kv = np.full(len(dim), model.per_kv)
+    key_heads = heads / per_kv
+    if keys_of and model.kv_heads:
+        key_heads = np.full(len(dim), model.kv_heads)
+    per_kv = heads / key_heads
+    whole = (key_heads % 1 == 0) & (per_kv % 1 == 0)
     window, sinks, memory = slots[which].T
     pooled = (model.height // patch % 2 == 0) & (model.width // patch % 2 == 0)
     found = Candidates(
@@ -157,7 +162,7 @@ def enumerate_all(
         mlp,
         patch,
         passes,
-        per_kv,
+        per_kv.astype(int),
         window,
         sinks,
         memory,

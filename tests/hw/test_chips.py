@@ -75,6 +75,8 @@ GOOD = {
         ({"low": 1}, "both low and high"),
         ({"low": 2e9, "high": 3e9}, "low <= value <= high"),
         ({"low": 0, "high": 0}, "low <= value <= high"),
+        ({"value": 0}, "want more than 0 Hz"),
+        ({"low": 0, "high": 2e9}, "want more than 0 Hz"),
         ({"colour": "red"}, "unknown colour"),
         ({"unit": None}, "unit is empty"),
     ],

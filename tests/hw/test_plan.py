@@ -80,7 +80,8 @@ def test_a_plan_for_a_trainium_takes_two_timelines(capsys):
     nki.layers_timed.cache_clear()
     assert main(["plan", "base", "--chip", "trn2"]) == 0
     assert nki.layers_timed.cache_info().misses == 2
-    assert "would help: weights in float8_e4m3" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "would help: weights in float8_e4m3" in said and "(wants training anew)" in said
 
 
 def test_eight_bits_are_planned_and_proposed_where_they_help():
@@ -160,6 +161,19 @@ def test_changes_that_help_are_sorted_and_do_help():
     assert "bfloat16 instead of float32" in [change.what for change in changes]
 
 
+def test_fewer_heads_of_keys_are_proposed_and_want_training_anew():
+    base = configs.load("base")
+    whole = capacity.helpful(base, V6E, plan_frame(base, V6E), most=99)
+    proposed = {change.what: change for change in whole}
+    shared = configs.override(base, ["model.kv_heads=5"])
+    assert proposed["kv_heads 10 to 5"].ms == pytest.approx(plan_frame(shared, V6E).ms)
+    assert proposed["kv_heads 10 to 5"].anew and not proposed["weights in int8"].anew
+    changes = capacity.helpful(base, V6E, plan_frame(base, V6E, ranks=10), most=99)
+    assert "kv_heads 10 to 5" not in [change.what for change in changes]  # ten cores have a head
+    alone = configs.override(base, ["model.kv_heads=1"])
+    assert not any(what.startswith("kv_heads") for what, _ in capacity.variations(alone, V6E))
+
+
 def test_what_a_trainium_is_told_roughly_is_near_its_exact_plans():
     small = configs.override(configs.load("small"), ["stream.compute_dtype=bfloat16"])
     plan, variations = plan_frame(small, TRN2), dict(capacity.variations(small, TRN2))
@@ -174,7 +188,7 @@ def test_what_a_trainium_is_told_roughly_is_near_its_exact_plans():
 
 
 def test_the_command_reports(tmp_path, capsys):
-    report, picture = tmp_path / "plan.json", tmp_path / "plan.png"
+    report, picture = tmp_path / "plan.json", tmp_path / "new" / "plan.png"
     arguments = ["plan", "base", "--chip", "v6e", "--price", "3", "--json", str(report)]
     assert main([*arguments, "--plot", str(picture)]) == 0
     found = json.loads(report.read_text())
@@ -213,6 +227,7 @@ def test_what_does_not_fit_says_by_how_much(tmp_path, capsys):
     [
         (["--chip", "v9"], "unknown chip 'v9'; known: "),
         (["--chip", "v6e", "--fps", "0"], "--fps 0.0: give more than 0"),
+        (["--chip", "v6e", "--fps", "inf"], "--fps inf: give more than 0, and a finite number"),
         (["--chip", "v6e", "--chips", "0"], "--chips 0: give at least 1"),
         (["--chip", "v6e", "--price", "-1"], "--price -1.0: give at least 0"),
     ],

@@ -85,8 +85,8 @@ def test_what_is_to_be_kept_is_not_searched():
 
 @pytest.mark.parametrize(("name", "ranks"), [*product(("v6e", "v5e", "h200"), (1, 4)), ("cpu", 1)])
 def test_the_fast_path_gives_the_planners_figures(name, ranks):
-    chip, few = chips.load(name), some(25, seed=1)
-    found, shared = fast.frame_ms(few, chip, ranks), few.heads % ranks == 0
+    chip, few = chips.load(name), some(25 * ranks, seed=1)
+    found, shared = fast.frame_ms(few, chip, ranks), few.key_heads % ranks == 0
     assert np.all(np.isinf(found[~shared])) and 3 < shared.sum() <= len(few)
     some_of_them = few.where(shared)
     configs_of_them = (some_of_them.config(i, "x") for i in range(len(some_of_them)))
@@ -94,25 +94,39 @@ def test_the_fast_path_gives_the_planners_figures(name, ranks):
     assert found[shared] == pytest.approx(planned, rel=0.03)
 
 
+def test_query_heads_share_keys_in_the_space():
+    assert set(EVERYTHING.per_kv) == set(space.PER_KV) and not any(
+        EVERYTHING.heads % EVERYTHING.per_kv
+    )
+    config = configs.override(BASE, ["model.head_width=64", "model.heads=10", "model.kv_heads=2"])
+    kept = space.enumerate_all(config, {"model.kv_heads"})
+    assert set(kept.key_heads) == {2} and {1, 5, 16} <= set(kept.per_kv)
+    assert set(space.enumerate_all(config, {"model.heads"}).key_heads) == {10, 5}
+    (ten,) = models(space.enumerate_all(config, set(space.SEARCHED)))
+    assert ten == config.model
+    assert set(space.enumerate_all(BASE, {"model.kv_heads"}).per_kv) == {1}  # as it has: 0
+
+
 @pytest.mark.parametrize(("name", "ranks"), [("v6e", 2), ("trn2", 1), ("cpu", 1)])
-def test_keys_are_shared_as_the_base_shares_them(name, ranks):
-    shared = configs.override(BASE, ["model.heads=4", "model.kv_heads=2"])
-    every = space.enumerate_all(shared)
-    assert set(every.per_kv) == {2} and set(every.heads) > {2, 4, 6} and not any(every.heads % 2)
-    numbers = np.flatnonzero((every.dim <= 512) & (every.layers <= 4) & (every.patch >= 16))
-    few = every.where(np.random.default_rng(0).choice(numbers, 8, replace=False))
+def test_shared_keys_are_costed_as_the_planner_costs_them(name, ranks):
+    numbers = np.flatnonzero(
+        (EVERYTHING.per_kv > 1) & (EVERYTHING.dim <= 512) & (EVERYTHING.layers <= 4)
+        & (EVERYTHING.patch >= 16)
+    )  # fmt: skip
+    few = EVERYTHING.where(np.random.default_rng(0).choice(numbers, 8, replace=False))
     chip = chips.load(name)
     found = fast.frame_ms(few, chip, ranks)
+    assert len(set(few.key_heads)) > 1
     for i in range(len(few)):
         config = few.config(i, "x")
-        assert config.model.kv_heads == config.model.heads // 2 == few.key_heads[i]
+        assert config.model.kv_heads == config.model.heads // few.per_kv[i] == few.key_heads[i]
         assert few.parameters[i] == pytest.approx(held(config).weights / 2, rel=0.05)
         if config.model.kv_heads % ranks == 0:
             planned = plan_frame(config, chip, ranks).ms
             assert found[i] == pytest.approx(planned, rel=0.2 if name == "trn2" else 0.03)
         else:
             assert np.isinf(found[i])
-    assert "-h4by2x" in front.name_of(shared.model, chip)
+    assert f"by{few.key_heads[0]}x" in front.name_of(few.model(0), chip)
 
 
 def test_a_stream_may_be_shared_by_several_cores(few):
@@ -130,7 +144,7 @@ def test_memory_is_counted_as_the_planner_counts_it():
     chip, few = chips.load("v5e"), some(10)
     kept = [held(few.config(i, "x"), 100) for i in range(len(few))]
     fit = [h.weights + h.state <= 0.9 * memory_bytes(chip) for h in kept]
-    assert fast.fits(few, chip, 100).tolist() == fit
+    assert (fast.held_bytes(few, 100) <= fast.room(chip)).tolist() == fit
 
 
 def test_a_front_has_no_point_that_another_beats():
@@ -146,7 +160,8 @@ def test_a_front_has_no_point_that_another_beats():
 
 @pytest.mark.parametrize("name", ["tiny", "base", "lucy_1080p"])
 def test_a_written_config_is_read_back_whole(name, tmp_path):
-    config = configs.override(configs.load(name), ["model.controls=mask,keypoints"])
+    asked = ["model.controls=mask,keypoints", "model.kv_heads=1"]
+    config = configs.override(configs.load(name), asked)
     path = front.write(config, tmp_path, "It is one.\n")
     assert configs.load(path) == config
     assert [p.name for p in tmp_path.iterdir()] == [f"{name}.py"]
@@ -155,7 +170,7 @@ def test_a_written_config_is_read_back_whole(name, tmp_path):
 def knowing(**terms):
     """A law of pictures, and of histories with these terms."""
     known = history.HistoryLaw(terms, NOTHING, NOTHING, {})
-    return law.Law((-2.0, -0.03, 0.05), 1.2, NOTHING, known)
+    return law.Law((-2.0, -0.03, 0.05, 0.0), 1.0, 1.2, NOTHING, known)
 
 
 def test_a_history_is_searched_where_it_may_be_worth_its_time():
@@ -203,9 +218,9 @@ def test_chance_is_that_of_a_t_test():
     assert regression.chances(columns, y) == pytest.approx([linregress(x, y)[3]])
 
 
-def runs(coefficients, models, noise=0.0):
+def runs(coefficients, models, noise=0.0, seed=0):
     """A grid whose errors follow a known law."""
-    rng, entries = np.random.default_rng(0), []
+    rng, entries = np.random.default_rng(seed), []
     for i, model in enumerate(models):
         sizes = law.Sizes.of(asdict(model))
         logs = law._features(sizes) @ np.asarray(coefficients) + noise * rng.normal()
@@ -217,18 +232,39 @@ def runs(coefficients, models, noise=0.0):
     return {"runs": entries, "clips": {"runs": streamed({}, space.histories(BASE)[::2], 0.01)}}
 
 
+TRUE = (-2.0, -0.1, -0.05, 0.0)
+
+
 def test_the_law_recovers_what_made_the_errors():
     models = [grid._model(dim, layers, patch=p) for dim in (48, 96, 192) for layers in (1, 3, 6)
               for p in (4, 8)]  # fmt: skip
-    found = law.fit(runs((-2.0, -0.1, -0.05), models))
+    found = law.fit(runs(TRUE, models))
     assert found.missed.held_out < 0.005 and found.two_passes == pytest.approx(1.25)
     assert found.coefficients[1] == pytest.approx(-0.1, abs=0.02)
-    noisy = law.fit(runs((-2.0, -0.1, -0.05), models, noise=0.1))
+    noisy = law.fit(runs(TRUE, models, noise=0.1))
     assert 0.02 < noisy.missed.held_out < 0.3
     with pytest.raises(ValueError, match="finish the grid by lsd search --refit"):
-        law.fit(runs((-2.0, -0.1, -0.05), models[:3]))
+        law.fit(runs(TRUE, models[:3]))
     with pytest.raises(ValueError, match="finish the grid by lsd search --refit"):
-        law.fit({"runs": runs((-2.0, -0.1, -0.05), models)["runs"]})  # of before there were clips
+        law.fit({"runs": runs(TRUE, models)["runs"]})  # of before there were clips
+
+
+def test_the_law_tells_shared_keys_from_chance():
+    models = [
+        grid._model(dim, layers, heads=8, kv_heads=keys)
+        for dim in (64, 256) for layers in (1, 3, 6) for keys in (8, 4, 2)
+    ]  # fmt: skip
+    found = law.fit(runs((*TRUE[:3], 0.05), models, noise=0.01))
+    assert found.sharing < history.LEVEL
+    assert found.coefficients[-1] == pytest.approx(0.05, abs=0.02)
+    single = [law.Sizes.of(asdict(grid._model(256, 3, heads=8, kv_heads=n))) for n in (8, 2)]
+    worse = np.diff([law._features(sizes) @ np.array(found.coefficients) for sizes in single])
+    assert worse == pytest.approx(0.05 * np.log(4) + 0.1 * np.log(12 / 10.5), abs=0.03)
+    by_chance = [law.fit(runs(TRUE, models, 0.01, seed)) for seed in range(20)]
+    assert sum(each.coefficients[-1] != 0 for each in by_chance) <= 4
+    assert all((each.coefficients[-1] != 0) == (each.sharing < 0.05) for each in by_chance)
+    unshared = law.fit(runs(TRUE, [replace(model, kv_heads=0) for model in models[:9]], 0.01))
+    assert unshared.sharing == 1 and unshared.coefficients[-1] == 0
 
 
 def test_the_shipped_law_is_that_of_the_grid():
@@ -247,7 +283,8 @@ def test_the_shipped_law_is_that_of_the_grid():
     assert found.coefficients[1] < 0  # more parameters, less error
 
 
-def test_the_space_has_no_more_slots_than_the_grid_has_seen():
+def test_the_space_has_no_more_than_the_grid_has_seen():
+    assert max(space.PER_KV) <= max(model.per_kv for model in grid.HELD_OUT)
     seen = [model for model in (*grid.HISTORIES, *grid.HISTORIES_HELD_OUT)]
     for kind, slots in (
         ("window", space.WINDOWS),
@@ -261,7 +298,8 @@ def test_a_finished_grid_is_not_trained_again(tmp_path, capsys):
     path = tmp_path / "grid.json"
     path.write_text(json.dumps(law.load()))
     assert main(["search", "--refit", "--grid", str(path), "--runs", str(tmp_path)]) == 0
-    assert "the law misses" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the law misses" in said and "a term for shared keys is chance (p = 0." in said
     assert [p.name for p in tmp_path.iterdir()] == ["grid.json"]
 
 
@@ -312,8 +350,20 @@ def test_a_grid_of_other_settings_is_not_continued(change, tmp_path):
         grid.run(path, tmp_path)
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"runs": 3}', '{"runs": [{"name": 1}]}'])
+def test_a_file_without_runs_is_named(content, tmp_path, capsys):
+    path = tmp_path / "odd.json"
+    path.write_text(content)
+    assert main(["search", "--chip", "v6e", "--grid", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert str(path) in said and said.count("\n") == 1
+    if content[0] != "{" or content == "{":
+        assert main(["search", "--refit", "--grid", str(path), "--runs", str(tmp_path)]) == 2
+        assert str(path) in capsys.readouterr().err
+
+
 def test_the_command_writes_configs_that_plan_takes(few, tmp_path, capsys):
-    report, picture, out = (tmp_path / name for name in ("found.json", "found.png", "found"))
+    report, picture, out = (tmp_path / name for name in ("a.json", "b/found.png", "found"))
     arguments = ["search", "--chip", "v6e", "--fps", "240", "--params-max", "4e7"]
     arguments += ["--set", "model.window=3"]
     assert main([*arguments, "-o", str(out), "--json", str(report), "--plot", str(picture)]) == 0
@@ -347,6 +397,8 @@ def test_the_command_writes_configs_that_plan_takes(few, tmp_path, capsys):
         ([], "give --chip to search for, or --refit"),
         (["--chip", "v9"], "unknown chip 'v9'; known: "),
         (["--chip", "v6e", "--fps", "0"], "--fps 0.0: give more than 0"),
+        (["--chip", "v6e", "--fps", "inf"], "--fps inf: give more than 0, and a finite number"),
+        (["--chip", "v6e", "--sessions", "1000000000"], "GB more than there are"),
         (["--chip", "v6e", "--sessions", "0"], "--sessions 0: give at least 1"),
         (["--chip", "v6e", "--cores", "0"], "--cores 0: give at least 1"),
         (["--chip", "v6e", "--fps", "1e6"], "nothing holds 1e+06 fps"),
