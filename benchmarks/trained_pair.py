@@ -23,6 +23,7 @@ from scipy.stats import ttest_rel
 from benchmarks.prediction_cpu import timed_in_turns
 from lsd_jax import config as configs
 from lsd_jax.config import Config
+from lsd_jax.heap import keep_memory
 from lsd_jax.hw.micro.suites.frames import case_of
 from lsd_jax.reports import provenance, write_json
 from lsd_jax.search import grid, score
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of timing frames")
     parser.add_argument("--out", type=Path, default=Path("runs/pair"))
     args = parser.parse_args()
+    keep_memory()
     train = replace(grid.TRAIN, steps=args.steps, batch=args.batch)
     pair = [configs.load(args.found), configs.load(args.made)]
     rows = [{"config": config.name, "errors": []} for config in pair]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lsd_jax import config as configs
+from lsd_jax.pretrained import load_settings
 
 ROOT = Path(__file__).parent.parent
 NOTES = """#!/usr/bin/env bash
@@ -26,7 +27,8 @@ if [ -n "${out:-}" ]; then mkdir -p "$out/weights" "$out/checkpoints/${steps:-0}
 @pytest.mark.parametrize(
     ("recipe", "makes"),
     [("tiny.sh cpu", "checkpoints/tiny"), ("tiny.sh gpu", "checkpoints/tiny"),
-     ("recall.sh", "checkpoints/recall"), ("ablation.sh --only plain", "runs/ablation/base")],
+     ("recall.sh", "checkpoints/recall"), ("ablation.sh --only plain", "runs/ablation/base"),
+     ("pruned.sh", "checkpoints/tiny_pruned")],
 )  # fmt: skip
 def test_a_recipe_runs_through(recipe, makes, tmp_path):
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
@@ -45,12 +47,13 @@ def test_a_recipe_runs_through(recipe, makes, tmp_path):
     trained = [words for words in asked if words[:2] == ["lsd", "train"]]
     assert trained
     for words in trained:
-        config = configs.load(ROOT / words[2])
+        source = words[2] if words[2].endswith(".py") else "checkpoints/tiny"  # or cut out of it
         configs.override(
-            config, [b for a, b in zip(words, words[1:], strict=False) if a == "--set"]
+            load_settings(str(ROOT / source)),
+            [b for a, b in zip(words, words[1:], strict=False) if a == "--set"],
         )
 
 
 def test_every_recipe_is_run():
-    tried = {"tiny.sh", "recall.sh", "ablation.sh"}
+    tried = {"tiny.sh", "recall.sh", "ablation.sh", "pruned.sh"}
     assert {path.name for path in (ROOT / "recipes").iterdir()} == tried
