@@ -204,7 +204,7 @@ class Interpreter:
 
     def modulated(self, h: jax.Array) -> None:
         self.h = self.operand(h)
-        self.buffers["h"] = self.h[0]
+        self.buffers["h"] = self.h[0].reshape(self.plan.buffers["h"].shape)
         if self.w.matrix_scales is not None:
             self.buffers["h_scale"] = self.h[1]
 

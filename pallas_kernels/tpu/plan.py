@@ -64,6 +64,11 @@ class Plan:
         return self.shape.mlp // self.chunk
 
     @property
+    def blocks(self) -> int:
+        """Of rows."""
+        return self.shape.rows // self.rows
+
+    @property
     def owned(self) -> int:
         """Rows in which one chip adds up what all chips add to the residual stream."""
         return self.shape.rows // self.chips
@@ -72,6 +77,11 @@ class Plan:
     def piece(self) -> int:
         """Rows that are offered at once to the chip that adds them up."""
         return min(self.rows, self.owned)
+
+    @property
+    def several(self) -> bool:
+        """Whether chips' shares are the sums of several tiles."""
+        return (self.groups > 1) | (self.chunks > 1)
 
     def tiles(self, ring: str) -> int:
         """Tiles of a ring in a layer."""
@@ -97,7 +107,9 @@ class Plan:
             "k_scale": Buffer((s.layers, k), "float32"),
             "age_k": ages,
             "age_v": ages,
-            "h": Buffer((s.rows, s.dim), weights),
+            "h": Buffer(
+                (self.blocks, self.rows, s.dim), weights
+            ),  # each begins a tile, of any dtype
             "q": Buffer((asked, s.rows, k), s.dtype),
             "k_new": Buffer((s.heads, s.rows, k), s.dtype),
             "v_new": Buffer((s.heads, s.rows, k), s.dtype),
@@ -112,8 +124,11 @@ class Plan:
         if s.weight_dtype:
             kept["h_scale"] = Buffer((s.rows, 1), "float32")
         if self.chips > 1:
+            summed = larger(
+                8, s.rows * self.several
+            )  # the share of a single tile is offered at once
             kept |= {
-                "share": Buffer((s.rows, s.dim), "float32"),
+                "share": Buffer((summed, s.dim), "float32"),
                 "offered": Buffer((s.rows, s.dim), s.dtype),
                 "inbox": Buffer((self.chips, self.owned, s.dim), s.dtype),
                 "total": Buffer((s.rows, s.dim), s.dtype),

@@ -47,8 +47,6 @@ def choose_for(shape: Shape, chip: Chip, chips: int = 1) -> Choice:
     if refusal := _refusal(shape, chip):
         raise NotImplementedError(refusal + each)
     options = plans(shape, chips)
-    if not np.size(options.group):
-        raise NotImplementedError(f"no block of rows divides {shape.rows} tokens{each}; use xla")
     costs = total(program(options), options, chip)
     room = limit_bytes(chip) - SPARE_BYTES
     fits = options.vmem_bytes <= room
@@ -73,8 +71,8 @@ def choose_cycles(shapes: list[Shape], chip: Chip, chips: int = 1) -> np.ndarray
             shape = share(whole, chips)
         except NotImplementedError:
             continue
-        if _refusal(shape, chip) is None and np.size((options := plans(shape, chips)).group):
-            taken[i] = options
+        if _refusal(shape, chip) is None:
+            taken[i] = plans(shape, chips)
     for first in range(0, len(taken), TOGETHER):
         numbers = list(taken)[first : first + TOGETHER]
         options = [taken[i] for i in numbers]
@@ -160,10 +158,10 @@ def plans(shape: Shape, chips: int = 1) -> Any:
     groups = [n for n in range(1, shape.heads + 1) if shape.heads % n == 0]
     chunks = [n for n in range(LANES, shape.mlp + 1, LANES) if shape.mlp % n == 0]
     whole = shape.rows if shape.modulations == 1 else shape.tokens
-    blocks = {whole, *BLOCKS} | {shape.tokens}
-    sublanes = 32 // min(shape.itemsize, shape.weight_itemsize)
-    takes = [n for n in blocks if n <= BLOCKS[0] and n % sublanes == 0]
     owned = shape.rows // chips
+    blocks = {whole, owned, shape.tokens, *BLOCKS}
+    sublanes = 32 // shape.itemsize
+    takes = [n for n in blocks if n <= BLOCKS[0] and n % sublanes == 0]
     rows = [
         n
         for n in takes

@@ -19,6 +19,7 @@ from lsd_jax.hw.plan import all_reduce_seconds
 from lsd_jax.hw.stack import least_bytes, least_macs, stack_of, streamed_stack
 from pallas_kernels import aot, aot_worker, bench
 from pallas_kernels.tpu.plan import Shape
+from pallas_kernels.tpu.planner import choose
 
 SMALL = Shape(1, 64, 256, 2, 2, 128, 512, 64, 2, 3, 1, "bfloat16")
 CASE = "pallas_kernels.tpu.cases:stack"
@@ -388,6 +389,15 @@ def test_a_megakernel_of_several_chips_compiles(chip, chips):
     assert found.kernels == 1 and found.cycles is None
     weights = SMALL.layers * 2 * 256 * (4 * 8 * 128 + 2 * 1024)
     assert weights / chips < found.argument_bytes < 2 * weights / chips  # of one device
+
+
+@needs_libtpu
+def test_blocks_of_rows_that_are_no_whole_tiles_of_int8_compile():
+    """144 rows for each of eight chips, where a tile of int8 has 32."""
+    shape = replace(SMALL, layers=1, heads=8, mlp=1024, tokens=1152, slots=1, weight_dtype="int8")
+    assert choose(shape, "v6e", 8).plan.rows % 32
+    options = {"implementation": "pallas", **asdict(shape)}
+    assert aot.compile_for("v6e", CASE, options, profile=False, chips=8).kernels == 1
 
 
 def test_what_chips_cannot_share_is_refused():

@@ -8,7 +8,9 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh
 
+from lsd_jax import config as configs
 from lsd_jax.hw.chips import load
+from lsd_jax.hw.stack import streamed_stack
 from lsd_jax.ops.denoise_stack import denoise_stack
 from lsd_jax.ops.partition import chips_here
 from lsd_jax.quantize import quantize_stack
@@ -132,15 +134,21 @@ def test_without_spare_threads_the_interpreter_is_refused():
         jax.eval_shape(interpreted, *args)
 
 
-def test_what_leaves_no_block_of_rows_is_refused():
-    """880 tokens have no divisor that is a multiple of the 32 that int8 comes in."""
-    shape = replace(shape_of(*arguments("bfloat16")[:3], arguments("bfloat16")[4]), tokens=880)
-    eight = replace(shape, sessions=1, modulations=1, weight_dtype="int8")
-    with pytest.raises(NotImplementedError, match="no block of rows divides 880 tokens"):
-        choose(eight, "v6e")
-    assert np.all(np.isinf(choose_cycles([eight, eight], load("v6e"))))
+def test_what_a_share_is_refused_for_is_said_of_each_chip():
+    shape = shape_of(*arguments("bfloat16")[:3], arguments("bfloat16")[4])
     with pytest.raises(NotImplementedError, match="use mlp=.*on each of 2 chips"):
         choose(replace(shape, heads=2, mlp=128, tokens=64), "v6e", 2)
+
+
+def test_a_1080p_model_fits_eight_chips_in_blocks_that_each_adds_up():
+    """272 rows, half a tile of int8 more than eight whole ones."""
+    shape = streamed_stack(configs.load("lucy_v6e"))
+    assert shape.weight_dtype == "int8"
+    plan = choose(shape, "v6e", 8).plan
+    assert plan.rows == plan.owned == plan.piece == 272
+    assert plan.vmem_bytes <= limit_bytes(load("v6e"))
+    cycles = choose_cycles([shape, replace(shape, tokens=2040)], load("v6e"), 8)
+    assert np.isfinite(cycles).tolist() == [True, False]  # 2,040 tokens are no whole tiles
 
 
 @pytest.mark.parametrize("chips", [2, 4, 8])
