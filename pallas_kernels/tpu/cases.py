@@ -19,11 +19,15 @@ Case = tuple[Callable, tuple, tuple[int, ...], tuple]
 """A function, its abstract arguments, the numbers of those donated, where they lie on a mesh."""
 
 
-def stack(implementation: str, planned_layers: int = 0, share_of: int = 1, **shape) -> Case:
+def stack(
+    implementation: str, planned_layers: int = 0, share_of: int = 1, part_of: int = 1, **shape
+) -> Case:
     """`ops.denoise_stack` of `StackShape(**shape)` by `pallas`, `xla` (layers unrolled) or
-    `xla-scan`; the kernel with the tiles that it has at `planned_layers`, if given, or on one of
-    `share_of` chips."""
-    kernel = partial(denoise_stack, planned_layers=planned_layers, share_of=share_of)
+    `xla-scan`; the kernel with the tiles that it has at `planned_layers`, if given, on one of
+    `share_of` chips, and with `part_of` times the heads and MLP features."""
+    kernel = partial(
+        denoise_stack, planned_layers=planned_layers, share_of=share_of, part_of=part_of
+    )
     run = {"pallas": kernel, "xla": unrolled, "xla-scan": op.reference}[implementation]
     stack_shape = StackShape(**shape)
     return run, abstract_arguments(stack_shape), (), partition.arguments(stack_shape.weight_dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from lsd_jax.hw import stack
 from lsd_jax.ops.partition import chips_here
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 from pallas_kernels.tpu.chip import chip_here
@@ -31,12 +32,14 @@ def denoise_stack(
     rope: Rope,
     planned_layers: int = 0,
     share_of: int = 1,
+    part_of: int = 1,
 ) -> Result:
     """`ops.denoise_stack` on the TPU that this is traced for, or on those of the mesh in use that
     lie along its axis `tensor`.
 
     What is profiled is less than what is streamed, in the tiles of the latter: some of
-    `planned_layers`, if given, and by itself what is a chip's among `share_of`.
+    `planned_layers`, if given, by itself what is a chip's among `share_of`, and one part of
+    `part_of` of its heads and MLP features.
 
     Raises NotImplementedError where that is none, or the shape is not one for it.
     """
@@ -44,11 +47,12 @@ def denoise_stack(
     planned = replace(
         shape,
         layers=planned_layers or shape.layers,
-        heads=shape.heads * share_of,
-        mlp=shape.mlp * share_of,
+        heads=shape.heads * share_of * part_of,
+        mlp=shape.mlp * share_of * part_of,
     )
     plan = choose(planned, chip.name, max(chips, share_of)).plan
-    plan = replace(plan, shape=replace(plan.shape, layers=shape.layers), chips=chips)
+    part = stack.share(replace(plan.shape, layers=shape.layers), part_of)
+    plan = replace(plan, shape=part, chips=chips)
     arguments = x, weights, kv, bias, modulation, rope
     return by_kernel(plan, *arguments, vmem_limit_bytes=limit_bytes(chip))
 

@@ -107,9 +107,7 @@ class Plan:
             "k_scale": Buffer((s.layers, k), "float32"),
             "age_k": ages,
             "age_v": ages,
-            "h": Buffer(
-                (self.blocks, self.rows, s.dim), weights
-            ),  # each begins a tile, of any dtype
+            "h": Buffer((self.blocks, self.rows, s.dim), weights),  # each in tiles of its own
             "q": Buffer((asked, s.rows, k), s.dtype),
             "k_new": Buffer((s.heads, s.rows, k), s.dtype),
             "v_new": Buffer((s.heads, s.rows, k), s.dtype),
@@ -124,9 +122,7 @@ class Plan:
         if s.weight_dtype:
             kept["h_scale"] = Buffer((s.rows, 1), "float32")
         if self.chips > 1:
-            summed = larger(
-                8, s.rows * self.several
-            )  # the share of a single tile is offered at once
+            summed = larger(8, s.rows * self.several)  # a single tile's share is offered at once
             kept |= {
                 "share": Buffer((summed, s.dim), "float32"),
                 "offered": Buffer((s.rows, s.dim), s.dtype),
