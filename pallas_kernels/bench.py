@@ -12,7 +12,7 @@ import numpy as np
 
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.plan import all_reduce_seconds
-from lsd_jax.hw.stack import StackShape, least_bytes, streamed_stack
+from lsd_jax.hw.stack import StackShape, least_bytes, share, streamed_stack
 from pallas_kernels import aot
 from pallas_kernels.tpu.cost import cost, least_cycles, total
 from pallas_kernels.tpu.plan import Plan
@@ -22,9 +22,10 @@ from pallas_kernels.tpu.schedule import Combine, program
 IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
 SHARED_BY = (2, 4, 8)  # chips
 STACK = "pallas_kernels.tpu.cases:stack"
-PROFILED_CYCLES = 800_000  # modelled ones of a pass, beyond which only some layers are profiled
+PROFILED_CYCLES = 800_000  # modelled ones of a pass, beyond which only some of it is profiled
 PROFILED_PATCHES = {"pallas": 1024, "xla": 256}  # of a picture, beyond which it is not profiled
 TOO_MANY = "no cycles: of so many patches the compiler's profile would take more than 7 GB"
+TOO_LONG = "no cycles: the compiler's profile of one layer would take more than 7 GB"
 NO_PROFILE = "it compiles, but the compiler's profiler stops at one of its operations: no cycles"
 
 
@@ -197,32 +198,52 @@ def no_profile(found: aot.Compiled) -> str:
     return NO_PROFILE + (f" ({found.no_profile})" if found.no_profile else "")
 
 
-def profiled_layers(shape: StackShape, chip: Chip) -> int:
-    """Of how many layers the compiler's profiler simulates a pass: all, or as many as leave it
-    below some 7 GB. It keeps every instruction that it has run, about 9 kB a cycle."""
-    a_layer = choose(shape, chip.name).total.cycles / shape.layers
-    return max(1, min(shape.layers, int(PROFILED_CYCLES / a_layer)))
+def profiled_part(shape: StackShape, chip: Chip, plan: Plan | None = None) -> tuple[int, int]:
+    """Of how many layers the compiler's profiler simulates the megakernel, and into how many parts
+    of equal tiles it divides their heads and MLP features, to simulate one.
+
+    It keeps every instruction that it has run, about 9 kB a cycle, and is to stay below some 7 GB:
+    all layers in one part, or as many as that holds, or a part of one; no part, 0, if none is small
+    enough. `plan` has the tiles, if they are not those of the shape.
+    """
+    chosen = choose(shape, chip.name)
+    a_layer = chosen.total.cycles / shape.layers
+    if a_layer <= PROFILED_CYCLES:
+        return min(shape.layers, int(PROFILED_CYCLES / a_layer)), 1
+    groups, chunks = (plan or chosen.plan).groups, (plan or chosen.plan).chunks
+    parts = [n for n in range(2, groups + 1) if groups % n == 0 and chunks % n == 0]
+    return 1, next((n for n in parts if a_layer <= n * PROFILED_CYCLES), 0)
 
 
 def compile_stack(
-    shape: StackShape, chip: Chip, implementation: str, layers: int, share_of: int = 1
+    shape: StackShape, chip: Chip, implementation: str, layers: int, parts: int, share_of: int = 1
 ) -> aot.Compiled:
-    """The seam, or one chip's share of it by itself. If only so many `layers` of it are profiled,
-    its cycles, and the launches and bytes of XLA's, are those of so many, times all layers over
-    them: a little too many, since what is paid once for a pass is then counted more often."""
+    """The seam, or one chip's share of it by itself.
+
+    If only so many `layers` of it are profiled, or one of so many `parts` of a layer, its cycles,
+    and the launches and bytes of XLA's, are those times all layers and parts over them: a little
+    too many, since what is paid once for a pass or a layer is then counted more often. XLA's
+    versions have no parts, and no cycles where a layer has too many.
+    """
     options = {"implementation": implementation, **asdict(shape)}
     options |= {"share_of": share_of} if share_of > 1 else {}
-    if layers == shape.layers:
+    if (layers, parts) == (shape.layers, 1):
         return aot.compile_for(chip.name, STACK, options)
-    fewer = {"layers": layers, "planned_layers": shape.layers}
-    part, times = aot.compile_for(chip.name, STACK, options | fewer), shape.layers / layers
-    cycles = part.cycles and round(part.cycles * times)
-    if implementation != "pallas":
+    kernel = implementation == "pallas"
+    part = replace(shape, layers=layers)
+    fewer: dict[str, Any] = {"planned_layers": shape.layers}
+    if kernel and parts > 1:
+        part, fewer = share(part, parts), fewer | {"part_of": parts}
+    profile = parts == 1 or (kernel and parts > 1)
+    some = aot.compile_for(chip.name, STACK, options | asdict(part) | fewer, profile=profile)
+    times = shape.layers / layers
+    if not kernel:
         counted = ("launches", "argument_bytes", "output_bytes")
-        scaled = {name: round(getattr(part, name) * times) for name in counted}
-        return replace(part, cycles=cycles, **scaled)
+        scaled = {name: round(getattr(some, name) * times) for name in counted}
+        return replace(some, cycles=some.cycles and round(some.cycles * times), **scaled)
     whole = aot.compile_for(chip.name, STACK, options, profile=False)
-    return replace(whole, cycles=cycles, no_profile=part.no_profile)
+    cycles = some.cycles and round(some.cycles * times * parts)
+    return replace(whole, cycles=cycles, no_profile=some.no_profile)
 
 
 def _figures(
@@ -230,8 +251,9 @@ def _figures(
 ) -> dict[str, Any]:
     """Of a stack; or of one chip's share of it by itself, in the tiles of the plan `shared`."""
     plan = shared or (choose(shape, chip.name).plan if implementation == "pallas" else None)
-    layers = profiled_layers(shape, chip)
-    found = compile_stack(shape, chip, implementation, layers, shared.chips if shared else 1)
+    layers, parts = profiled_part(shape, chip, shared)
+    chips = shared.chips if shared else 1
+    found = compile_stack(shape, chip, implementation, layers, parts, chips)
     least = least_cycles(shape, chip)
     moved = found.argument_bytes + found.output_bytes
     if plan:
@@ -239,7 +261,8 @@ def _figures(
     modelled: dict[str, str] = {}
     if plan:
         modelled |= {"hbm_bytes": "modelled", "vmem_peak_bytes": "modelled"}
-    if layers < shape.layers:
+    partly = (layers, parts) != (shape.layers, 1)
+    if partly:
         modelled |= dict.fromkeys(("cycles", "us", "mxu_busy"), "modelled")
         if not plan:
             modelled |= dict.fromkeys(("launches", "hbm_bytes"), "modelled")
@@ -253,7 +276,8 @@ def _figures(
         "plan": plan.describe() if plan else None,
     }
     if found.cycles is None:
-        return known | {"note": no_profile(found)}
+        simulated = parts == 1 or (plan and parts)
+        return known | {"note": no_profile(found) if simulated else TOO_LONG}
     if found.cycles < least:
         raise ValueError(
             f"the compiler's profile says {found.cycles:,} cycles, fewer than the {least:,.0f} "
@@ -261,8 +285,10 @@ def _figures(
         )
     if plan and found.cycles / chip["clock"] < moved / chip["hbm_bandwidth"]:
         modelled["us"] = "modelled"  # the plan's bytes decide
-    if layers < shape.layers:
-        known["note"] = f"cycles of {layers} of {shape.layers} layers, compiled, times the rest"
+    if partly:
+        of_parts = f"one of {parts} parts of " if parts > 1 else ""
+        some = f"{of_parts}{layers} of {shape.layers} layers"
+        known["note"] = f"cycles of {some}, compiled, times the rest"
     return known | {
         "cycles": found.cycles,
         "us": aot.time_us(found.cycles, moved, chip),

@@ -341,7 +341,26 @@ def test_of_many_layers_few_are_profiled(monkeypatch):
     assert "cycles of 1 of 12 layers" in pallas["note"]
     config, chip = configs.load("reference"), chips.load("v6e")
     shape = stack_of(config.model, config.stream.compute_dtype)
-    assert bench.profiled_layers(shape, chip) == shape.layers
+    assert bench.profiled_part(shape, chip) == (shape.layers, 1)
+
+
+def test_of_a_layer_that_is_too_long_a_part_is_profiled(monkeypatch):
+    """The megakernel's; XLA's has no parts, and then no cycles."""
+
+    def compiled(chip, case, options, profile=True, chips=1):
+        if chips > 1:
+            raise ValueError("not asked for here")
+        assert profile == ("part_of" in options)
+        assert (options["heads"], options["mlp"]) == ((4, 4096) if profile else (8, 8192))
+        cycles = options["layers"] * 600_000 if profile else None
+        return aot.Compiled(cycles, options["layers"], 1, {}, {}, 9, 9, 0, 1, "0")
+
+    monkeypatch.setattr(aot, "libtpu_version", lambda: "0")
+    monkeypatch.setattr(aot, "compile_for", compiled)
+    pallas, xla, *_ = bench.stack_rows(configs.load("lucy_v6e"), chips.load("v6e"))
+    assert pallas["cycles"] == 24 * 2 * 600_000 and pallas["kinds"]["cycles"] == "modelled"
+    assert pallas["launches"] == 24 and "one of 2 parts of 1 of 24 layers" in pallas["note"]
+    assert "cycles" not in xla and "more than 7 GB" in xla["note"] and xla["launches"] == 24
 
 
 def test_rows_without_cycles_are_kept(monkeypatch):
