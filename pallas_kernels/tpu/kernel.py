@@ -386,6 +386,11 @@ def norm(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + EPSILON)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU's tanh form."""
+    return 0.5 * twice_gelu(x)
+
+
 def twice_gelu(x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
     """GELU's tanh form (Hendrycks & Gimpel 2016) of `scale * x`, times `2 / scale`: what is left
     out is cheaper by rows and columns than by elements. `scale [R, 1]` is 1 where there is none."""
