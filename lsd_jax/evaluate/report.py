@@ -124,7 +124,10 @@ def tables(report: dict) -> list[Table]:
         means = [_mean(row[key] for row in rows.values()) for key in keys[:-1]] + [None]
         table.add_column("edit", footer="mean", no_wrap=True, min_width=max(map(len, rows)))
         for key, mean in zip(keys, means, strict=True):
-            table.add_column(key, footer=_cell(key, mean), justify="right", no_wrap=True)
+            cell = _cell(key, mean)
+            table.add_column(
+                key, footer=cell, justify="right", no_wrap=True, min_width=max(len(key), len(cell))
+            )
         table.add_column("taken for", no_wrap=True)
         for name, row in rows.items():
             table.add_row(name, *(_cell(key, row[key]) for key in keys), _first(row["taken_for"]))

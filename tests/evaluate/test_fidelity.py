@@ -1,7 +1,10 @@
 """What is measured of streams whose quality is known: the truth, the input, another's truth."""
 
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from lsd_jax.config import ModelConfig
 from lsd_jax.data import edits
@@ -94,6 +97,17 @@ def test_tables_and_lines_show_every_row(clips):
     found = report(clips, lambda ask: "sepia")
     assert sum(table.row_count for table in tables(found)) == len(ASKS)
     assert any("60.00" in line or "dB" in line for line in lines(found))
+
+
+def test_what_edits_are_taken_for_leaves_room_for_figures(clips):
+    printed = io.StringIO()
+    for table in tables(report(clips, lambda ask: "background_from_reference")):
+        Console(file=printed, width=80).print(table)
+    rows = [line.split() for line in printed.getvalue().splitlines()]
+    headings = [row[1:6] for row in rows if row[:1] == ["edit"]]
+    assert headings and all(
+        row == ["psnr", "identity", "gain", "accuracy", "texture"] for row in headings
+    )
 
 
 def test_clips_are_reproducible_held_out_and_start_at_any_chunk(clips, monkeypatch):
