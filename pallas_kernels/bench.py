@@ -22,7 +22,9 @@ from pallas_kernels.tpu.schedule import Combine, program
 IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
 SHARED_BY = (2, 4, 8)  # chips
 STACK = "pallas_kernels.tpu.cases:stack"
-PROFILED_CYCLES = 800_000  # modelled ones of a pass, beyond which only some of it is profiled
+PROFILED_CYCLES = {1024: 800_000, math.inf: 200_000}
+"""Modelled ones, by most tokens: what the compiler's profiler simulates in some 7 GB. It keeps
+every instruction that it has run, 9 kB a cycle of `base`, some 40 of `lucy_v6e`."""
 PROFILED_PATCHES = {"pallas": 1024, "xla": 256}  # of a picture, beyond which it is not profiled
 TOO_MANY = "no cycles: of so many patches the compiler's profile would take more than 7 GB"
 TOO_LONG = "no cycles: the compiler's profile of one layer would take more than 7 GB"
@@ -202,17 +204,17 @@ def profiled_part(shape: StackShape, chip: Chip, plan: Plan | None = None) -> tu
     """Of how many layers the compiler's profiler simulates the megakernel, and into how many parts
     of equal tiles it divides their heads and MLP features, to simulate one.
 
-    It keeps every instruction that it has run, about 9 kB a cycle, and is to stay below some 7 GB:
-    all layers in one part, or as many as that holds, or a part of one; no part, 0, if none is small
-    enough. `plan` has the tiles, if they are not those of the shape.
+    All layers in one part, or as many as `PROFILED_CYCLES` allow, or a part of one; no part, 0, if
+    none is small enough. `plan` has the tiles, if they are not those of the shape.
     """
     chosen = choose(shape, chip.name)
+    most = next(cycles for tokens, cycles in PROFILED_CYCLES.items() if shape.tokens <= tokens)
     a_layer = chosen.total.cycles / shape.layers
-    if a_layer <= PROFILED_CYCLES:
-        return min(shape.layers, int(PROFILED_CYCLES / a_layer)), 1
+    if a_layer <= most:
+        return min(shape.layers, int(most / a_layer)), 1
     groups, chunks = (plan or chosen.plan).groups, (plan or chosen.plan).chunks
     parts = [n for n in range(2, groups + 1) if groups % n == 0 and chunks % n == 0]
-    return 1, next((n for n in parts if a_layer <= n * PROFILED_CYCLES), 0)
+    return 1, next((n for n in parts if a_layer <= n * most), 0)
 
 
 def compile_stack(
