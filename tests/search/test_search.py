@@ -27,6 +27,8 @@ def few(monkeypatch):
     """A space of some thousands: checked types make a search slow."""
     monkeypatch.setattr(space, "DIMS", (128, 256, 512, 768))
     monkeypatch.setattr(space, "RATIOS", (2.0, 4.0))
+    monkeypatch.setattr(space, "PATCHES", (8, 16))
+    monkeypatch.setattr(space, "PER_KV", (1, 2))
 
 
 def some(count, most_dim=1024, seed=0):
