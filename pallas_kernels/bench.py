@@ -200,20 +200,19 @@ def no_profile(found: aot.Compiled) -> str:
     return NO_PROFILE + (f" ({found.no_profile})" if found.no_profile else "")
 
 
-def profiled_part(shape: StackShape, chip: Chip, plan: Plan | None = None) -> tuple[int, int]:
-    """Of how many layers the compiler's profiler simulates the megakernel, and into how many parts
-    of equal tiles it divides their heads and MLP features, to simulate one.
+def profiled_part(shape: StackShape, chip: Chip, plan: Plan | None) -> tuple[int, int]:
+    """Of how many layers the compiler's profiler simulates a pass, and into how many parts of equal
+    tiles it divides their heads and MLP features, to simulate one.
 
     All layers in one part, or as many as `PROFILED_CYCLES` allow, or a part of one; no part, 0, if
-    none is small enough. `plan` has the tiles, if they are not those of the shape.
+    none is small enough. `plan` has the megakernel's tiles; XLA's versions have none to divide.
     """
-    chosen = choose(shape, chip.name)
     most = next(cycles for tokens, cycles in PROFILED_CYCLES.items() if shape.tokens <= tokens)
-    a_layer = chosen.total.cycles / shape.layers
+    a_layer = choose(shape, chip.name).total.cycles / shape.layers
     if a_layer <= most:
         return min(shape.layers, int(most / a_layer)), 1
-    groups, chunks = (plan or chosen.plan).groups, (plan or chosen.plan).chunks
-    parts = [n for n in range(2, groups + 1) if groups % n == 0 and chunks % n == 0]
+    tiles = math.gcd(plan.groups, plan.chunks) if plan else 1
+    parts = [n for n in range(2, tiles + 1) if tiles % n == 0]
     return 1, next((n for n in parts if a_layer <= n * most), 0)
 
 
@@ -224,20 +223,21 @@ def compile_stack(
 
     If only so many `layers` of it are profiled, or one of so many `parts` of a layer, its cycles,
     and the launches and bytes of XLA's, are those times all layers and parts over them: a little
-    too many, since what is paid once for a pass or a layer is then counted more often. XLA's
-    versions have no parts, and no cycles where a layer has too many.
+    too many, since what is paid once for a pass or a layer is then counted more often. Of no parts
+    there are no cycles.
     """
     options = {"implementation": implementation, **asdict(shape)}
     options |= {"share_of": share_of} if share_of > 1 else {}
     if (layers, parts) == (shape.layers, 1):
         return aot.compile_for(chip.name, STACK, options)
     kernel = implementation == "pallas"
+    if kernel and not parts:
+        return aot.compile_for(chip.name, STACK, options, profile=False)
     part = replace(shape, layers=layers)
     fewer: dict[str, Any] = {"planned_layers": shape.layers}
-    if kernel and parts > 1:
+    if parts > 1:
         part, fewer = share(part, parts), fewer | {"part_of": parts}
-    profile = parts == 1 or (kernel and parts > 1)
-    some = aot.compile_for(chip.name, STACK, options | asdict(part) | fewer, profile=profile)
+    some = aot.compile_for(chip.name, STACK, options | asdict(part) | fewer, profile=parts > 0)
     times = shape.layers / layers
     if not kernel:
         counted = ("launches", "argument_bytes", "output_bytes")
@@ -253,7 +253,7 @@ def _figures(
 ) -> dict[str, Any]:
     """Of a stack; or of one chip's share of it by itself, in the tiles of the plan `shared`."""
     plan = shared or (choose(shape, chip.name).plan if implementation == "pallas" else None)
-    layers, parts = profiled_part(shape, chip, shared)
+    layers, parts = profiled_part(shape, chip, plan)
     chips = shared.chips if shared else 1
     found = compile_stack(shape, chip, implementation, layers, parts, chips)
     least = least_cycles(shape, chip)
@@ -278,8 +278,7 @@ def _figures(
         "plan": plan.describe() if plan else None,
     }
     if found.cycles is None:
-        simulated = parts == 1 or (plan and parts)
-        return known | {"note": no_profile(found) if simulated else TOO_LONG}
+        return known | {"note": no_profile(found) if parts else TOO_LONG}
     if found.cycles < least:
         raise ValueError(
             f"the compiler's profile says {found.cycles:,} cycles, fewer than the {least:,.0f} "

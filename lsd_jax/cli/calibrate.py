@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from lsd_jax.config import Config
+from lsd_jax.files import read_json
 from lsd_jax.hw.chips import Chip
 from lsd_jax.reports import write_json
 
@@ -65,10 +65,7 @@ def _refit(args: argparse.Namespace, config: Config, chip: Chip) -> dict:
     cores = args.lnc if args.cores is None else args.cores
     if cores < 1 or args.lnc > 1 and cores != args.lnc:
         raise ValueError(f"--cores {cores} --lnc {args.lnc}: a profile of that is not modelled")
-    try:
-        summary = json.loads(Path(args.profile).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{args.profile} is no JSON: {error}") from error
+    summary = read_json(args.profile)
     if not isinstance(summary, dict):
         raise ValueError(f"{args.profile}: want an object, as summary-json writes")
     name, folder = config.name, Path(args.profile).parent

@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> None:
     stage = stages.prepare(args.stage, config, args.videos, mesh)
     attention = explain_attention(config, mesh)
     if config.train.backend == "auto":
-        refused = (f"; {by} {said}" for by, said in attention.items() if by == "pallas")
         chosen = next(by for by, said in attention.items() if said == "chosen")
-        print(f"attention by {chosen}" + "".join(() if chosen == "pallas" else refused))
+        refused = "" if chosen == "pallas" else f"; pallas {attention['pallas']}"
+        print(f"attention by {chosen}{refused}")
     steps = train(
         config,
         stage.loss,

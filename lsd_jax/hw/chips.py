@@ -19,6 +19,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from lsd_jax.files import read_json
+
 Kind = Literal["measured", "published", "assumed"]
 KINDS = get_args(Kind)
 Family = Literal["tpu", "trainium", "gpu", "cpu"]
@@ -103,10 +105,7 @@ def load(name: str) -> Chip:
     for one that cannot be read.
     """
     if name.endswith(".json"):
-        try:
-            return parse(Path(name).stem, json.loads(Path(name).read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{name} is no JSON: {error}") from error
+        return parse(Path(name).stem, read_json(name))
     if name not in known():
         raise ValueError(
             f"unknown chip {name!r}; known: {', '.join(known())}, or a path ending in .json"

@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from lsd_jax.files import read_json
 from lsd_jax.search.history import LEVEL, HistoryLaw, fit_history
-from lsd_jax.search.regression import Misses, chances, misses, solve
+from lsd_jax.search.regression import Misses, chances, misses, require_enough, solve
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def fit(grid: dict[str, Any]) -> Law:
     features = np.stack([_features(Sizes.of(entry["model"])) for entry in runs])
     errors = np.log([entry["error"]["1"] for entry in runs])
     held_out = np.array([entry["held_out"] for entry in runs], bool)
-    misses(features, errors, held_out)  # raises where there are too few
+    require_enough(features, held_out)
     sharing = float(chances(features, errors)[-1]) if features[:, -1].any() else 1.0
     features[:, -1] *= sharing < LEVEL
     missed = misses(features, errors, held_out)
@@ -83,10 +84,7 @@ def load() -> dict[str, Any]:
 
 def read(path: Path) -> dict[str, Any]:
     """A grid's file. Raises ValueError for anything else than an object of JSON."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no file of lsd search --refit")
     return found

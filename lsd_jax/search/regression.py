@@ -36,19 +36,24 @@ def solve(features: np.ndarray, errors: np.ndarray) -> np.ndarray:
     )[0]
 
 
-def misses(features: np.ndarray, errors: np.ndarray, held_out: np.ndarray) -> Misses:
-    """How well `solve` does on these runs. Raises ValueError where there are too few of them."""
-    runs, count = len(errors), int(sum(held_out))
+def require_enough(features: np.ndarray, held_out: np.ndarray) -> None:
+    """Raises ValueError where there are too few runs for a law, or for a test of it."""
+    runs, count = len(features), int(sum(held_out))
     if runs - count <= features.shape[1] or not count:
         raise ValueError(
             f"{runs - count} runs and {count} held out do not make a law of "
             f"{features.shape[1]} coefficients; finish the grid by lsd search --refit"
         )
 
+
+def misses(features: np.ndarray, errors: np.ndarray, held_out: np.ndarray) -> Misses:
+    """How well `solve` does on these runs. Raises ValueError where there are too few of them."""
+    require_enough(features, held_out)
+
     def missed(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
         return features[asked] @ solve(features[known], errors[known]) - errors[asked]
 
-    every = np.arange(runs)
+    every = np.arange(len(errors))
     left_out = np.concatenate([missed(every != i, every == i) for i in every])
     found = missed(every >= 0, every >= 0), left_out, missed(~held_out, held_out)
     return Misses(*(float(np.mean(np.abs(np.expm1(logs)))) for logs in found))

@@ -149,7 +149,7 @@ class Machine:
             rms = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + EPSILON)
             shift, scale = self.modulation(layer, session, first, first + 1)
             h = self.operand(x * rms * (1 + scale) + shift)
-            at.h[self.block(rows)] = h.values
+            at.h[self.block_of(rows)] = h.values
             if h.scale is not None:
                 at.h_scale[rows] = h.scale
 
@@ -267,9 +267,9 @@ class Machine:
     def modulated(self, rows: Rows) -> Operand:
         """What `Modulate` left of these rows."""
         eight = bool(self.plan.shape.weight_dtype)
-        return Operand(self.at.h[self.block(rows)], self.at.h_scale[rows] if eight else None)
+        return Operand(self.at.h[self.block_of(rows)], self.at.h_scale[rows] if eight else None)
 
-    def block(self, rows: Rows) -> Index:
+    def block_of(self, rows: Rows) -> Index:
         """Which block of rows these are."""
         return rows.start // self.plan.rows
 

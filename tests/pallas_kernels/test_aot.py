@@ -341,7 +341,7 @@ def test_of_many_layers_few_are_profiled(monkeypatch):
     assert "cycles of 1 of 12 layers" in pallas["note"]
     config, chip = configs.load("reference"), chips.load("v6e")
     shape = stack_of(config.model, config.stream.compute_dtype)
-    assert bench.profiled_part(shape, chip) == (shape.layers, 1)
+    assert bench.profiled_part(shape, chip, None) == (shape.layers, 1)
 
 
 def test_of_a_layer_that_is_too_long_a_part_is_profiled(monkeypatch):
@@ -363,7 +363,8 @@ def test_of_a_layer_that_is_too_long_a_part_is_profiled(monkeypatch):
     assert pallas["launches"] == 24 and "one of 2 parts of 1 of 24 layers" in pallas["note"]
     monkeypatch.undo()
     shape, chip = streamed_stack(configs.load("lucy_v6e")), chips.load("v6e")
-    assert bench.profiled_part(shape, chip) == (1, 0)  # four parts are still too long
+    alone = choose(shape, "v6e").plan
+    assert bench.profiled_part(shape, chip, alone) == (1, 0)  # four parts are still too long
     each = choose(shape, "v6e", 8).plan
     assert bench.profiled_part(each.shape, chip, each) == (1, 1)
     assert "cycles" not in xla and "more than 7 GB" in xla["note"] and xla["launches"] == 24
