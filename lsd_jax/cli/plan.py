@@ -74,7 +74,8 @@ def planned(config: Any, chip: Any, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "config": config.name, "chip": chip.name, "chips": chips_of(plan, chip),
         "cores": plan.ranks, "fps": args.fps, "kind": plan.kind, "ms_per_frame": plan.ms,
-        "ms_to_picture": plan.picture_ms, "fits": capacity.holds(plan, args.fps), "stages": [vars(s) for s in plan.stages],
+        "ms_to_picture": plan.picture_ms, "fits": capacity.holds(plan, args.fps),
+        "stages": [vars(s) for s in plan.stages],
         "bytes_held": plan.held.total, "bytes": vars(plan.held),
         "bytes_room": finite(plan.room_bytes),
         "sessions_per_chip": sessions, "cost_per_stream_hour": hourly,

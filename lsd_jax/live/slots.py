@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,12 +36,14 @@ _AXES = StreamState(kv=ring.SESSION, key=0, frame=0)  # pyright: ignore[reportAr
 
 
 class Shown(NamedTuple):
-    """One frame out: the picture, its planes for a video encoder, whether it is to be trusted."""
+    """One frame out: the picture, its planes for a video encoder, whether it is to be trusted, what
+    it took, and when it is remembered: a frame that comes before then waits."""
 
     image: UInt8[np.ndarray, "height width 3"]
     planes: UInt8[np.ndarray, "rows width"]
     finite: bool
     step_ms: float
+    remembered: Future[np.ndarray]
 
 
 def read(state: StreamState, slot: Int[Array, ""]) -> StreamState:
@@ -197,7 +199,8 @@ class Slots:
         self._failed = np.zeros(count, bool)  # not finite at its last step
         self._suspect = np.zeros(count, bool)  # made cold for that, and not stepped since
         self._lost = np.zeros(count, bool)  # its state went with a step that raised
-        self._kept: dict[int, jax.Array] = {}  # whether what it remembers of its last is finite
+        self._kept: dict[int, Future] = {}  # whether what it remembers of its last is finite
+        self._behind = ThreadPoolExecutor(1, "slots-behind")  # waits for that, so that none does
         self._changes: deque[tuple[Callable[[], Any], Future]] = deque()
         self._waiting: deque[_Waiting] = deque()
         self._wake = threading.Condition()
@@ -217,12 +220,12 @@ class Slots:
         frames, controls = shape(self._frames), shape(self._controls)
         with dispatch.using(config.stream.backend):
             model = self._adapted(model)
+            given = controls, order, slot
+            self._show = placement.compile_reader(show, model, state, frames, *given)
             self._remember = placement.compile_step(
-                remember, model, state, frames, frames, controls, order, slot
+                remember, model, state, frames, frames, *given, beside=self._show
             )
-            self._lie = placement.formats(self._remember)
-            shows = jax.jit(show, in_shardings=(*self._lie, *(None,) * 4))
-            self._show = shows.lower(model, state, frames, controls, order, slot).compile()
+        self._lie = placement.formats(self._show)
         self._model = placement.place(model, self._lie[0])
 
         def compiled(function, *arguments, gives_state=True):
@@ -351,6 +354,7 @@ class Slots:
             self._stopped = True
             self._wake.notify()
         self._thread.join(timeout=60)
+        self._behind.shutdown(wait=False)
 
     def _live(self) -> None:
         try:
@@ -405,8 +409,9 @@ class Slots:
         try:
             for slot, waiting in batch.items():
                 self._frames[slot] = waiting.image
-            # Copies: the next frame may come before this one is remembered.
-            frames, controls = jax.device_put((self._frames, self._controls), may_alias=False)
+            # Copies: an array of a CPU's may be NumPy's memory, whatever `may_alias` says, and the
+            # next frame may come before this one is remembered.
+            frames, controls = jax.device_put((self._frames.copy(), self._controls.copy()))
             given = controls, order, np.int32(len(listed))
             shown = self._show(self._model, self._state, frames, *given)
             # Behind the pictures: who waits for those does not wait for this.
@@ -418,12 +423,13 @@ class Slots:
                 waiting.done.set_exception(error)
             return
         step_ms = (time.perf_counter() - started) * 1e3
+        remembered = self._behind.submit(np.asarray, kept)
         for slot, waiting in batch.items():
             before = self._kept.get(slot)
-            good = bool(finite[slot]) and (before is None or bool(np.asarray(before)[slot]))
-            self._kept[slot] = kept
+            good = bool(finite[slot]) and (before is None or bool(before.result()[slot]))
+            self._kept[slot] = remembered
             self._heal(slot, good)
-            waiting.done.set_result(Shown(images[slot], planes[slot], good, step_ms))
+            waiting.done.set_result(Shown(images[slot], planes[slot], good, step_ms, remembered))
 
     def _heal(self, slot: int, finite: bool) -> None:
         """A session that was made cold and is not finite even so has bad weights."""
