@@ -43,13 +43,13 @@ class PoisonedSession(VideoSession):
             elif where == "weights":
                 slots._model = bad(slots._model)
             else:  # what comes of one frame alone
-                step = slots._step
+                show = slots._show
 
                 def once(model, *arguments):
-                    slots._step = step
-                    return step(bad(model), *arguments)
+                    slots._show = show
+                    return show(bad(model), *arguments)
 
-                slots._step = once
+                slots._show = once
 
         await asyncio.wrap_future(slots.change(spoil))
 

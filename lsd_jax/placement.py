@@ -24,12 +24,24 @@ BLOCKS = ".denoiser.stack"  # the path of the weights of the blocks in a `stream
 Tree = TypeVar("Tree")
 
 
+def compile_reader(function: Callable, model: Any, state: Any, *inputs: Any) -> jax.stages.Compiled:
+    """`function(model, state, *inputs)`, which leaves the state as it is."""
+    free = Format(Layout.AUTO) if jax.default_backend() in CHOOSING else None
+    lies = (free, free, *(None for _ in inputs))
+    return jax.jit(function, in_shardings=lies).lower(model, state, *inputs).compile()
+
+
 def compile_step(
-    function: Callable, model: Any, state: Any, *inputs: Any, mesh: Mesh | None = None
+    function: Callable,
+    model: Any,
+    state: Any,
+    *inputs: Any,
+    mesh: Mesh | None = None,
+    beside: jax.stages.Compiled | None = None,
 ) -> jax.stages.Compiled:
     """`function(model, state, *inputs) -> (state, ...)` with its state donated; a state comes out
-    in the layout in which it went in. On a `mesh`, its devices share the blocks of a
-    `stream.StreamModel` and the history of a `StreamState`."""
+    in the layout in which it went in, that of `beside` if there is one. On a `mesh`, its devices
+    share the blocks of a `stream.StreamModel` and the history of a `StreamState`."""
 
     _, *others = jax.eval_shape(function, model, state, *inputs)
     lies = (None, None) if mesh is None else shared(model, state, mesh)
@@ -45,6 +57,8 @@ def compile_step(
 
     if jax.default_backend() not in CHOOSING:
         return compiled(*lies)
+    if beside is not None:
+        return compiled(*formats(beside))
     free = (Format(Layout.AUTO),) * 2
     if mesh is not None:
         free = jax.tree.map(lambda sharding: Format(Layout.AUTO, sharding), lies)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from lsd_jax.model import Denoiser, abstract_model
 from lsd_jax.ops import dispatch
 from lsd_jax.ops.denoise_stack import denoise_stack
 from lsd_jax.ops.partition import AXIS
-from lsd_jax.ops.remember import finite
+from lsd_jax.ops.remember import finite, pinned_alone
 from lsd_jax.quantize import quantize_stack
 from lsd_jax.types import Conditioning, Frame, KVBuffer, StreamState
 
@@ -37,6 +37,15 @@ class StreamModel:
     denoiser: Denoiser
     passes: Float[Array, "passes l 1 6 d"]
     commit: Float[Array, "l 1 6 d"]
+
+
+class Seen(NamedTuple):
+    """What a session saw and showed, by which it remembers a frame: the input and the frame out as
+    latents, and the control planes, all in the compute dtype."""
+
+    source: Float[Array, "b height width c"]
+    shown: Float[Array, "b height width c"]
+    controls: Float[Array, "b height width n"]
 
 
 def prepare(denoiser: Denoiser, config: Config) -> StreamModel:
@@ -89,51 +98,66 @@ def frame_step(
     Returns:
         The next state and the frame out.
     """
-    state, out, _ = checked_step(model, state, frame, controls, one_by_one)
+    out, seen, _ = show(model, state, frame, controls, one_by_one)
+    state, _ = remember(model, state, seen, one_by_one)
     return state, out
 
 
-def checked_step(
+def show(
     model: StreamModel,
     state: StreamState,
     frame: Frame,
     controls: UInt8[Array, "b height width n"],
     one_by_one: bool = False,
-) -> tuple[StreamState, Frame, Bool[Array, " b"]]:
-    """`frame_step`, and for each session whether all that it predicted was finite.
+) -> tuple[Frame, Seen, Bool[Array, " b"]]:
+    """The first part of `frame_step`, up to the picture: whoever waits for it need not wait for
+    `remember` as well.
 
-    A picture cannot say so: what is not a number becomes black.
+    Returns:
+        The frame out, what is to be remembered of it, and for each session whether all that it
+        predicted was finite. A picture cannot say so: what is not a number becomes black.
     """
-    key, noise = _next_noise(state.key, frame.shape[1:], model.commit.dtype)
+    noise = _noise(state.key, frame.shape[1:], model.commit.dtype)
+    compute = partial(_show, model)
     if one_by_one:
-        show = each_session(partial(_show_and_recall, model), (ring.SESSION, 0, 0, 0), (0, 1, 1, 0))
-        out, k, v, sound = show(state.kv, noise, frame, controls)
-        with jax.named_scope("commit"):
-            kv = ring.commit(state.kv, k, v, model.denoiser.config)
-    else:
-        out, seen, sound = _show(model, state.kv, noise, frame, controls)
-        with jax.named_scope("remember"):
-            kv, kept = model.denoiser.commit(*seen, state.kv, model.commit)
-        sound &= kept
-    return StreamState(kv=kv, key=key, frame=state.frame + 1), out, sound
+        compute = each_session(compute, (ring.SESSION, 0, 0, 0), (0, 0, 0))
+    return compute(state.kv, noise, frame, controls)
 
 
-def _show_and_recall(
-    model: StreamModel, kv: KVBuffer, noise: Array, frame: Frame, controls: Array
-) -> tuple[Frame, Array, Array, Bool[Array, " b"]]:
-    """The frames out, the keys and values `[L, B, T, H, K]` by which to remember them, and
-    whether they are finite."""
-    out, seen, sound = _show(model, kv, noise, frame, controls)
+def seen(
+    model: StreamModel, frame: Frame, shown: Frame, controls: UInt8[Array, "b height width n"]
+) -> Seen:
+    """What `show` gives to remember, anew from the pictures in and out."""
+    codec, dtype = PixelCodec(), model.commit.dtype
+    source, latent = (codec.encode(x).astype(dtype) for x in (frame, shown))
+    return Seen(source, latent, controls.astype(dtype) / 255)
+
+
+def remember(
+    model: StreamModel, state: StreamState, seen: Seen, one_by_one: bool = False
+) -> tuple[StreamState, Bool[Array, " b"]]:
+    """The second part of `frame_step`, behind the picture: the state that the next frame wants,
+    and for each session whether what it remembers of this one is finite."""
     with jax.named_scope("remember"):
-        k, v = model.denoiser.remember(*seen, kv, model.commit)
-    return out, k, v, sound & finite(k, 1) & finite(v, 1)
+        if one_by_one:
+            recall = each_session(partial(_recall, model), (ring.SESSION, 0), (1, 1))
+            k, v = recall(pinned_alone(state.kv), seen)
+            with jax.named_scope("commit"):
+                kv = ring.commit(state.kv, k, v, model.denoiser.config)
+            kept = finite(k, 1) & finite(v, 1)
+        else:
+            kv, kept = model.denoiser.commit(*seen, state.kv, model.commit)
+    return StreamState(kv=kv, key=_next_key(state.key), frame=state.frame + 1), kept
+
+
+def _recall(model: StreamModel, kv: KVBuffer, seen: Seen) -> tuple[Array, Array]:
+    """The keys and values `[L, B, T, H, K]` by which to remember what was seen."""
+    return model.denoiser.remember(*seen, kv, model.commit)
 
 
 def _show(
     model: StreamModel, kv: KVBuffer, noise: Array, frame: Frame, controls: Array
-) -> tuple[Frame, tuple[Array, Array, Array], Bool[Array, " b"]]:
-    """The frames out; the input, what came out and the control planes, by which to remember them;
-    and whether what was predicted is finite."""
+) -> tuple[Frame, Seen, Bool[Array, " b"]]:
     denoiser, codec = model.denoiser, PixelCodec()
     dtype = model.commit.dtype
     source = codec.encode(frame).astype(dtype)
@@ -145,8 +169,7 @@ def _show(
 
     latent = diffusion.sample(predict, noise, model.passes.shape[0])
     out = confine(codec.decode(latent), frame, controls, denoiser.config.controls)
-    shown = codec.encode(out).astype(dtype)
-    return out, (source, shown, planes), finite(latent, 0)
+    return out, Seen(source, codec.encode(out).astype(dtype), planes), finite(latent, 0)
 
 
 def control_planes(
@@ -203,11 +226,17 @@ def each_session(compute: Callable, in_axes: tuple, out_axes: tuple[int, ...]) -
                 return jax.tree.map(lambda y: jax.lax.dynamic_slice_in_dim(y, i, 1, axis), x)
 
             out = compute(*jax.tree.map(row, in_axes, inputs))
-            return [jnp.squeeze(x, axis) for axis, x in zip(out_axes, out, strict=True)]
+            return each(jnp.squeeze, out)
+
+        def each(change, out):
+            return tuple(
+                jax.tree.map(partial(change, axis=axis), x)
+                for axis, x in zip(out_axes, out, strict=True)
+            )
 
         sessions = jax.tree.leaves(inputs[-1])[0].shape[in_axes[-1]]
         out = jax.lax.map(session, jnp.arange(sessions))
-        return tuple(jnp.moveaxis(x, 0, axis) for axis, x in zip(out_axes, out, strict=True))
+        return each(lambda x, axis: jnp.moveaxis(x, 0, axis), out)
 
     return run
 
@@ -333,10 +362,17 @@ def abstract_condition(config: Config, batch: int) -> Conditioning:
     )
 
 
-def _next_noise(key_data: Array, shape: tuple[int, ...], dtype) -> tuple[Array, Array]:
+def _noise(key_data: Array, shape: tuple[int, ...], dtype) -> Array:
     def one_session(data):
-        carried, used = jax.random.split(jax.random.wrap_key_data(data))
-        return jax.random.key_data(carried), jax.random.normal(used, shape, jnp.float32)
+        _, used = jax.random.split(jax.random.wrap_key_data(data))
+        return jax.random.normal(used, shape, jnp.float32)
 
-    key_data, noise = jax.vmap(one_session)(key_data)
-    return key_data, noise.astype(dtype)
+    return jax.vmap(one_session)(key_data).astype(dtype)
+
+
+def _next_key(key_data: Array) -> Array:
+    def one_session(data):
+        carried, _ = jax.random.split(jax.random.wrap_key_data(data))
+        return jax.random.key_data(carried)
+
+    return jax.vmap(one_session)(key_data)

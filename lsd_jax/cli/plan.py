@@ -74,7 +74,8 @@ def planned(config: Any, chip: Any, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "config": config.name, "chip": chip.name, "chips": chips_of(plan, chip),
         "cores": plan.ranks, "fps": args.fps, "kind": plan.kind, "ms_per_frame": plan.ms,
-        "fits": capacity.holds(plan, args.fps), "stages": [vars(s) for s in plan.stages],
+        "ms_to_picture": plan.picture_ms, "fits": capacity.holds(plan, args.fps),
+        "stages": [vars(s) for s in plan.stages],
         "bytes_held": plan.held.total, "bytes": vars(plan.held),
         "bytes_room": finite(plan.room_bytes),
         "sessions_per_chip": sessions, "cost_per_stream_hour": hourly,
@@ -91,6 +92,7 @@ def remarks(plan: Any, chip: Any, fps: float) -> list[str]:
     else:
         times = f"{plan.ms:.2f} ms is {plan.ms / budget:.2f} times the {budget:.2f} ms of a frame"
         lines = [f"does not hold {fps:g} fps{cores}: {times}"]
+    lines.append(f"a server shows the picture after {plan.picture_ms:.2f} ms, then remembers it")
     kept = f"{plan.held.total / 1e9:.2f} GB held"
     if finite(plan.room_bytes) is None:
         return [*lines, kept, *plan.notes]

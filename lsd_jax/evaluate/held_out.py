@@ -198,6 +198,7 @@ class OneOfEach:
             _edited(
                 world, edit, self._pictures[i], self._slots[i],
                 self._starts[i] + np.int32(after + offset), textures.bank(), size=self._size,
+                of_scene=bool(edit["kind"]),
             )
             for offset in range(0, count, RENDERED)
         ]  # fmt: skip
@@ -205,12 +206,16 @@ class OneOfEach:
         return source, truth
 
 
-@partial(jax.jit, static_argnames="size")
-def _edited(world, edit, picture, slots, start, bank, *, size):
-    """Input and truth of a world's next `RENDERED` frames, `[F, H, W, 3]` bytes."""
-    changed = worlds.edit_world(world, SceneEdit(**edit, reference=picture))
-    both = jax.tree.map(lambda *x: jnp.stack(x), world, changed)
-    source, plain = rendered.render_clips(both, jnp.stack([start] * 2), RENDERED, size, bank)
+@partial(jax.jit, static_argnames=("size", "of_scene"))
+def _edited(world, edit, picture, slots, start, bank, *, size, of_scene):
+    """Input and truth of a world's next `RENDERED` frames, `[F, H, W, 3]` bytes. Where the edit is
+    not `of_scene`, both show the same world, which is rendered once."""
+    drawn = [world]
+    if of_scene:
+        drawn.append(worlds.edit_world(world, SceneEdit(**edit, reference=picture)))
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *drawn)
+    shown = rendered.render_clips(stacked, jnp.stack([start] * len(drawn)), RENDERED, size, bank)
+    source, plain = shown[0], shown[-1]
     index = start + jnp.arange(RENDERED, dtype=jnp.int32)
     edited = edits.compose(slots[0], slots[1], plain, index)
     return rendered.to_bytes(source), rendered.to_bytes(edited)

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lsd_jax import stream
-from lsd_jax.codec import PixelCodec
 from lsd_jax.conditioning import ask
 from lsd_jax.config import Config
 from lsd_jax.model import Denoiser
@@ -156,8 +155,5 @@ def _misremember(
     model: stream.StreamModel, state: StreamState, frame: Frame, shown: Frame, controls: jax.Array
 ) -> StreamState:
     """The state after a frame that came out as `shown`."""
-    dtype, codec = model.commit.dtype, PixelCodec()
-    source, latent = (codec.encode(x).astype(dtype) for x in (frame, shown))
-    planes = controls.astype(dtype) / 255
-    kv, _ = model.denoiser.commit(source, latent, planes, state.kv, model.commit)
-    return state.replace(kv=kv, frame=state.frame + 1)
+    state, _ = stream.remember(model, state, stream.seen(model, frame, shown, controls))
+    return state

@@ -16,7 +16,7 @@ from lsd_jax.hw import cpu, roofline
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.memory import Held, held
 from lsd_jax.hw.stack import StackShape
-from lsd_jax.hw.work import Stage, commit_ops, frame_work, stack_ops
+from lsd_jax.hw.work import REMEMBERING, Stage, commit_ops, frame_work, stack_ops
 
 KERNELS = {
     "trainium": "nki_kernels.bench:stack_seconds",
@@ -65,6 +65,11 @@ class FramePlan:
     @property
     def ms(self) -> float:
         return sum(stage.ms for stage in self.stages)
+
+    @property
+    def picture_ms(self) -> float:
+        """Until the picture is out; behind it the frame is remembered."""
+        return sum(stage.ms for stage in self.stages if stage.name not in REMEMBERING)
 
     @property
     def range_ms(self) -> tuple[float, float]:

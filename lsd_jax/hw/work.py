@@ -73,6 +73,10 @@ class Stage:
         return sum(op.times * op.transcendentals for op in self.ops)
 
 
+REMEMBERING = ("remember: embed", "remember: stack", "commit")
+"""The stages behind the picture, which a server shows before them (`stream.remember`)."""
+
+
 def frame_work(config: Config, sessions: int = 1) -> tuple[Stage, ...]:
     """The stages of one `stream.frame_step` for so many sessions, in order, with the copies from
     and to the host around it."""

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,12 +36,14 @@ _AXES = StreamState(kv=ring.SESSION, key=0, frame=0)  # pyright: ignore[reportAr
 
 
 class Shown(NamedTuple):
-    """One frame out: the picture, its planes for a video encoder, whether it is to be trusted."""
+    """One frame out: the picture, its planes for a video encoder, whether it is to be trusted, what
+    it took, and when it is remembered: a frame that comes before then waits."""
 
     image: UInt8[np.ndarray, "height width 3"]
     planes: UInt8[np.ndarray, "rows width"]
     finite: bool
     step_ms: float
+    remembered: Future[np.ndarray]
 
 
 def read(state: StreamState, slot: Int[Array, ""]) -> StreamState:
@@ -70,53 +72,89 @@ def pin(
     return write(state, stream.forget(steered, anew), slot)
 
 
-def step_listed(
+def show_listed(
     model: StreamModel,
     state: StreamState,
     frames: UInt8[Array, "b height width 3"],
     controls: UInt8[Array, "b height width n"],
     order: Int[Array, " b"],
     count: Int[Array, ""],
-) -> tuple[StreamState, Array, Array, Bool[Array, " b"]]:
-    """Advances the first `count` slots of `order`, one after the other.
+) -> tuple[Array, Array, Bool[Array, " b"]]:
+    """The next pictures of the first `count` slots of `order`, one after the other; their planes
+    for a video encoder, and whether they are finite.
 
     For CPUs: costs what the waiting sessions cost, and the bits are those of a session alone.
     """
 
-    def one(i, carry):
-        state, images, planes, finite = carry
-        slot = order[i]
-        row = partial(lax.dynamic_slice_in_dim, start_index=slot, slice_size=1, axis=0)
-        put = partial(lax.dynamic_update_slice_in_dim, start_index=slot, axis=0)
-        alone, image, good = stream.checked_step(
-            model, read(state, slot), row(frames), row(controls)
-        )
-        state = write(state, alone, slot)
-        return state, put(images, image), put(planes, yuv420(image)), put(finite, good)
+    def one(i, shown):
+        row, put = _at(order[i])
+        image, _, good = stream.show(model, read(state, order[i]), row(frames), row(controls))
+        return jax.tree.map(put, shown, (image, yuv420(image), good))
 
     b, height, width = frames.shape[:3]
-    empty = jnp.zeros_like(frames), jnp.zeros((b, height * 3 // 2, width), jnp.uint8)
-    return lax.fori_loop(0, count, one, (state, *empty, jnp.zeros(b, bool)))
+    planes = jnp.zeros((b, height * 3 // 2, width), jnp.uint8)
+    return lax.fori_loop(0, count, one, (jnp.zeros_like(frames), planes, jnp.zeros(b, bool)))
 
 
-def step_masked(
+def remember_listed(
+    model: StreamModel,
+    state: StreamState,
+    frames: UInt8[Array, "b height width 3"],
+    images: UInt8[Array, "b height width 3"],
+    controls: UInt8[Array, "b height width n"],
+    order: Int[Array, " b"],
+    count: Int[Array, ""],
+) -> tuple[StreamState, Bool[Array, " b"]]:
+    """The state once those slots have remembered what they have shown, and whether that is
+    finite."""
+
+    def one(i, carry):
+        state, kept = carry
+        row, put = _at(order[i])
+        seen = stream.seen(model, row(frames), row(images), row(controls))
+        alone, good = stream.remember(model, read(state, order[i]), seen)
+        return write(state, alone, order[i]), put(kept, good)
+
+    return lax.fori_loop(0, count, one, (state, jnp.ones(order.shape, bool)))
+
+
+def _at(slot: Int[Array, ""]) -> tuple[Callable, Callable]:
+    """What takes a slot's row out of an array, and what puts it into one."""
+    row = partial(lax.dynamic_slice_in_dim, start_index=slot, slice_size=1, axis=0)
+    return row, partial(lax.dynamic_update_slice_in_dim, start_index=slot, axis=0)
+
+
+def show_masked(
     model: StreamModel,
     state: StreamState,
     frames: UInt8[Array, "b height width 3"],
     controls: UInt8[Array, "b height width n"],
     order: Int[Array, " b"],
     count: Int[Array, ""],
-) -> tuple[StreamState, Array, Array, Bool[Array, " b"]]:
-    """`step_listed` for accelerators: all slots at once and without a branch; those that are not
-    listed keep their state."""
+) -> tuple[Array, Array, Bool[Array, " b"]]:
+    """`show_listed` for accelerators: all slots at once and without a branch."""
+    images, _, finite = stream.show(model, state, frames, controls)
+    return images, yuv420(images), finite
+
+
+def remember_masked(
+    model: StreamModel,
+    state: StreamState,
+    frames: UInt8[Array, "b height width 3"],
+    images: UInt8[Array, "b height width 3"],
+    controls: UInt8[Array, "b height width n"],
+    order: Int[Array, " b"],
+    count: Int[Array, ""],
+) -> tuple[StreamState, Bool[Array, " b"]]:
+    """`remember_listed` for accelerators; slots that are not listed keep their state."""
     chosen = jnp.zeros(order.shape, bool).at[order].set(jnp.arange(order.size) < count)
-    after, images, finite = stream.checked_step(model, state, frames, controls)
+    after, kept = stream.remember(model, state, stream.seen(model, frames, images, controls))
 
     def keep(axis, old, new):
         shape = [-1 if a == axis else 1 for a in range(old.ndim)]
         return jnp.where(chosen.reshape(shape), new, old)
 
-    return jax.tree.map(keep, _AXES, state, after), images, yuv420(images), finite
+    return jax.tree.map(keep, _AXES, state, after), kept
 
 
 @dataclass
@@ -155,11 +193,14 @@ class Slots:
         size = config.model.height, config.model.width
         self._frames = np.zeros((count, *size, 3), np.uint8)
         self._controls = np.zeros((count, *size, len(config.model.controls)), np.uint8)
-        self._compile(model, step_listed if on_cpu else step_masked)
+        listed = show_listed, remember_listed
+        self._compile(model, *(listed if on_cpu else (show_masked, remember_masked)))
         self._state = self._cold_state()
         self._failed = np.zeros(count, bool)  # not finite at its last step
         self._suspect = np.zeros(count, bool)  # made cold for that, and not stepped since
         self._lost = np.zeros(count, bool)  # its state went with a step that raised
+        self._kept: dict[int, Future] = {}  # whether what it remembers of its last is finite
+        self._behind = ThreadPoolExecutor(1, "slots-behind")  # waits for that, so that none does
         self._changes: deque[tuple[Callable[[], Any], Future]] = deque()
         self._waiting: deque[_Waiting] = deque()
         self._wake = threading.Condition()
@@ -167,7 +208,7 @@ class Slots:
         self._thread = threading.Thread(target=self._live, name="slots", daemon=True)
         self._thread.start()
 
-    def _compile(self, model: StreamModel, step: Callable) -> None:
+    def _compile(self, model: StreamModel, show: Callable, remember: Callable) -> None:
         def shape(x):
             return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
@@ -179,8 +220,12 @@ class Slots:
         frames, controls = shape(self._frames), shape(self._controls)
         with dispatch.using(config.stream.backend):
             model = self._adapted(model)
-            self._step = placement.compile_step(step, model, state, frames, controls, order, slot)
-        self._lie = placement.formats(self._step)
+            given = controls, order, slot
+            self._show = placement.compile_reader(show, model, state, frames, *given)
+            self._remember = placement.compile_step(
+                remember, model, state, frames, frames, *given, beside=self._show
+            )
+        self._lie = placement.formats(self._show)
         self._model = placement.place(model, self._lie[0])
 
         def compiled(function, *arguments, gives_state=True):
@@ -275,6 +320,7 @@ class Slots:
         """Puts a session into `slot`. Call it by `change`."""
         self._donate(lambda: self._write(self._state, one, np.int32(slot)))
         self._lost[slot] = self._failed[slot] = self._suspect[slot] = False
+        self._kept.pop(slot, None)
 
     def set_mask(self, slot: int, mask: UInt8[np.ndarray, "height width"]) -> None:
         """Confines the edit of `slot`. Call it by `change`."""
@@ -293,8 +339,12 @@ class Slots:
             raise
 
     def _salvage(self) -> None:
-        """What is donated to a step that raises may be gone, and every session with it."""
-        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self._state)):
+        """What is donated to what raises may be gone, and every session with it; so may a state be
+        that was promised, and never came."""
+        try:
+            jax.block_until_ready(self._state)
+        except Exception:
+            _log.exception("the state of all sessions is lost")
             self._state = self._cold_state()
             self._lost[:] = True
 
@@ -304,6 +354,7 @@ class Slots:
             self._stopped = True
             self._wake.notify()
         self._thread.join(timeout=60)
+        self._behind.shutdown(wait=False)
 
     def _live(self) -> None:
         try:
@@ -358,21 +409,27 @@ class Slots:
         try:
             for slot, waiting in batch.items():
                 self._frames[slot] = waiting.image
-            state, images, planes, finite = self._step(
-                self._model, self._state, self._frames, self._controls, order, np.int32(len(listed))
-            )
-            images, planes, finite = (np.asarray(x) for x in (images, planes, finite))
-            self._state = state  # only now: a step may raise as late as its results are read
+            # Copies: an array of a CPU's may be NumPy's memory, whatever `may_alias` says, and the
+            # next frame may come before this one is remembered.
+            frames, controls = jax.device_put((self._frames.copy(), self._controls.copy()))
+            given = controls, order, np.int32(len(listed))
+            shown = self._show(self._model, self._state, frames, *given)
+            # Behind the pictures: who waits for those does not wait for this.
+            self._state, kept = self._remember(self._model, self._state, frames, shown[0], *given)
+            images, planes, finite = (np.asarray(x) for x in shown)
         except Exception as error:
             self._salvage()
             for waiting in batch.values():
                 waiting.done.set_exception(error)
             return
         step_ms = (time.perf_counter() - started) * 1e3
+        remembered = self._behind.submit(np.asarray, kept)
         for slot, waiting in batch.items():
-            good = bool(finite[slot])
+            before = self._kept.get(slot)
+            good = bool(finite[slot]) and (before is None or bool(before.result()[slot]))
+            self._kept[slot] = remembered
             self._heal(slot, good)
-            waiting.done.set_result(Shown(images[slot], planes[slot], good, step_ms))
+            waiting.done.set_result(Shown(images[slot], planes[slot], good, step_ms, remembered))
 
     def _heal(self, slot: int, finite: bool) -> None:
         """A session that was made cold and is not finite even so has bad weights."""

@@ -91,6 +91,7 @@ class VideoSession(Session["VideoModel"]):
             shown = await self._slot.step(frame.image)
             self.ctx.record_inference_ms(shown.step_ms)
             await self.ctx.publish("main_video", shown.planes, frame.ts_ms, shown.finite)
+            await asyncio.wrap_future(shown.remembered)  # a picture taken before would grow old
 
     async def reset(self) -> None:
         async with self._steering:

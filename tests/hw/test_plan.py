@@ -12,7 +12,7 @@ from lsd_jax.hw import capacity, chips, roofline
 from lsd_jax.hw.memory import held, parameters
 from lsd_jax.hw.plan import ROUGH_ERROR, plan_frame
 from lsd_jax.hw.stack import stack_of
-from lsd_jax.hw.work import elementwise, matmul
+from lsd_jax.hw.work import REMEMBERING, elementwise, matmul
 from nki_kernels import bench as nki
 from nki_kernels.sim.timeline import schedule
 from pallas_kernels.tpu.planner import choose, choose_cycles
@@ -196,6 +196,10 @@ def test_the_command_reports(tmp_path, capsys):
     assert sum(stage["ms"] for stage in found["stages"]) == pytest.approx(found["ms_per_frame"])
     assert found["stages"][0].keys() == {"name", "ms", "bound_by", "kind"}
     assert found["cost_per_stream_hour"] == pytest.approx(3 / found["sessions_per_chip"])
+    behind = {s["name"]: s["ms"] for s in found["stages"] if s["name"] in REMEMBERING}
+    assert len(behind) == len(REMEMBERING)
+    found_behind = found["ms_per_frame"] - found["ms_to_picture"]
+    assert found_behind == pytest.approx(sum(behind.values())) and found_behind > 0.5
     assert found["bytes_held"] > 1e9
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "would help: " in capsys.readouterr().out

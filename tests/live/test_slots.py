@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import threading
 import time
 from concurrent.futures import CancelledError
 from dataclasses import replace
@@ -14,7 +15,7 @@ from av import VideoFrame
 
 from lsd_jax import placement, stream
 from lsd_jax.live.slot import Slot
-from lsd_jax.live.slots import Slots, step_masked
+from lsd_jax.live.slots import Slots, remember_masked, show_masked
 from lsd_jax.live.yuv import yuv420
 from lsd_jax.session import Clock, Session, count_compiles
 
@@ -138,11 +139,11 @@ def test_a_step_of_all_slots_leaves_those_that_wait_as_they_are(small_config, pr
     """The form for accelerators, on a CPU: slots that are not listed keep their state."""
     state = stream.init_state(small_config, jnp.arange(3))
     controls = jnp.full((3, *SIZE, 1), 255, np.uint8)
-    step = jax.jit(step_masked)
     frames, before = jnp.asarray(pictures(3, 0)), jax.tree.map(np.asarray, state)
-    order, count = np.array([2, 0, 1], np.int32), np.int32(2)
-    after, images, planes, finite = step(prepared, state, frames, controls, order, count)
-    assert after.frame.tolist() == [1, 0, 1] and finite.all()
+    given = controls, np.array([2, 0, 1], np.int32), np.int32(2)
+    images, planes, finite = jax.jit(show_masked)(prepared, state, frames, *given)
+    after, kept = jax.jit(remember_masked)(prepared, state, frames, images, *given)
+    assert after.frame.tolist() == [1, 0, 1] and finite.all() and kept.all()
     np.testing.assert_array_equal(after.kv.k[:, 1], before.kv.k[:, 1])
     np.testing.assert_array_equal(after.key[1], before.key[1])
     assert np.any(np.asarray(after.kv.k[:, 0]) != before.kv.k[:, 0])
@@ -335,20 +336,27 @@ def test_a_snapshot_of_nonsense_changes_nothing(slots, name, value):
     scenario(run())
 
 
-def test_a_step_that_raises_ends_its_sessions_and_no_others(slots, solo, monkeypatch):
-    whole = slots._step
+@pytest.mark.parametrize("late", [False, True])
+def test_a_step_that_raises_ends_its_sessions_and_no_others(slots, solo, monkeypatch, late):
+    """Whether what takes the state raises, or what it gives does when the next frame reads it."""
+    whole = slots._remember
 
     def broken(model, state, *rest):
-        whole(model, state, *rest)  # takes the state with it
-        raise MemoryError("no memory")
+        after, kept = whole(model, state, *rest)  # takes the state with it
+        if not late:
+            raise MemoryError("no memory")
+        jax.tree.map(lambda x: x.delete(), after)
+        return after, kept
 
     async def run():
         slot, other = Slot(slots, 1), Slot(slots, 2)
         await slot.condition("night", None)
-        monkeypatch.setattr(slots, "_step", broken)
-        with pytest.raises(MemoryError):
+        monkeypatch.setattr(slots, "_remember", broken)
+        if late:
             await slot.step(pictures(1, 1)[0])
-        monkeypatch.setattr(slots, "_step", whole)
+        with pytest.raises(RuntimeError if late else MemoryError):
+            await slot.step(pictures(1, 1)[0])
+        monkeypatch.setattr(slots, "_remember", whole)
         for work in (slot.step(pictures(1, 1)[0]), other.snapshot(), other.condition("fog", None)):
             with pytest.raises(RuntimeError, match="state was lost"):
                 await work
@@ -360,6 +368,52 @@ def test_a_step_that_raises_ends_its_sessions_and_no_others(slots, solo, monkeyp
         return found
 
     np.testing.assert_array_equal(scenario(run()), solo[0])
+
+
+def test_a_picture_that_cannot_be_made_harms_no_state(slots, solo, monkeypatch):
+    whole, prompts = slots._show, SCRIPTS[0][0]
+
+    async def run():
+        slot = Slot(slots, SCRIPTS[0][1])
+        frames = pictures(9, SCRIPTS[0][1])
+        first = await play(slot, frames[:4], prompts)
+        monkeypatch.setattr(slots, "_show", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await slot.step(frames[4])
+        monkeypatch.setattr(slots, "_show", whole)
+        rest = [(await slot.step(image)).image for image in frames[4:]]
+        slot.close()
+        return np.concatenate([first, rest])
+
+    assert not any(n >= 4 for n in prompts)
+    np.testing.assert_array_equal(scenario(run()), solo[0])
+
+
+def test_a_frame_is_remembered_behind_its_picture(slots, monkeypatch):
+    """Whoever waits for the picture gets it before; what is not finite is said of the next."""
+    whole, ended = slots._remember, threading.Event()
+
+    class Late:
+        def __array__(self, dtype=None, copy=None):
+            assert ended.wait(60)
+            return np.zeros(slots.count, bool)
+
+    def remember(model, state, frames, *others):
+        assert not np.shares_memory(np.asarray(frames), slots._frames)  # it may change meanwhile
+        return whole(model, state, frames, *others)[0], Late()
+
+    async def run():
+        slot, images = Slot(slots, 1), pictures(3, 1)
+        monkeypatch.setattr(slots, "_remember", remember)
+        first = await slot.step(images[0])
+        assert first.finite and not first.remembered.done()
+        ended.set()
+        assert not (await slot.step(images[1])).finite
+        await slot.reset()
+        assert (await slot.step(images[2])).finite
+        slot.close()
+
+    scenario(run())
 
 
 def test_a_session_that_could_not_begin_says_so(slots, monkeypatch):
