@@ -153,6 +153,16 @@ def test_a_1080p_model_fits_eight_chips_in_blocks_that_each_adds_up():
     assert cycles[1] < cycles[0] == choose(shape, "v6e", 8).total.cycles
 
 
+@pytest.mark.parametrize("chips", [2, 4])
+def test_the_residual_stream_comes_and_goes_by_way_of_the_sums(chips):
+    """Else it would lie in VMEM whole once more on its way in, and once on its way out."""
+    plan = choose(streamed_stack(configs.load("lucy_v6e")), "v6e", chips).plan
+    assert "x_in" in replace(plan, chips=1).arguments
+    assert not {"x_in", "x_out"} & set(plan.arguments)
+    room = limit_bytes(load("v6e")) - plan.vmem_bytes
+    assert 0 <= room < 2 * plan.buffers["total"].bytes
+
+
 def test_tokens_are_filled_up_to_whole_tiles_for_each_chip():
     shape = streamed_stack(configs.load("lucy_1080p"))
     assert shape.tokens == 2040
