@@ -15,7 +15,7 @@ from lsd_jax.hw.plan import all_reduce_seconds
 from lsd_jax.hw.stack import StackShape, least_bytes, share, streamed_stack
 from pallas_kernels import aot
 from pallas_kernels.tpu.cost import cost, least_cycles, total
-from pallas_kernels.tpu.plan import Plan
+from pallas_kernels.tpu.plan import Plan, filling
 from pallas_kernels.tpu.planner import choose, choose_cycles, choose_for
 from pallas_kernels.tpu.schedule import Combine, program
 
@@ -159,7 +159,7 @@ def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str
     chosen = choose_for(shape, chip, ranks)
     bound = "HBM" if chosen.total.compute_cycles < chosen.total.cycles else "MXU"
     seconds = float(chosen.total.cycles) / chip["clock"]
-    links = all_reduce_seconds(shape, chip, ranks)
+    links = link_seconds(shape, chip, ranks)
     return (
         seconds + links,
         "links" if links > seconds else bound,
@@ -169,8 +169,14 @@ def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str
 
 def stacks_seconds(shapes: list[StackShape], chip: Chip, ranks: int = 1) -> np.ndarray:
     """`stack_seconds` of many stacks shared by so many cores, infinity where the kernel refuses."""
-    links = [all_reduce_seconds(shape, chip, ranks) for shape in shapes]
+    links = [link_seconds(shape, chip, ranks) for shape in shapes]
     return choose_cycles(shapes, chip, ranks) / chip["clock"] + np.array(links)
+
+
+def link_seconds(shape: StackShape, chip: Chip, chips: int) -> float:
+    """`all_reduce_seconds` of all rows of the megakernel."""
+    rows = replace(shape, tokens=shape.tokens + filling(shape, chips))
+    return all_reduce_seconds(rows, chip, chips)
 
 
 def shared_figures(shape: StackShape, chip: Chip, chips: int) -> dict[str, Any]:
@@ -182,7 +188,7 @@ def shared_figures(shape: StackShape, chip: Chip, chips: int) -> dict[str, Any]:
     found = aot.compile_for(chip.name, STACK, options, profile=False, chips=chips)
     alone = _figures(plan.shape, chip, "pallas", plan)
     added_us = 1e6 * 2 * shape.layers * float(cost(Combine(), plan, chip).cycles) / chip["clock"]
-    links_us = 1e6 * all_reduce_seconds(shape, chip, chips)
+    links_us = 1e6 * link_seconds(shape, chip, chips)
     known = {"launches": found.launches, "code_bytes": found.code_bytes}
     if "us" not in alone:
         return alone | known

@@ -19,6 +19,7 @@ from pallas_kernels.tpu.schedule import (
     Combine,
     Emit,
     Instruction,
+    Load,
     Loop,
     Mlp,
     Modulate,
@@ -26,6 +27,7 @@ from pallas_kernels.tpu.schedule import (
     Project,
     ProjectOut,
     Step,
+    Store,
 )  # fmt: skip
 
 Amount = Any  # a number, or an array of them
@@ -122,7 +124,7 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
     """
     s, width, r = plan.shape, plan.group * plan.shape.head_dim, read(chip)
     asked = s.per_kv * width
-    blocks = s.rows // plan.rows
+    rows, blocks = plan.all_rows, plan.blocks
     vector = r.vector / REGISTER
     speed = dense_speed(s, chip)
     rounding, scaling = (ROUNDING, SCALING) if s.weight_dtype else (0, 0)
@@ -136,7 +138,7 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
         case Emit():
             return Cost(hbm_bytes=2 * s.rows * width * s.itemsize)
         case Modulate():
-            return Cost((4 + rounding) * s.rows * s.dim * vector + blocks * r.block)
+            return Cost((4 + rounding) * rows * s.dim * vector + blocks * r.block)
         case Project():
             parts = s.per_kv + 2
             mxu = parts * product(plan.rows, s.dim, width, chip, speed)
@@ -144,13 +146,13 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
             each = both(mxu, elements * vector, chip) + r.block
             return Cost(blocks * each, macs=parts * s.rows * s.dim * width)
         case Attend():
-            turns = s.rows // plan.queries
+            turns = rows // plan.queries
             head = sum(
                 count * attend_cycles(keys, ages, plan, chip)
                 for count, keys, ages in (
                     (1, s.ageless, 0),
                     (s.slots, s.tokens, 1),
-                    (1, s.tokens, 0),
+                    (1, plan.session_rows, 0),
                 )
             )
             macs = 2 * s.rows * (s.keys + s.tokens) * asked
@@ -168,7 +170,9 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
             each = both(mxu, elements * vector, chip) + r.block
             return Cost(blocks * each, macs=2 * s.rows * s.dim * plan.chunk)
         case Combine():  # what the links take is counted beside it, `hw.plan.all_reduce_seconds`
-            return Cost(COMBINE * s.rows * s.dim * vector + blocks * r.block)
+            return Cost(COMBINE * rows * s.dim * vector + blocks * r.block)
+        case Load() | Store() if plan.chips > 1:  # else XLA brings it, before and after
+            return Cost(r.copy_latency + s.rows * s.dim * s.itemsize / r.copy_rate)
     return Cost()
 
 
@@ -214,7 +218,7 @@ def total(program: Program, plan: Plan, chip: Chip) -> Total:
             streamed = streamed + repeats * one.hbm_bytes
             compute = compute + repeats * one.cycles
             macs = macs + repeats * one.macs
-            turns = s.rows // (plan.queries if isinstance(node, Attend) else plan.rows)
+            turns = plan.all_rows // (plan.queries if isinstance(node, Attend) else plan.rows)
             code = code + tiles * one.cycles / turns
 
     walk(program, 1, 1)

@@ -85,7 +85,7 @@ def by_kernel(plan: Plan, *arguments: Any, **options: Any) -> Result:
     `options` see `launch`."""
 
     def run(*arguments):
-        return as_seam(plan, launch(plan, program(plan), *arguments, **options))
+        return as_seam(launch(plan, program(plan), *arguments, **options))
 
     return (over_chips(run) if plan.chips > 1 else run)(*arguments)
 
@@ -118,13 +118,7 @@ def shape_of(x: jax.Array, weights: StackWeights, kv: KVBuffer, modulation: jax.
     )
 
 
-def as_seam(plan: Plan, out: dict[str, jax.Array]) -> Result:
+def as_seam(out: dict[str, jax.Array]) -> Result:
     """The kernel's results in the seam's shapes."""
-    s = plan.shape
-
-    def split(new):  # [L, H, B * T, K] to [L, B, T, H, K]
-        by_session = new.reshape(s.layers, s.heads, s.sessions, s.tokens, s.head_dim)
-        return jnp.transpose(by_session, (0, 2, 3, 1, 4))
-
-    x = out["x_out"].reshape(s.sessions, s.tokens, s.dim)
-    return x, split(out["k_out"]), split(out["v_out"])
+    k, v = (jnp.transpose(out[name], (0, 2, 3, 1, 4)) for name in ("k_out", "v_out"))
+    return out["x_out"], k, v

@@ -68,8 +68,8 @@ class Interpreter:
         self.under_way: dict[tuple[Ring, int], tuple[int, int]] = {}
         self.buffers = {name: jnp.full(b.shape, jnp.nan) for name, b in plan.buffers.items()}
         s = plan.shape
-        new = jnp.full((s.layers, s.heads, s.rows, s.head_dim), jnp.nan)
-        self.buffers |= {"x_out": jnp.full((s.rows, s.dim), jnp.nan), "k_out": new, "v_out": new}
+        new = jnp.full((s.layers, s.heads, s.sessions, s.tokens, s.head_dim), jnp.nan)
+        self.buffers |= {"x_out": jnp.full_like(x, jnp.nan), "k_out": new, "v_out": new}
 
     def step(self, step: Step) -> None:
         """One instruction."""
@@ -94,7 +94,7 @@ class Interpreter:
                 heads = self.heads(tile)
                 for name in ("k", "v"):
                     new = self.buffers[f"{name}_new"][heads]
-                    self.set(f"{name}_out", (layer, heads), new)
+                    self.set(f"{name}_out", (layer, heads), self.tokens(new))
             case Attend():
                 self.attend(layer, tile)
             case ProjectOut():
@@ -114,7 +114,7 @@ class Interpreter:
             case Meet():
                 pass  # `psum` waits for all
             case Store():
-                self.buffers["x_out"] = self.buffers["x"]
+                self.buffers["x_out"] = self.tokens(self.buffers["x"])
             case Drain():
                 pass  # `Emit` has copied already
 
@@ -147,16 +147,18 @@ class Interpreter:
     # Arithmetic
 
     def load(self) -> None:
-        s, tables = self.plan.shape, self.buffers["cos"].shape[0] // self.plan.shape.tokens
-        self.buffers["x"] = self.x.reshape(s.rows, s.dim).astype(jnp.float32)
+        plan, tables = self.plan, self.buffers["cos"].shape[0] // self.plan.session_rows
+        x = jnp.pad(self.x.astype(jnp.float32), ((0, 0), (0, plan.filled), (0, 0)))
+        self.buffers["x"] = x.reshape(plan.all_rows, plan.shape.dim)
         for name in ("q_scale", "k_scale", "age_k", "age_v"):
             self.buffers[name] = getattr(self.w, name).astype(jnp.float32)
-        cos, sin = self.rope.cos, self.rope.sin
+        tables_in = self.rope.cos, self.rope.sin
+        cos, sin = (jnp.pad(table, ((0, plan.filled), (0, 0))) for table in tables_in)
         self.buffers["cos"] = jnp.tile(jnp.concatenate([cos, cos], 1), (tables, 1))
         self.buffers["sin"] = jnp.tile(jnp.concatenate([-sin, sin], 1), (tables, 1))
 
     def project(self, layer: int, tile: int) -> None:
-        s, buffers = self.plan.shape, self.buffers
+        s, rows, buffers = self.plan.shape, self.plan.all_rows, self.buffers
         weights = buffers["qkv"][self.slot("heads", layer, tile)]
         heads = self.heads(tile)
         scales = self.w.matrix_scales
@@ -164,8 +166,8 @@ class Interpreter:
         if scales is not None:
             parts = parts * scales.qkv[layer, :, heads, None]
         q, (k, v) = parts[:-2].reshape(buffers["q"].shape), parts[-2:]
-        cos, sin = jnp.tile(buffers["cos"], (s.rows // buffers["cos"].shape[0], 1)), buffers["sin"]
-        sin = jnp.tile(sin, (s.rows // sin.shape[0], 1))
+        cos, sin = jnp.tile(buffers["cos"], (rows // buffers["cos"].shape[0], 1)), buffers["sin"]
+        sin = jnp.tile(sin, (rows // sin.shape[0], 1))
 
         def place(y, scale):
             y = norm(y) * scale[layer]
@@ -178,10 +180,10 @@ class Interpreter:
 
     def attend(self, layer: int, tile: int) -> None:
         s, buffers, heads = self.plan.shape, self.buffers, self.heads(tile)
-        slot = self.slot("heads", layer, tile)
+        slot, rows = self.slot("heads", layer, tile), self.plan.session_rows
         group = []
         for b in range(s.sessions):
-            own = slice(b * s.tokens, (b + 1) * s.tokens)
+            own = slice(b * rows, b * rows + s.tokens)
             ages = jnp.clip(self.kv.age[b], 0, s.ages - 1)
             keys, values = (
                 jnp.concatenate(
@@ -192,11 +194,11 @@ class Interpreter:
                     (buffers["v"][slot, b], buffers["age_v"], buffers["v_new"]),
                 )
             )
-            q = buffers["q"].reshape(s.per_kv, self.plan.group, s.rows, s.head_dim)[:, :, own]
+            q = buffers["q"].reshape(s.per_kv, self.plan.group, s.sessions, rows, -1)[:, :, b]
             logits = jnp.einsum("cgtk,gnk->cgtn", q, keys) * LOG_2
             logits += jnp.pad(self.bias[b], (0, s.tokens))
             group.append(jnp.einsum("cgtn,gnk->tgck", jax.nn.softmax(logits), values))
-        buffers["attended"] = jnp.concatenate(group).reshape(s.rows, -1)
+        buffers["attended"] = jnp.concatenate(group).reshape(self.plan.all_rows, -1)
 
     def operand(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What a product with weights takes for `x`, and what the result is multiplied by."""
@@ -224,7 +226,13 @@ class Interpreter:
         """Shift, scale and gate of each row of the residual stream, `[R, D]`."""
         s, first = self.plan.shape, 0 if part == "attention" else 3
         each = jnp.broadcast_to(self.modulation[layer], (s.sessions, 6, s.dim))
-        return [jnp.repeat(each[:, first + i], s.tokens, axis=0) for i in range(3)]
+        return [jnp.repeat(each[:, first + i], self.plan.session_rows, axis=0) for i in range(3)]
+
+    def tokens(self, rows: jax.Array) -> jax.Array:
+        """`[..., R, C]` as `[..., B, T, C]`, without what fills up."""
+        s, (*major, _, columns) = self.plan.shape, rows.shape
+        by_session = rows.reshape(*major, s.sessions, self.plan.session_rows, columns)
+        return by_session[..., : s.tokens, :]
 
     def heads(self, tile: int) -> slice:
         return slice(tile * self.plan.group, (tile + 1) * self.plan.group)

@@ -11,10 +11,11 @@ Pseudocode: `schedule.program`, an instruction a method of `Machine`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from pallas_kernels.tpu.schedule import Loop, Program, Step
 
 EPSILON = 1e-6
 SAFE_EXPONENT = 96.0  # of 2; sums of thousands of such terms stay far below float32's 2^127
+MASKED = -1e30  # an exponent of 2
 LOG2_E = math.log2(math.e)
 
 
@@ -113,9 +115,11 @@ class Machine:
     def outgoing(self, layer: Index, tile: Index) -> list:
         """The copies of a group's new keys and values to HBM."""
         at, heads = self.at, pl.ds(tile * self.plan.group, self.plan.group)
+        both = (at.k_new, at.k_out), (at.v_new, at.v_out)
         return [
-            pltpu.make_async_copy(at.k_new.at[heads], at.k_out.at[layer, heads], at.left.at[0]),
-            pltpu.make_async_copy(at.v_new.at[heads], at.v_out.at[layer, heads], at.left.at[1]),
+            pltpu.make_async_copy(new.at[heads, rows], out.at[layer, heads, session], at.left.at[i])
+            for i, (new, out) in enumerate(both)
+            for session, rows, _ in self.sessions()
         ]
 
     def emit(self, node: schedule.Emit, layer: Index, tile: Index) -> None:
@@ -129,17 +133,32 @@ class Machine:
     # Arithmetic
 
     def load(self, node: schedule.Load, layer: Index, tile: Index) -> None:
-        at, tokens, half = self.at, self.plan.shape.tokens, self.plan.shape.head_dim // 2
-        for name in ("x", "q_scale", "k_scale", "age_k", "age_v"):
+        at, plan, half = self.at, self.plan, self.plan.shape.head_dim // 2
+        for name in ("q_scale", "k_scale", "age_k", "age_v"):
             getattr(at, name)[...] = getattr(at, f"{name}_in")[...].astype(jnp.float32)
+        for session, rows, beside in self.sessions():
+            if plan.chips > 1:
+                moved(at.x_in.at[session], at.total.at[rows], at.left.at[0])
+            come = at.x_in[session] if plan.chips == 1 else at.total[rows]
+            at.x[rows] = come.astype(jnp.float32)
+            if plan.filled:
+                at.x[beside] = jnp.zeros((plan.filled, plan.shape.dim), jnp.float32)
         cos, sin = at.cos_in[...].astype(jnp.float32), at.sin_in[...].astype(jnp.float32)
-        for start in range(0, at.cos.shape[0], tokens):  # once for each session of a block
-            rows = pl.ds(start, tokens)
+        for _, rows, beside in self.sessions(at.cos.shape[0]):  # once for each session of a block
             at.cos[rows, :half], at.cos[rows, half:] = cos, cos
             at.sin[rows, :half], at.sin[rows, half:] = -sin, sin
+            if plan.filled:
+                at.cos[beside] = at.sin[beside] = jnp.zeros((plan.filled, 2 * half), jnp.float32)
 
     def store(self, node: schedule.Store, layer: Index, tile: Index) -> None:
-        self.at.x_out[...] = self.at.x[...].astype(self.at.x_out.dtype)
+        at = self.at
+        for session, rows, _ in self.sessions():
+            x = at.x[rows].astype(at.x_out.dtype)
+            if self.plan.chips == 1:
+                at.x_out[session] = x
+            else:
+                at.total[rows] = x
+                moved(at.total.at[rows], at.x_out.at[session], at.left.at[0])
 
     def modulate(self, node: schedule.Modulate, layer: Index, tile: Index) -> None:
         at, first = self.at, 0 if node.part == "attention" else 3
@@ -185,35 +204,38 @@ class Machine:
     def attend(self, node: schedule.Attend, layer: Index, tile: Index) -> None:
         at, plan, s = self.at, self.plan, self.plan.shape
         slot = self.slot("heads", layer, tile)
-        limit = self.limit(layer)
+        limit, each = self.limit(layer), plan.session_rows
 
         def block(turn: Index) -> None:
-            session = turn // (s.tokens // plan.queries)
+            session = turn // (each // plan.queries)
             rows = pl.ds(aligned(turn * plan.queries, plan.queries), plan.queries)
-            own = pl.ds(aligned(session * s.tokens, s.tokens), s.tokens)
+            own = pl.ds(aligned(session * each, each), each)
+            new = seen(-limit, each, 0, s.tokens)
             for i, part in product(range(plan.group), range(s.per_kv)):
                 head = tile * plan.group + i
                 q = at.q[part * plan.group + i, rows]
                 state = Softmax.empty(plan.queries, s.head_dim)
-                state = state.over(q, at.k_new[head, own], at.v_new[head, own], -limit)
+                state = state.over(q, at.k_new[head, own], at.v_new[head, own], new)
                 start = 0
                 for slot_index in range(-1, s.slots):
                     size = s.ageless if slot_index < 0 else s.tokens
-                    keys = pl.ds(start, size)
-                    start += size
                     if not size:
                         continue
+                    first, many = plan.window(start, size)
+                    keys, inside = pl.ds(first, many), start - first
+                    start += size
                     k, v = at.k[slot, session, i, keys], at.v[slot, session, i, keys]
                     if slot_index >= 0:
                         age = jnp.clip(at.age[session, slot_index], 0, s.ages - 1)
                         k = add_row(k, at.age_k[layer, age, pl.ds(head, 1)])
                         v = add_row(v, at.age_v[layer, age, pl.ds(head, 1)])
-                    state = state.over(q, k, v, at.bias_in[session, :, keys] * LOG2_E - limit)
+                    bias = at.bias_in[session, :, keys] * LOG2_E - limit
+                    state = state.over(q, k, v, seen(bias, many, inside, size))
                 start = (i * s.per_kv + part) * s.head_dim
                 columns = slice(start, start + s.head_dim)
                 at.attended[rows, columns] = state.result().astype(at.attended.dtype)
 
-        loop(s.rows // plan.queries, block)
+        loop(plan.all_rows // plan.queries, block)
 
     def project_out(self, node: schedule.ProjectOut, layer: Index, tile: Index) -> None:
         at, slot = self.at, self.slot("heads", layer, tile)
@@ -245,6 +267,13 @@ class Machine:
 
     # Parts of instructions
 
+    def sessions(self, among: int = 0) -> Iterator[tuple[int, Rows, Rows]]:
+        """The sessions of all rows, or of so many: the number of each, the rows of its tokens, and
+        those that fill them up."""
+        tokens, rows = self.plan.shape.tokens, self.plan.session_rows
+        for session, start in enumerate(range(0, among or self.plan.all_rows, rows)):
+            yield session, pl.ds(start, tokens), pl.ds(start + tokens, self.plan.filled)
+
     def for_rows(self, block: Callable[[Rows, Index], None]) -> None:
         """`block(rows, session)` for each block of rows; `session` is whose modulation they
         have."""
@@ -252,10 +281,10 @@ class Machine:
 
         def turn(i: Index) -> None:
             start = aligned(i * rows, rows)
-            session = 0 if s.modulations == 1 else start // s.tokens
+            session = 0 if s.modulations == 1 else start // self.plan.session_rows
             block(pl.ds(start, rows), session)
 
-        loop(s.rows // rows, turn)
+        loop(self.plan.blocks, turn)
 
     def operand(self, x: jax.Array) -> Operand:
         """What a product with weights takes for `x [R, C]`."""
@@ -366,6 +395,22 @@ class Softmax:
 
     def result(self) -> jax.Array:
         return self.values / self.sums
+
+
+def moved(source: Any, target: Any, semaphore: Any) -> None:
+    """A copy from start to end."""
+    copy = pltpu.make_async_copy(source, target, semaphore)
+    copy.start()
+    copy.wait()
+
+
+def seen(bias: jax.Array, keys: int, first: int, size: int) -> jax.Array:
+    """`bias [1, C]` or `[1, 1]` of so many keys, of which but `size` from the `first` on are to be
+    seen."""
+    if size == keys:
+        return bias
+    key = jax.lax.broadcasted_iota(jnp.int32, (1, keys), 1)
+    return jnp.where((key >= first) & (key < first + size), bias, MASKED)
 
 
 def dot(a: jax.Array, b: jax.Array, transposed: bool = False) -> jax.Array:

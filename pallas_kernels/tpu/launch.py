@@ -35,12 +35,12 @@ def launch(
     free where it may choose how they lie in HBM, else a copy.
 
     Returns:
-        `x_out [R, D]`, `k_out` and `v_out [L, H, R, K]`, and a copy of each of the VMEM buffers
-        named in `dump`.
+        `x_out [B, T, D]`, `k_out` and `v_out [L, H, B, T, K]`, and a copy of each of the VMEM
+        buffers named in `dump`.
     """
-    s = plan.shape
+    alone, s = plan.chips == 1, plan.shape
     small = {
-        "x_in": x.reshape(s.rows, s.dim),
+        "x_in": x,
         "bias_in": bias[:, None],
         "modulation_in": modulation,
         "cos_in": rope.cos,
@@ -60,14 +60,16 @@ def launch(
         "up_hbm": weights.up,
         "down_hbm": weights.down,
     }
+    if not alone:  # on several chips it comes and goes by way of `total`
+        streamed["x_in"] = small.pop("x_in")
     if not interpret:  # else the compiler may copy to VMEM in front of the kernel what it streams
         streamed = {
             name: pltpu.with_memory_space_constraint(x, pltpu.HBM) for name, x in streamed.items()
         }
     age = kv.age if s.slots else jnp.zeros((1, 1), jnp.int32)
-    new = jax.ShapeDtypeStruct((s.layers, s.heads, s.rows, s.head_dim), x.dtype)
-    out = {"x_out": jax.ShapeDtypeStruct((s.rows, s.dim), x.dtype)}
-    out_hbm = {"k_out": new, "v_out": new}
+    new = (s.layers, s.heads, s.sessions, s.tokens, s.head_dim)
+    out = {"x_out": jax.ShapeDtypeStruct(x.shape, x.dtype)}
+    out_hbm = {name: jax.ShapeDtypeStruct(new, x.dtype) for name in ("k_out", "v_out")}
     dumps = {name: jax.ShapeDtypeStruct(*_description(plan, name)) for name in dump}
     scratch = {name: pltpu.VMEM(*_description(plan, name)) for name in plan.buffers}
     scratch |= {
@@ -94,7 +96,7 @@ def launch(
         body,
         out_shape=(*out.values(), *out_hbm.values(), *dumps.values()),
         in_specs=[sram, *(vmem for _ in small), *(hbm for _ in streamed)],
-        out_specs=(vmem, hbm, hbm, *(vmem for _ in dump)),
+        out_specs=(vmem if alone else hbm, hbm, hbm, *(vmem for _ in dump)),
         scratch_shapes=list(scratch.values()),
         compiler_params=pltpu.CompilerParams(
             vmem_limit_bytes=vmem_limit_bytes, collective_id=0 if plan.chips > 1 else None

@@ -1,14 +1,15 @@
 """How a denoise stack is cut into tiles for a chip: its shape, the choice, and what that keeps in
 VMEM.
 
-Dimensions are those of `lsd_jax.types`; beside them R = B * T rows of the residual stream.
+Dimensions are those of `lsd_jax.types`; beside them R rows of the residual stream: B * T, and those
+that fill each session's up to whole tiles.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import gcd, prod
 
 import numpy as np
 
@@ -43,6 +44,9 @@ class Plan:
 
     Each of several `chips` has all rows of the residual stream, and adds up the chips' shares in
     `owned` of them.
+
+    Tokens that are no whole tiles are filled up in VMEM with rows that no token sees; nothing in
+    HBM knows of them.
     """
 
     shape: Shape  # of this chip's share, where there are several
@@ -52,6 +56,7 @@ class Plan:
     queries: int  # of one session, against all keys
     ahead: int = 2  # tiles that a ring holds: one in use, the others on their way
     chips: int = 1  # that share each layer's heads and MLP features
+    filled: int = 0  # rows beside the tokens of a session, see `filling`
 
     @property
     def groups(self) -> int:
@@ -64,14 +69,24 @@ class Plan:
         return self.shape.mlp // self.chunk
 
     @property
+    def session_rows(self) -> int:
+        """Rows of a session: its tokens, and what fills them up."""
+        return self.shape.tokens + self.filled
+
+    @property
+    def all_rows(self) -> int:
+        """Rows of the residual stream."""
+        return self.shape.sessions * self.session_rows
+
+    @property
     def blocks(self) -> int:
         """Of rows."""
-        return self.shape.rows // self.rows
+        return self.all_rows // self.rows
 
     @property
     def owned(self) -> int:
         """Rows in which one chip adds up what all chips add to the residual stream."""
-        return self.shape.rows // self.chips
+        return self.all_rows // self.chips
 
     @property
     def piece(self) -> int:
@@ -92,26 +107,33 @@ class Plan:
         due = layer * self.tiles(ring) + tile + self.ahead
         return divmod(due, self.tiles(ring)) if due < self.tiles(ring) * self.shape.layers else None
 
+    def window(self, start: int, size: int) -> tuple[int, int]:
+        """The whole tiles in which keys of the buffer lie: where they begin, and how many keys they
+        hold, fewer only where the buffer ends."""
+        tile = sublanes(self.shape)
+        first = start // tile * tile
+        return first, min(up(start + size, tile), self.shape.keys) - first
+
     @cached_property
     def buffers(self) -> dict[str, Buffer]:
         """What the kernel keeps in VMEM, by name; the leading axis of a ring is its slot."""
-        s, k, ring = self.shape, self.shape.head_dim, self.ahead
+        s, k, ring, rows = self.shape, self.shape.head_dim, self.ahead, self.all_rows
         group, asked = self.group, self.group * self.shape.per_kv
         ages = Buffer((s.layers, s.ages, s.heads, k), "float32")
         weights = s.weight_dtype or s.dtype
         kept = {
-            "x": Buffer((s.rows, s.dim), "float32"),
-            "cos": Buffer((larger(self.rows, s.tokens), k), "float32"),
-            "sin": Buffer((larger(self.rows, s.tokens), k), "float32"),
+            "x": Buffer((rows, s.dim), "float32"),
+            "cos": Buffer((larger(self.rows, self.session_rows), k), "float32"),
+            "sin": Buffer((larger(self.rows, self.session_rows), k), "float32"),
             "q_scale": Buffer((s.layers, k), "float32"),
             "k_scale": Buffer((s.layers, k), "float32"),
             "age_k": ages,
             "age_v": ages,
             "h": Buffer((self.blocks, self.rows, s.dim), weights),  # each in tiles of its own
-            "q": Buffer((asked, s.rows, k), s.dtype),
-            "k_new": Buffer((s.heads, s.rows, k), s.dtype),
-            "v_new": Buffer((s.heads, s.rows, k), s.dtype),
-            "attended": Buffer((s.rows, asked * k), s.dtype),
+            "q": Buffer((asked, rows, k), s.dtype),
+            "k_new": Buffer((s.heads, rows, k), s.dtype),
+            "v_new": Buffer((s.heads, rows, k), s.dtype),
+            "attended": Buffer((rows, asked * k), s.dtype),
             "qkv": Buffer((ring, s.per_kv + 2, group, s.dim, k), weights),
             "out": Buffer((ring, group, s.per_kv * k, s.dim), weights),
             "k": Buffer((ring, s.sessions, group, s.keys, k), s.dtype),
@@ -120,14 +142,14 @@ class Plan:
             "down": Buffer((self.ahead, self.chunk, s.dim), weights),
         }
         if s.weight_dtype:
-            kept["h_scale"] = Buffer((s.rows, 1), "float32")
+            kept["h_scale"] = Buffer((rows, 1), "float32")
         if self.chips > 1:
-            summed = larger(8, s.rows * self.several)  # a single tile's share is offered at once
+            summed = larger(8, rows * self.several)  # a single tile's share is offered at once
             kept |= {
                 "share": Buffer((summed, s.dim), "float32"),
-                "offered": Buffer((s.rows, s.dim), s.dtype),
+                "offered": Buffer((rows, s.dim), s.dtype),
                 "inbox": Buffer((self.chips, self.owned, s.dim), s.dtype),
-                "total": Buffer((s.rows, s.dim), s.dtype),
+                "total": Buffer((rows, s.dim), s.dtype),
             }
         return kept
 
@@ -143,9 +165,11 @@ class Plan:
             "up_scale_in": Buffer((s.layers, s.mlp), "float32"),
             "down_scale_in": Buffer((s.layers, s.dim), "float32"),
         }
-        return (scales if s.weight_dtype else {}) | {
-            "x_in": Buffer((s.rows, s.dim), s.dtype),
-            "x_out": Buffer((s.rows, s.dim), s.dtype),
+        x = Buffer((s.sessions, s.tokens, s.dim), s.dtype)
+        given = scales if s.weight_dtype else {}
+        if self.chips == 1:  # on several it comes and goes by way of `total`
+            given |= {"x_in": x, "x_out": x}
+        return given | {
             "bias_in": Buffer((s.sessions, 1, s.keys), "float32"),
             "modulation_in": Buffer((s.layers, s.modulations, 6, s.dim), s.dtype),
             "cos_in": table,
@@ -164,12 +188,25 @@ class Plan:
     def describe(self) -> str:
         """The choice in a line."""
         shared = f"{self.chips} chips, each " if self.chips > 1 else ""
+        tokens, rows = self.shape.tokens, self.session_rows
+        filled = f"{tokens:,} tokens filled up to {rows:,} rows, " if self.filled else ""
         return (
             f"{shared}{self.groups} x {self.group} heads, "
             f"{self.chunks} x {self.chunk} MLP features, {self.ahead} tiles ahead, "
-            f"blocks of {self.rows} rows and {self.queries} queries, "
+            f"{filled}blocks of {self.rows} rows and {self.queries} queries, "
             f"{self.vmem_bytes / 1e6:.1f} MB of VMEM"
         )
+
+
+def sublanes(shape: Shape) -> int:
+    """Rows of a tile of activations."""
+    return 32 // shape.itemsize
+
+
+def filling(shape: Shape, chips: int = 1) -> int:
+    """Rows beside the tokens of a session, so that all rows are whole tiles for each of so many
+    chips: the fewest."""
+    return -shape.tokens % (sublanes(shape) * chips // gcd(chips, shape.sessions))
 
 
 def larger(a, b):

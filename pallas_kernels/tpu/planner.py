@@ -11,12 +11,13 @@ import numpy as np
 from lsd_jax.hw import stack
 from lsd_jax.hw.chips import Chip, load
 from pallas_kernels.tpu.cost import Total, total
-from pallas_kernels.tpu.plan import LANES, Plan, Shape
+from pallas_kernels.tpu.plan import LANES, Plan, Shape, filling, sublanes, up
 from pallas_kernels.tpu.schedule import program
 
 XLA_SHARE = 16  # one part in so many of VMEM is left to XLA, which else refuses to compile
 SPARE_BYTES = 6 << 20  # of the rest: what the compiler spills, and keeps for itself
 LONGEST_CODE = 90_000  # modelled cycles of straight-line code; beyond that compiling takes minutes
+COPIED = 8  # rows of which a copy to HBM moves a multiple
 NEAR = 1.03
 TOGETHER = 4096  # shapes whose plans are compared in one go, to bound memory
 BLOCKS = (1024, 512, 256, 128, 64, 32, 16, 8)
@@ -42,7 +43,7 @@ def choose(shape: Shape, chip_name: str, chips: int = 1) -> Choice:
 @lru_cache(maxsize=64)
 def choose_for(shape: Shape, chip: Chip, chips: int = 1) -> Choice:
     """`choose` on any chip."""
-    shape = share(shape, chips)
+    shape = stack.share(shape, chips)
     each = f" (on each of {chips} chips)" if chips > 1 else ""
     if refusal := _refusal(shape, chip):
         raise NotImplementedError(refusal + each)
@@ -57,7 +58,8 @@ def choose_for(shape: Shape, chip: Chip, chips: int = 1) -> Choice:
             "or backend xla"
         )
     (best,) = preferred(costs, fits, np.zeros(1, int))
-    plan = Plan(shape, *(int(x[best]) for x in tiles_of(options)), chips=chips)
+    tiles = (int(x[best]) for x in tiles_of(options))
+    plan = Plan(shape, *tiles, chips=chips, filled=options.filled)
     return Choice(plan, total(program(plan), plan, chip))
 
 
@@ -68,7 +70,7 @@ def choose_cycles(shapes: list[Shape], chip: Chip, chips: int = 1) -> np.ndarray
     taken = {}
     for i, whole in enumerate(shapes):
         try:
-            shape = share(whole, chips)
+            shape = stack.share(whole, chips)
         except NotImplementedError:
             continue
         if _refusal(shape, chip) is None:
@@ -85,7 +87,8 @@ def choose_cycles(shapes: list[Shape], chip: Chip, chips: int = 1) -> np.ndarray
         }
         dtypes = {name: getattr(shapes[numbers[0]], name) for name in ("dtype", "weight_dtype")}
         tiles: Any = (np.concatenate(each) for each in zip(*map(tiles_of, options), strict=True))
-        many: Any = Plan(Shape(**sizes, **dtypes), *tiles, chips=chips)
+        filled: Any = np.repeat([option.filled for option in options], counts)
+        many: Any = Plan(Shape(**sizes, **dtypes), *tiles, chips=chips, filled=filled)
         costs = total(program(many), many, chip)
         fits = many.vmem_bytes <= limit_bytes(chip) - SPARE_BYTES
         best = preferred(costs, fits, starts)
@@ -124,53 +127,35 @@ def _refusal(shape: Shape, chip: Chip) -> str | None:
         return f"weights in {shape.weight_dtype} are not streamed; use int8, or backend xla"
     if shape.weight_dtype and not chip["ops_int8"]:
         return f"{chip.name} has no matrix unit for int8; leave the weights in {shape.dtype}"
-    sublanes = 32 // shape.itemsize
-    for name, multiple in (
-        ("dim", LANES),
-        ("head_dim", LANES),
-        ("mlp", LANES),
-        ("tokens", sublanes),
-        ("ageless", sublanes),
-    ):
-        size = getattr(shape, name)
-        if size % multiple:
+    wanted = {"dim": LANES, "head_dim": LANES, "mlp": LANES, "tokens": COPIED}
+    for name, multiple in wanted.items():
+        if (size := getattr(shape, name)) % multiple:
             return (
-                f"{name}={size} is no multiple of {multiple} ({shape.dtype} tiles); use "
-                f"{name}={-(-size // multiple) * multiple}, or backend xla"
+                f"{name}={size} is no multiple of {multiple}; use {name}={up(size, multiple)}, or "
+                "backend xla"
             )
     return None if shape.keys else "the buffer has no keys; pin some tokens, or backend xla"
-
-
-def share(shape: Shape, chips: int) -> Shape:
-    """Of one of several chips. Raises NotImplementedError where rows or weights cannot be shared
-    out evenly."""
-    sublanes = 32 // shape.itemsize
-    if chips > 1 and shape.rows % (chips * sublanes):
-        raise NotImplementedError(
-            f"{shape.rows} tokens are no multiple of {chips} chips x {sublanes} ({shape.dtype} "
-            "tiles); use fewer chips, or backend xla"
-        )
-    return stack.share(shape, chips)
 
 
 def plans(shape: Shape, chips: int = 1) -> Any:
     """All plans worth a look, whole tiles and equal blocks of rows: one `Plan` of arrays."""
     groups = [n for n in range(1, shape.heads + 1) if shape.heads % n == 0]
     chunks = [n for n in range(LANES, shape.mlp + 1, LANES) if shape.mlp % n == 0]
-    whole = shape.rows if shape.modulations == 1 else shape.tokens
-    owned = shape.rows // chips
-    blocks = {whole, owned, shape.tokens, *BLOCKS}
-    sublanes = 32 // shape.itemsize
-    takes = [n for n in blocks if n <= BLOCKS[0] and n % sublanes == 0]
+    filled = filling(shape, chips)
+    session = shape.tokens + filled
+    everything = shape.sessions * session
+    whole, owned = everything if shape.modulations == 1 else session, everything // chips
+    blocks = {whole, owned, session, *BLOCKS}
+    takes = [n for n in blocks if n <= BLOCKS[0] and n % sublanes(shape) == 0]
     rows = [
         n
         for n in takes
-        if whole % n == 0 and _divides(n, shape.tokens) and (chips == 1 or _divides(n, owned))
+        if whole % n == 0 and _divides(n, session) and (chips == 1 or _divides(n, owned))
     ]
-    queries = [n for n in takes if shape.tokens % n == 0]
+    queries = [n for n in takes if session % n == 0]
     options = np.meshgrid(groups, chunks, rows, queries, indexing="ij")
     tiles: Any = [x.ravel() for x in options]
-    return Plan(shape, *tiles, chips=chips)
+    return Plan(shape, *tiles, chips=chips, filled=filled)
 
 
 def tiles_of(plan: Plan) -> tuple[Any, ...]:

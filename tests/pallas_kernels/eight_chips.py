@@ -18,11 +18,11 @@ import numpy as np  # noqa: E402
 from jax.experimental.pallas import tpu as pltpu  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
 
+from lsd_jax.hw.stack import share  # noqa: E402
 from lsd_jax.ops.denoise_stack import denoise_stack  # noqa: E402
 from pallas_kernels.tpu import exchange  # noqa: E402
 from pallas_kernels.tpu.denoise_stack import by_kernel, shape_of  # noqa: E402
 from pallas_kernels.tpu.plan import Plan  # noqa: E402
-from pallas_kernels.tpu.planner import share  # noqa: E402
 from tests.pallas_kernels import races  # noqa: E402
 from tests.pallas_kernels.examples import arguments  # noqa: E402
 

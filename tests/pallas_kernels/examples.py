@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lsd_jax import ring
 from pallas_kernels.tpu.denoise_stack import shape_of
-from pallas_kernels.tpu.plan import Plan
+from pallas_kernels.tpu.plan import Plan, filling
 from tests.ops.test_denoise_stack import example
 
 
@@ -29,7 +29,8 @@ def arguments(dtype="float32", **changes):
 def plan_of(args, group=1, chunk=128, rows=32, queries=16, ahead=2) -> Plan:
     """Several tiles and blocks of everything."""
     x, weights, kv, _, modulation, _ = args
-    return Plan(shape_of(x, weights, kv, modulation), group, chunk, rows, queries, ahead)
+    shape = shape_of(x, weights, kv, modulation)
+    return Plan(shape, group, chunk, rows, queries, ahead, filled=filling(shape))
 
 
 def noticed(script: str, fault: str) -> dict:

@@ -76,6 +76,14 @@ def test_the_compiler_takes_query_heads_that_share_keys(small):
 
 
 @needs_libtpu
+def test_the_compiler_takes_tokens_that_fill_no_tiles():
+    """40 and 24 keys in tiles of 16: on each of two chips 64 rows, and slots that begin, and a
+    buffer that ends, in the middle of a tile."""
+    options = OPTIONS | {"tokens": 40, "ageless": 24, "slots": 3}
+    assert aot.compile_for("v6e", CASE, options, profile=False, chips=2).kernels == 1
+
+
+@needs_libtpu
 def test_what_was_compiled_is_not_compiled_again(small, monkeypatch):
     folder, found = small
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))

@@ -98,7 +98,7 @@ def test_tiles_are_padded_to_whole_registers():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (dict(tokens=2040), "tokens=2040 is no multiple of 16 .* use tokens=2048"),
+        (dict(tokens=510), "tokens=510 is no multiple of 8; use tokens=512, or backend xla"),
         (dict(weight_dtype="float8_e4m3"), "weights in float8_e4m3 are not streamed; use int8"),
         (dict(head_dim=64), "head_dim=64 is no multiple of 128"),
         (dict(ageless=0, slots=0), "no keys"),
@@ -117,26 +117,34 @@ def test_explain_says_that_this_is_no_tpu_and_the_reference_runs():
     assert answers["pallas-interpret"] == "could serve" and answers["xla"] == "chosen"
 
 
-def test_a_stream_by_the_interpreted_kernel_shows_the_same_pictures():
+@pytest.mark.parametrize(
+    ("height", "patch", "dtype", "others", "most"),
+    [(32, 16, "float32", "pallas-interpret", 1), (64, 32, "bfloat16", "xla", 3)],
+)
+def test_a_stream_by_the_interpreted_kernel_shows_the_same_pictures(
+    height, patch, dtype, others, most
+):
     """`frame_step` whole, by all kernels: passes with a window, and the commit with pinned tokens
-    alone."""
+    alone. Then of patches and tokens as those of `lucy_1080p`, 8 that are filled up to 16, which
+    no other kernel takes."""
     import jax.numpy as jnp
     import numpy as np
 
     from lsd_jax import stream
-    from lsd_jax.config import Config, ModelConfig
+    from lsd_jax.config import Config, ModelConfig, StreamConfig
     from lsd_jax.model import Denoiser
 
     config = Config(
         "wide",
         ModelConfig(
-            height=32, width=128, patch=16, dim=128, layers=1, heads=1, mlp=128, window=2,
+            height=height, width=128, patch=patch, dim=128, layers=1, heads=1, mlp=128, window=2,
             prompt_tokens=8, reference_tokens=8, text_dim=32, text_layers=1, detail_dim=8,
         ),
+        StreamConfig(compute_dtype=dtype),
     )  # fmt: skip
     model = stream.prepare(Denoiser(config.model, jax.random.key(0)), config)
-    frame = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 32, 128, 3), np.uint8))
-    controls = jnp.full((1, 32, 128, 1), 255, jnp.uint8)
+    frame = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, height, 128, 3), np.uint8))
+    controls = jnp.full((1, height, 128, 1), 255, jnp.uint8)
     shown = {}
     for backend in ("xla", "pallas-interpret"):
         with dispatch.using(backend) as chosen:
@@ -145,7 +153,9 @@ def test_a_stream_by_the_interpreted_kernel_shows_the_same_pictures():
             for _ in range(3):
                 state, out = step(model, state, frame, controls)
         attended = {"attend": "xla"} if backend == "xla" else {}
-        ops = dict.fromkeys(("denoise_stack", "commit", "embed", "readout"), backend)
+        rest = backend if backend == "xla" else others
+        ops = dict.fromkeys(("commit", "embed", "readout"), rest)
+        ops |= {"denoise_stack": backend}
         assert chosen == ops | attended
         shown[backend] = np.asarray(out, np.int32)
-    assert np.abs(shown["xla"] - shown["pallas-interpret"]).max() <= 1
+    assert np.abs(shown["xla"] - shown["pallas-interpret"]).max() <= most
