@@ -8,7 +8,7 @@ import tempfile
 from functools import lru_cache
 from importlib.metadata import version
 
-QUICK = "--xla_backend_optimization_level=1"
+QUICK = "--xla_backend_optimization_level=0"
 """Most of what tests cost is compiling, and LLVM's optimisations are most of that."""
 if version("jaxlib").startswith("0.10."):  # later ones end at a flag that they do not know
     QUICK += " --xla_cpu_use_fusion_emitters=false"
