@@ -64,7 +64,8 @@ def test_a_trace_is_of_the_arguments_that_are_packed(name, ranks, cores, weight_
     assert (mine[1].shape, mine[1].dtype) == (blocks, weights.up.dtype)
     theirs = [x, weights.up.update(shape=blocks), *packed]
     if commit:
-        assert {a.shape for a in mine[-3:-1]} == {(*mine[2].shape[:2], model.keys, mine[2].shape[3])}
+        layers, sessions, _, width = mine[2].shape
+        assert {a.shape for a in mine[-3:-1]} == {(layers, sessions, model.keys, width)}
         assert mine[-1].shape == (1, shapes.places) and mine[-1].dtype == "int32"
     assert len(mine) == len(theirs) + 3 * commit
     for ours, other in zip(mine, theirs, strict=False):
@@ -74,7 +75,7 @@ def test_a_trace_is_of_the_arguments_that_are_packed(name, ranks, cores, weight_
 def test_a_plan_for_trainium_does_not_wait_for_jax():
     code = (
         "import sys; from lsd_jax.cli.main import main\n"
-        "assert main(['plan', 'tiny', '--chip', 'trn2']) == 0 and 'nki_kernels.bench' in sys.modules\n"
-        "sys.exit('jax' in sys.modules)"
+        "assert main(['plan', 'tiny', '--chip', 'trn2']) == 0\n"
+        "sys.exit('jax' in sys.modules or 'nki_kernels.bench' not in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)

@@ -26,6 +26,7 @@ NOTHING = regression.Misses(0.0, 0.0, 0.0)
 def few(monkeypatch):
     """A space of some thousands: checked types make a search slow."""
     monkeypatch.setattr(space, "DIMS", (128, 256, 512, 768))
+    monkeypatch.setattr(space, "LAYERS", (1, 2, 3, 4, 6, 9, 12, 16, 24))
     monkeypatch.setattr(space, "RATIOS", (2.0, 4.0))
     monkeypatch.setattr(space, "PATCHES", (8, 16))
     monkeypatch.setattr(space, "PER_KV", (1, 2))
