@@ -2,7 +2,6 @@
 all."""
 
 import atexit
-import gc
 import os
 import shutil
 import tempfile
@@ -54,11 +53,6 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     """Files of a minute first: one that a worker begins last leaves the other idle."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
-
-
-def pytest_collection_finish():
-    """What has been imported by now stays: looking for garbage in it costs one second in twenty."""
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
