@@ -8,6 +8,7 @@ model is loaded in float32 again, and kernels may read the eight bits themselves
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ FORMATS = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 _LEAF = {"qvalue", "scale"}
 
 
+@partial(jax.jit, static_argnames="form")
 def quantize(params: dict, form: str) -> dict:
     """Every weight of `MATRICES` as a quantised leaf, by qwix, scaled by its largest value along
     the axes that are summed; the other leaves as they are.

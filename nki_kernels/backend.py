@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +19,8 @@ from lsd_jax.ops.partition import one_chip
 from lsd_jax.ops.remember import finite, pinned_alone
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 from nki_kernels import _compat, pack
-from nki_kernels import denoise_stack as megakernel
-from nki_kernels import remember as committing
 from nki_kernels.plan import LANE, Shapes
+from nki_kernels.remember import kernel_of
 
 _ahead: ContextVar[int] = ContextVar("ahead", default=0)
 
@@ -35,12 +33,6 @@ def ahead_of_time(cores: int) -> Iterator[None]:
         yield
     finally:
         _ahead.reset(token)
-
-
-@lru_cache
-def kernel_of(shapes: Shapes):
-    """The kernel for these shapes: one that writes the ring itself, if they have one."""
-    return (committing if shapes.ring else megakernel).make_kernel(shapes)
 
 
 def denoise_stack(

@@ -7,21 +7,12 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import jax
 import numpy as np
 
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.stack import (
-    StackShape,
-    abstract_arguments,
-    attended_macs,
-    dense_macs,
-    least_bytes,
-    stack_of,
-)
-from nki_kernels import pack
-from nki_kernels.backend import kernel_of
+from lsd_jax.hw.stack import StackShape, attended_macs, dense_macs, least_bytes, stack_of
 from nki_kernels.plan import LANE, Shapes
+from nki_kernels.remember import kernel_of
 from nki_kernels.sharing import share
 from nki_kernels.sim import report
 from nki_kernels.sim.errors import GenerationError
@@ -180,22 +171,31 @@ def trace(shapes: Shapes, chip: Chip) -> Trace:
     return done.traces[0]
 
 
-def arguments(shapes: Shapes) -> list[jax.ShapeDtypeStruct]:
-    """Abstract arguments of the kernel on one rank; `denoise_stack.body` names them."""
-    whole = replace(shapes.stack, heads=shapes.heads * shapes.cores)
-    x, weights, kv, bias, modulation, rope = abstract_arguments(whole)
+def arguments(shapes: Shapes) -> list[np.ndarray]:
+    """Arguments of the kernel on one rank, `denoise_stack.body` names them: of the shapes and
+    dtypes that `pack` gives them, without JAX, and without their memory."""
+    stack, layers, sessions, tokens = shapes.stack, shapes.layers, shapes.sessions, shapes.tokens
+    across, width = shapes.dim // LANE, shapes.heads * shapes.cores * LANE
 
-    def call(*arguments):
-        return pack.pack_call(*arguments, shapes=shapes)
+    def of(*sizes: int, dtype: str = stack.dtype) -> np.ndarray:
+        return np.broadcast_to(np.zeros((), dtype), sizes)
 
-    blocks = (shapes.cores, shapes.layers, shapes.first_block["end"], LANE, shapes.block)
-    packed = jax.ShapeDtypeStruct(blocks, weights.up.dtype)
-    first, *rest = jax.eval_shape(call, x, weights, kv, bias, modulation, rope)
+    blocks = (shapes.cores, layers, shapes.first_block["end"], LANE, shapes.block)
+    buffer = of(layers, sessions, shapes.keys, width)
+    ages = of(layers, shapes.ages, width)
+    found = [
+        of(sessions, LANE, across, tokens, dtype="float32"),
+        of(*blocks, dtype=stack.weight_dtype or stack.dtype),
+        *(buffer, buffer),
+        of(sessions, LANE, len(shapes.buffer_pieces) or 1, dtype="float32"),
+        of(sessions, shapes.ages, shapes.slots or 1, LANE),
+        *(ages, ages),
+        of(layers, LANE, 7, dtype="float32"),
+        of(layers, stack.modulations, LANE, 6, across, dtype="float32"),
+        of(2, LANE, tokens),
+        of(LANE, LANE),
+    ]
     if shapes.ring:
-        width = whole.heads * LANE
-        ring = jax.ShapeDtypeStruct(
-            (shapes.layers, shapes.sessions, shapes.ring, width), weights.age_k.dtype
-        )
-        starts = jax.ShapeDtypeStruct((1, shapes.sessions * shapes.places), np.int32)
-        rest += [ring, ring, starts]
-    return [first, packed, *rest]
+        ring = of(layers, sessions, shapes.ring, width)
+        found += [ring, ring, of(1, sessions * shapes.places, dtype="int32")]
+    return found

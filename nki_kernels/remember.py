@@ -18,10 +18,19 @@ Pseudocode::
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+from nki_kernels import denoise_stack
 from nki_kernels._compat import nisa, nki, nl
 from nki_kernels.denoise_stack import all_layers, constants
 from nki_kernels.plan import Shapes
 from nki_kernels.tiles import tiles
+
+
+@lru_cache
+def kernel_of(shapes: Shapes):
+    """The kernel for these shapes: one that writes the ring itself, if they have one."""
+    return (make_kernel if shapes.ring else denoise_stack.make_kernel)(shapes)
 
 
 def make_kernel(shapes: Shapes):

@@ -1,6 +1,7 @@
 """The denoiser's parts: what depends on what, and that its shapes follow the config alone."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +182,11 @@ def test_shared_keys_are_those_of_a_model_that_repeats_them(kv_heads, per_kv, me
         reference_tokens=2, text_dim=8, text_layers=1, detail_dim=4, detail_patch=2,
     )  # fmt: skip
     whole = dataclasses.replace(shared, kv_heads=0)
-    params = nnx.to_pure_dict(nnx.state(Denoiser(shared, jax.random.key(seed)), nnx.Param))
+    create = jax.jit(lambda key: Denoiser(shared, key))
+    params = nnx.to_pure_dict(nnx.state(create(jax.random.key(seed)), nnx.Param))
+    frames = np.random.default_rng(seed).integers(0, 256, (5, 1, 16, 16, 3), np.uint8)
+    controls = jnp.full((1, 16, 16, 1), 255, jnp.uint8)
+    wanted, _ = ask_for(["night"], [None], shared)
 
     def repeated(x):
         return jnp.repeat(x, per_kv, axis=-2)
@@ -197,17 +202,18 @@ def test_shared_keys_are_those_of_a_model_that_repeats_them(kv_heads, per_kv, me
     project = {"project": repeated(conditioner["project"])}
     grown = params | {"stack": stack | more, "conditioner": conditioner | project}
     pictures, sizes = [], []
-    for config, weights in ((shared, params), (whole, grown)):
-        stream_config = Config("x", config)
-        model = stream.prepare(build(config, weights), stream_config)
-        state = stream.init_state(stream_config, jnp.zeros(1, jnp.int32))
-        wanted, _ = ask_for(["night"], [None], config)
+
+    @partial(jax.jit, static_argnames="config")
+    def streamed(weights, frames, config):
+        named = Config("x", config)
+        model = stream.prepare(build(config, weights), named)
+        state = stream.init_state(named, jnp.zeros(1, jnp.int32))
         state = stream.condition(model, state, wanted, jnp.ones(1, bool))
-        step = jax.jit(stream.frame_step)
-        frames = np.random.default_rng(seed).integers(0, 256, (5, 1, 16, 16, 3), np.uint8)
-        for frame in frames:
-            state, out = step(model, state, frame, np.full((1, 16, 16, 1), 255, np.uint8))
-        pictures.append(np.asarray(out, int))
+        return jax.lax.scan(lambda s, x: stream.frame_step(model, s, x, controls), state, frames)
+
+    for config, weights in ((shared, params), (whole, grown)):
+        state, shown = streamed(weights, frames, config)
+        pictures.append(np.asarray(shown[-1], int))
         sizes.append(state.kv.k.size)
     assert np.abs(pictures[0] - pictures[1]).max() <= 1 and sizes[1] == per_kv * sizes[0]
 

@@ -17,6 +17,11 @@ from lsd_jax.session import Session, count_compiles
 pytestmark = pytest.mark.multidevice
 
 
+def untrained(config):
+    """A model with random weights."""
+    return jax.jit(lambda key: Denoiser(config, key))(jax.random.key(0))
+
+
 def shown(model, config, mesh, count=5):
     """Pictures of a stream that is asked twice, and what it ran with."""
     prepared = jax.device_put(stream.prepare(model, config), jax.devices()[0])  # as if just read
@@ -56,7 +61,7 @@ def test_two_devices_show_what_one_shows(small_config, small_model, weight_dtype
 def test_each_device_has_whole_heads_of_keys_that_queries_share(small_config):
     shape = dataclasses.replace(small_config.model, heads=4, kv_heads=2)
     config = dataclasses.replace(small_config, model=shape)
-    model = Denoiser(shape, jax.random.key(0))
+    model = untrained(shape)
     alone, _, _ = shown(model, config, None, count=3)
     both, _, state = shown(model, config, sharding.sharing(2), count=3)
     assert np.abs(alone - both).max() <= 1
@@ -86,7 +91,7 @@ def test_the_kernel_is_shared_too(small_config):
         window=2, prompt_tokens=8, reference_tokens=8, text_dim=32, text_layers=1, detail_dim=8,
     )  # fmt: skip
     config = dataclasses.replace(small_config, model=model)
-    denoiser = Denoiser(model, jax.random.key(0))
+    denoiser = untrained(model)
     alone, _, _ = shown(denoiser, config, None, count=3)
     backend = dataclasses.replace(config.stream, backend="pallas-interpret")
     config = dataclasses.replace(config, stream=backend)

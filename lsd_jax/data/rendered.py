@@ -238,17 +238,19 @@ def _render(plan: Plan, after, bank, *, size, controls) -> Batch:
     scenes = scene_edits["kind"].shape[0] if scene_edits else 0
     times = plan.starts[:, None] + after + plan.offsets
     frames = times.shape[1]
-    source = render_at(drawn, times, size, bank, plan.scale)  # [B, F, H, W, 3] in [0, 1]
-    reference = jnp.zeros_like(source[:, 0])
-    targets = []
+    reference = jnp.zeros((clips, *size, 3))
+    shown = drawn, times, plan.scale
     if scenes:
-        worlds_before = jax.tree.map(lambda x: x[:scenes], drawn)
+        some = jax.tree.map(lambda x: x[:scenes], shown)
         # Another world's picture, and the same one however long the stream has run.
-        first = render_clips(worlds_before, plan.starts[:scenes], 1, size, bank)[:, 0]
+        first = render_clips(some[0], plan.starts[:scenes], 1, size, bank)[:, 0]
         reference = reference.at[:scenes].set(jnp.roll(first, 1, axis=0))
         edit = SceneEdit(**scene_edits, reference=reference[:scenes])
-        worlds_after = jax.vmap(worlds.edit_world)(worlds_before, edit)
-        targets.append(render_at(worlds_after, times[:scenes], size, bank, plan.scale[:scenes]))
+        after_edits = jax.vmap(worlds.edit_world)(some[0], edit), *some[1:]
+        shown = jax.tree.map(lambda *x: jnp.concatenate(x), shown, after_edits)
+    drawn, when, scale = shown
+    pictures = render_at(drawn, when, size, bank, scale)  # [B + scenes, F, H, W, 3] in [0, 1]
+    source, *targets = jnp.split(pictures, [clips]) if scenes else [pictures]
     if groups:
         index = times[scenes:].reshape(groups, -1)
         plain = source[scenes:].reshape(groups, -1, *size, 3)

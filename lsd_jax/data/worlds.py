@@ -121,7 +121,11 @@ def render(
 ) -> Float[Array, "height width 3"]:
     """One frame in [0, 1]. Inside a jitted function hand it `textures.bank()` as an argument."""
     bank = textures.bank() if bank is None else bank
-    frame = jnp.asarray(frame, jnp.int32)
+    return _frame(world, jnp.asarray(frame, jnp.int32), height, width, bank)
+
+
+@functools.partial(jax.jit, static_argnames=("height", "width"))  # traced once for all callers
+def _frame(world: World, frame, height: int, width: int, bank):
     aspect = width / height
     screen_x, screen_y, x, y, unit = _look(world, frame, height, width)
     pixel = unit * (2 / height)

@@ -50,10 +50,10 @@ def _shared_ms(found: Candidates, chip: Chip, ranks: int) -> np.ndarray:
     predict, _ = stacks(found, chip, ranks, commit=False)
     remember, by_kernel = stacks(found, chip, ranks, commit=True)
     written = ("layers", "key_heads", "head_dim", "patch", "sinks", "memory")
-    commit, less = (
-        by(found, written, timed(partial(commit_ops, written=own))) for own in (False, True)
-    )
-    commit = np.where(by_kernel & (chip.family in plan.WRITE_THE_RING), less, commit)
+    commit = by(found, written, timed(commit_ops))
+    if chip.family in plan.WRITE_THE_RING:
+        less = by(found, written, timed(partial(commit_ops, written=True)))
+        commit = np.where(by_kernel, less, commit)
     whole = found.passes * (embed + predict + readout) + embed + remember + commit
     return 1e3 * (whole + around(found, chip, ranks))
 
@@ -86,7 +86,8 @@ def alike(found: Candidates, names: tuple[str, ...]) -> tuple[list[ModelConfig],
         sizes, which = np.unique(getattr(found, name), return_inverse=True)
         code = code * len(sizes) + which
     _, first, where = np.unique(code, return_index=True, return_inverse=True)
-    return [found.model(i) for i in first.tolist()], where
+    each = found.where(first)
+    return [each.model(i) for i in range(len(each))], where
 
 
 def stacks(

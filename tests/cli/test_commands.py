@@ -198,6 +198,16 @@ def test_help_is_quick_because_it_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
+@pytest.mark.parametrize("chip", ["trn2", "v6e", "cpu"])
+def test_a_plan_does_not_wait_for_jax(chip):
+    code = (
+        "import sys; from lsd_jax.cli.main import main\n"
+        f"assert main(['plan', 'tiny', '--chip', '{chip}']) == 0\n"
+        "sys.exit('jax' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("3s", 3), ("250ms", 0.25), ("1m30s", 90), ("90", 90), ("0.5", 0.5)]
 )

@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from lsd_jax.config import load
 from lsd_jax.hw import chips
-from lsd_jax.hw.stack import least_bytes, least_macs, stack_of
-from nki_kernels import bench
+from lsd_jax.hw.stack import abstract_arguments, least_bytes, least_macs, stack_of
+from nki_kernels import bench, pack
 
 TRN2 = chips.load("trn2")
 
@@ -41,3 +42,29 @@ def test_the_floor_is_that_of_a_tpu(name):
     ours, theirs = bench.shapes_of(config.model, TRN2), stack_of(config.model, "bfloat16")
     assert least_bytes(ours.stack) == least_bytes(theirs)
     assert least_macs(ours.stack) == least_macs(theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "cores", "weight_dtype", "commit"),
+    [
+        ("tiny", 1, 1, "", False), ("tiny", 1, 1, "float8_e4m3", True), ("base", 2, 2, "", False),
+        ("base", 4, 1, "", True), ("lucy_1080p", 16, 1, "float8_e4m3", False),
+    ],
+)  # fmt: skip
+def test_a_trace_is_of_the_arguments_that_are_packed(name, ranks, cores, weight_dtype, commit):
+    model = load(name).model
+    shapes = bench.shapes_of(model, TRN2, ranks, cores, weight_dtype, commit)
+    whole = dataclasses.replace(shapes.stack, heads=shapes.heads * shapes.cores)
+    x, weights, *rest = abstract_arguments(whole)
+    x, *packed = jax.eval_shape(lambda *a: pack.pack_call(*a, shapes=shapes), x, weights, *rest)
+    mine = bench.arguments(shapes)
+    blocks = (shapes.cores, shapes.layers, shapes.first_block["end"], 128, shapes.block)
+    assert (mine[1].shape, mine[1].dtype) == (blocks, weights.up.dtype)
+    theirs = [x, weights.up.update(shape=blocks), *packed]
+    if commit:
+        layers, sessions, _, width = mine[2].shape
+        assert {a.shape for a in mine[-3:-1]} == {(layers, sessions, model.keys, width)}
+        assert mine[-1].shape == (1, shapes.places) and mine[-1].dtype == "int32"
+    assert len(mine) == len(theirs) + 3 * commit
+    for ours, other in zip(mine, theirs, strict=False):
+        assert (ours.shape, ours.dtype) == (other.shape, other.dtype)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Each chip's thread blocks while it waits for another's; with as many devices none is left over.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=16"
+DEVICES = "--xla_force_host_platform_device_count=16"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}"  # the last one counts
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 import jax  # noqa: E402

@@ -142,7 +142,8 @@ def test_a_stream_by_the_interpreted_kernel_shows_the_same_pictures(
         ),
         StreamConfig(compute_dtype=dtype),
     )  # fmt: skip
-    model = stream.prepare(Denoiser(config.model, jax.random.key(0)), config)
+    denoiser = jax.jit(lambda key: Denoiser(config.model, key))(jax.random.key(0))
+    model = stream.prepare(denoiser, config)
     frame = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, height, 128, 3), np.uint8))
     controls = jnp.full((1, height, 128, 1), 255, jnp.uint8)
     shown = {}

@@ -43,15 +43,19 @@ def forward(config, params):
     """`denoise` and `remember` of random pictures before a random memory."""
     from lsd_jax import ring
 
-    model = build(config, params)
     rng = np.random.default_rng(0)
     picture = lambda c: jnp.asarray(rng.normal(size=(1, 32, 32, c)), jnp.float32)  # noqa: E731
-    source, noisy, controls = picture(3), picture(3), picture(1)
-    kv = ring.empty(config, 1, jnp.float32)
-    level = model.modulation(jnp.zeros(1), jnp.zeros(1), jnp.ones(1))
-    k, v = model.remember(source, noisy, controls, kv, level)
-    kv = ring.commit(kv, k, v, config)
-    return np.asarray(jax.jit(model.denoise)(source, noisy, controls, kv, level))
+
+    @jax.jit
+    def both(params, source, noisy, controls):
+        model = build(config, params)
+        kv = ring.empty(config, 1, jnp.float32)
+        level = model.modulation(jnp.zeros(1), jnp.zeros(1), jnp.ones(1))
+        k, v = model.remember(source, noisy, controls, kv, level)
+        kv = ring.commit(kv, k, v, config)
+        return model.denoise(source, noisy, controls, kv, level)
+
+    return np.asarray(both(params, picture(3), picture(3), picture(1)))
 
 
 def test_a_part_that_adds_nothing_can_go(small_config, small_params, scores):
@@ -83,7 +87,8 @@ def test_layers_go_whole(small_config, small_params, scores):
 
 def test_heads_that_share_keys_go_together(small_config, scores):
     config = dataclasses.replace(small_config.model, heads=4, kv_heads=2)
-    params = nnx.to_pure_dict(nnx.state(Denoiser(config, jax.random.key(0)), nnx.Param))
+    create = jax.jit(lambda key: Denoiser(config, key))
+    params = nnx.to_pure_dict(nnx.state(create(jax.random.key(0)), nnx.Param))
     out = params["stack"]["out"].at[:, 0].set(0)
     params = params | {"stack": params["stack"] | {"out": out}}
     model, smaller = cut(config, params, scores, {"heads": 2})

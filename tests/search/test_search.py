@@ -20,12 +20,14 @@ BASE = configs.override(configs.load("small"), ["stream.compute_dtype=bfloat16"]
 EVERYTHING = space.enumerate_all(BASE)
 V6E = chips.load("v6e")
 NOTHING = regression.Misses(0.0, 0.0, 0.0)
+ONE_HISTORY = ("model.window=3", "model.sinks=1", "model.memory=0")
 
 
 @pytest.fixture
 def few(monkeypatch):
     """A space of some thousands: checked types make a search slow."""
     monkeypatch.setattr(space, "DIMS", (128, 256, 512, 768))
+    monkeypatch.setattr(space, "LAYERS", (1, 2, 3, 4, 6, 9, 12, 16, 24))
     monkeypatch.setattr(space, "RATIOS", (2.0, 4.0))
     monkeypatch.setattr(space, "PATCHES", (8, 16))
     monkeypatch.setattr(space, "PER_KV", (1, 2))
@@ -136,8 +138,9 @@ def test_a_stream_may_be_shared_by_several_cores(few):
     assert front.ranks_of(chips.load("trn2"), 128)[-1] == space.MOST_HEADS
     assert front.ranks_of(chips.load("cpu"), 4) == [1]
     quality = law.fit(law.load())
-    large = configs.override(BASE, ["model.height=1024", "model.width=1024"])
-    found = [front.search(large, V6E, quality, 400.0, cores=n) for n in (1, 4)]
+    large = configs.override(BASE, ["model.height=1024", "model.width=1024", *ONE_HISTORY])
+    keep = {name.split("=")[0] for name in ONE_HISTORY}
+    found = [front.search(large, V6E, quality, 400.0, cores=n, keep=keep) for n in (1, 4)]
     least = [search.front[-1].predicted_loss for search in found]
     assert least[1] < least[0] and found[1].front[-1].plan.ranks > 1
 
@@ -412,6 +415,7 @@ def test_the_command_writes_configs_that_plan_takes(few, tmp_path, capsys):
     ],
 )
 def test_bad_input_is_refused_in_a_line(few, arguments, message, capsys):
-    assert main(["search", *arguments]) == 2
+    one = [part for name in ONE_HISTORY for part in ("--set", name)]
+    assert main(["search", *arguments, *one]) == 2
     said = capsys.readouterr().err
     assert message in said and said.strip().count("\n") == 0

@@ -1,6 +1,7 @@
 """The loss, that it teaches, and that a clip is trained on as a stream will live it."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from lsd_jax.train.forcing import CLEAN_HISTORY, forcing_loss, noised
 from lsd_jax.train.step import init_state
 
 FRAMES = 6
+PIN = jax.jit(Denoiser.pin)
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +47,25 @@ def test_training_sees_the_history_that_a_stream_holds(
     noise = jax.random.normal(jax.random.key(1), source.shape)
     remember = jax.jit(lambda *args: small_model.remember(*args, clean_history))
     denoise = jax.jit(lambda *args: small_model.denoise(*args, first_pass))
+    commit = jax.jit(partial(ring.commit, config=model))
 
     def rows(x):
         return x.reshape(-1, *x.shape[2:])
 
-    kv = pinned_history(small_model, batch)
+    kv = jax.jit(pinned_history)(small_model, batch)
     k, v = remember(rows(source), rows(shown), rows(controls), kv)
-    kv = history(kv, k, v, FRAMES, model)
+    kv = jax.jit(partial(history, frames=FRAMES, config=model))(kv, k, v)
     at_once = denoise(rows(source), rows(noise), rows(controls), kv)
     at_once = at_once.reshape(2, FRAMES, *at_once.shape[1:])
 
     held = ring.pin(
-        ring.empty(model, 2, jnp.float32), *small_model.pin(batch.condition), jnp.ones(2, bool)
+        ring.empty(model, 2, jnp.float32), *PIN(small_model, batch.condition), jnp.ones(2, bool)
     )
     for n in range(FRAMES):
         now = denoise(source[:, n], noise[:, n], controls[:, n], held)
         np.testing.assert_allclose(at_once[:, n], now, rtol=1e-4, atol=2e-5)
         k, v = remember(source[:, n], shown[:, n], controls[:, n], held)
-        held = ring.commit(held, k, v, model)
+        held = commit(held, k, v)
     cold = ring.clear(held, jnp.ones(2, bool))
     alone = denoise(source[:, -1], noise[:, -1], controls[:, -1], cold)
     assert np.abs(alone - now).max() > 1e-3
@@ -184,9 +187,10 @@ def test_a_prompt_is_heard_until_it_is_taken_back(small_model, small_batch):
     """And so is a reference: the pinned keys of each frame, against those of either request."""
     clips, frames = small_batch.source.shape[:2]
     carried = jnp.arange(clips) % (frames + 1)
-    kv = pinned_history(small_model, dataclasses.replace(small_batch, carried=carried))
-    said = small_model.pin(small_batch.condition)
-    back = small_model.pin(taken_back(small_batch.condition))
+    batch = dataclasses.replace(small_batch, carried=carried)
+    kv = jax.jit(pinned_history)(small_model, batch)
+    said = PIN(small_model, batch.condition)
+    back = PIN(small_model, taken_back(batch.condition))
     assert not np.allclose(said[0], back[0]) and np.any(said[2] != back[2])
     for clip in range(clips):
         for frame in range(frames):

@@ -41,15 +41,20 @@ def start(small_config, small_params, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def config(small_config):
+    """One for all tests, so that one step is compiled for all of them."""
+    return dataclasses.replace(
+        small_config, train=dataclasses.replace(small_config.train, steps=STEPS, sample_every=STEPS)
+    )
+
+
 @pytest.fixture
-def train(small_config, small_batch, shared_step, mesh, start, monkeypatch):
-    """The loop, with steps that compile once for all tests."""
+def train(config, small_batch, shared_step, mesh, start, monkeypatch):
+    """The loop, with a step that compiles once for all tests."""
     monkeypatch.setattr(loop, "make_step", shared_step)
 
-    def run(directory, batches=None, deadline_s=None, show=None, **settings):
-        config = dataclasses.replace(
-            small_config, train=dataclasses.replace(small_config.train, **settings)
-        )
+    def run(directory, batches=None, deadline_s=None, show=None):
         return loop.train(
             config, toy_loss, batches or batch_of(small_batch), directory, mesh, start, deadline_s,
             show,
@@ -76,7 +81,7 @@ def weights(directory, config):
     return load_weights(directory / "weights", abstract_params(config.model), config.model)[0]
 
 
-def test_resume_is_exact(train, small_config, small_batch, tmp_path, mesh):
+def test_resume_is_exact(train, config, small_batch, tmp_path, mesh):
     """Losses, weights and the optimiser's state, bit for bit, and the data's position."""
     whole, parts, asked = tmp_path / "whole", tmp_path / "parts", []
 
@@ -99,27 +104,24 @@ def test_resume_is_exact(train, small_config, small_batch, tmp_path, mesh):
     assert ours == theirs and [step for step, *_ in ours] == list(range(1, STEPS + 1))
     assert len({loss for _, loss, _ in ours}) == STEPS
     states = [
-        Checkpoints(d / "checkpoints").restore(abstract_state(small_config, mesh))
-        for d in (whole, parts)
+        Checkpoints(d / "checkpoints").restore(abstract_state(config, mesh)) for d in (whole, parts)
     ]
     assert [step for _, step, _ in states] == [STEPS, STEPS]
     jax.tree.map(np.testing.assert_array_equal, states[0][0], states[1][0])
-    final = [weights(d, small_config) for d in (whole, parts)]
+    final = [weights(d, config) for d in (whole, parts)]
     jax.tree.map(np.testing.assert_array_equal, *final)
     jax.tree.map(np.testing.assert_array_equal, final[0], states[0][0].ema)
 
 
 def test_a_finished_run_is_left_as_it_is(train, tmp_path):
-    assert train(tmp_path, steps=3) == 3
+    assert train(tmp_path) == STEPS
     before = lines(tmp_path)
-    assert train(tmp_path, steps=3) == 3
+    assert train(tmp_path) == STEPS
     assert lines(tmp_path) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_with_everything_saved(
-    train, small_config, small_batch, tmp_path, mesh, number
-):
+def test_a_signal_stops_with_everything_saved(train, config, small_batch, tmp_path, mesh, number):
     handler = signal.getsignal(number)
 
     def batches(step):
@@ -127,11 +129,11 @@ def test_a_signal_stops_with_everything_saved(
             os.kill(os.getpid(), number)
         return batch_of(small_batch)(step)
 
-    done = train(tmp_path, batches, steps=1000, warmup=2)
+    done = train(tmp_path, batches)
     assert 1 <= done <= 4
-    _, step, _ = Checkpoints(tmp_path / "checkpoints").restore(abstract_state(small_config, mesh))
+    _, step, _ = Checkpoints(tmp_path / "checkpoints").restore(abstract_state(config, mesh))
     assert step == done == lines(tmp_path)[-1]["step"]
-    assert jax.tree.leaves(weights(tmp_path, small_config))
+    assert jax.tree.leaves(weights(tmp_path, config))
     assert signal.getsignal(number) == handler
 
 
@@ -142,10 +144,10 @@ def test_the_deadline_stops_with_everything_saved(train, tmp_path):
 
 
 def test_a_step_that_is_not_finite_changes_nothing(
-    small_config, small_params, small_batch, shared_step, mesh
+    config, small_params, small_batch, shared_step, mesh
 ):
-    state = init_state(small_config, mesh, small_params)
-    run = shared_step(small_config, toy_loss, mesh)
+    state = init_state(config, mesh, small_params)
+    run = shared_step(config, toy_loss, mesh)
     place = jax.NamedSharding(mesh, sharding.BATCH)
     for _ in range(2):
         state, _ = run(state, jax.device_put(small_batch, place))
@@ -160,13 +162,15 @@ def test_a_step_that_is_not_finite_changes_nothing(
     assert np.any(np.asarray(state.params["embed"]) != before.params["embed"])
 
 
-def test_training_gives_up_where_nothing_is_finite(train, small_batch, tmp_path):
+def test_training_gives_up_where_nothing_is_finite(train, small_batch, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "PATIENCE", 3)
+
     def batches(step):
         return black(small_batch) if step >= 1 else small_batch
 
-    with pytest.raises(ValueError, match=f"no finite gradient for {loop.PATIENCE} steps.*lower"):
-        train(tmp_path, batches, steps=1000)
-    assert lines(tmp_path)[-1]["step"] == 1 + loop.PATIENCE
+    with pytest.raises(ValueError, match="no finite gradient for 3 steps.*lower"):
+        train(tmp_path, batches)
+    assert lines(tmp_path)[-1]["step"] == 1 + 3
     assert Checkpoints(tmp_path / "checkpoints").steps()
 
 
@@ -176,18 +180,18 @@ def test_another_architecture_is_refused(train, small_config, mesh, start, tmp_p
     )
     with pytest.raises(CheckpointError, match="mlp: 128 != 64"):  # to start from
         loop.train(other, toy_loss, lambda step: None, tmp_path, mesh, start)
-    train(tmp_path, steps=1)
+    train(tmp_path, deadline_s=0.0)
     with pytest.raises(ValueError, match="mlp: 128 != 64; set these back"):  # to go on from
         loop.train(other, toy_loss, lambda step: None, tmp_path, mesh)
 
 
-def test_samples_are_drawn(train, small_config, tmp_path):
+def test_samples_are_drawn(train, config, tmp_path):
     """Input, output and truth, one above the other, for all eight clips."""
     from PIL import Image
 
-    train(tmp_path, steps=2, sample_every=2)
-    with Image.open(tmp_path / "samples" / "0000002.png") as picture:
-        assert picture.size == (8 * small_config.model.width, 3 * small_config.model.height)
+    train(tmp_path)
+    with Image.open(tmp_path / "samples" / f"{STEPS:07d}.png") as picture:
+        assert picture.size == (8 * config.model.width, 3 * config.model.height)
 
 
 def test_a_stage_shows_its_batches_to_the_mean_of_that_step(

@@ -1,6 +1,7 @@
 """The bank of streams: which clips it meets, that they go on, and that it streams as users do."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +63,8 @@ def test_the_bank_shows_what_the_streaming_step_shows(config, small_params, mesh
     stage = prepare("history", config, None, mesh)
     model = stream.prepare(build(config.model, small_params), config)
     seeds = jnp.arange(3, dtype=jnp.int32) + 3
-    state = stream.init_state(config, seeds)
-    step = jax.jit(stream.frame_step)
+    state = jax.jit(partial(stream.init_state, config))(seeds)
+    step, condition = jax.jit(stream.frame_step), jax.jit(stream.condition)
     for visit in range(2):
         number = 1 + GROUPS * visit
         batch = stage.batches(number)
@@ -73,8 +74,8 @@ def test_the_bank_shows_what_the_streaming_step_shows(config, small_params, mesh
         back = np.asarray(mine.carried) == 0
         assert back.any() == (visit == 1) and not back.all()
         others = taken_back(mine.condition)
-        state = stream.condition(model, state, mine.condition, jnp.asarray(~back))
-        state = stream.condition(model, state, others, jnp.asarray(back))
+        state = condition(model, state, mine.condition, jnp.asarray(~back))
+        state = condition(model, state, others, jnp.asarray(back))
         for f in range(config.train.frames):
             state, out = step(model, state, mine.source[:, f], mine.controls[:, f])
             difference = np.abs(np.asarray(filled.shown[-3:, f], int) - np.asarray(out, int))
@@ -85,12 +86,13 @@ def test_each_clip_has_the_history_of_its_kind(config, stage, small_params):
     batch = stage.show(0, small_params, stage.batches(0))
     encode = jax.jit(PixelCodec().encode)
     clean, source = encode(batch.target), encode(batch.source)
-    past, _ = imperfect(clean, source, jax.random.key(0), batch.shown, config)
+    wronged = jax.jit(imperfect, static_argnames="config")
+    past, _ = wronged(clean, source, jax.random.key(0), batch.shown, config)
     np.testing.assert_allclose(past[-3:], encode(batch.shown[-3:]), atol=1e-6)
     wrong = np.asarray(jnp.any(jnp.abs(past[:-3] - clean[:-3]) > 1e-5, axis=(1, 2, 3, 4)))
     assert 1 <= wrong.sum() <= 2  # 0.25 of eight, of which a corruption may leave one as it was
     told = dataclasses.replace(config.history, level_input=True)
-    _, level = imperfect(
+    _, level = wronged(
         clean, source, jax.random.key(0), batch.shown, dataclasses.replace(config, history=told)
     )
     assert np.all(np.asarray(level)[-3:] > 0) and np.all(np.asarray(level)[:-3][~wrong] < 1e-5)
