@@ -150,14 +150,15 @@ def variations(config: Config, chip: Chip) -> Iterator[tuple[str, Config]]:
     if model.key_heads > 1:
         fewer = max(n for n in range(1, model.key_heads) if model.key_heads % n == 0)
         yield f"kv_heads {model.key_heads} to {fewer}", shaped(kv_heads=fewer)
-    if model.head_dim != 128:
-        kv_heads = max(1, round(model.key_heads * model.head_dim / 128))
+    unit = int(chip["mxu_width"]) if "mxu_width" in chip.numbers else 128
+    for width in sorted({128, unit} - {model.head_dim}):
+        kv_heads = max(1, round(model.key_heads * model.head_dim / width))
         heads = kv_heads * model.per_kv
-        wide = shaped(heads=heads, kv_heads=kv_heads if model.kv_heads else 0, head_width=128)
-        yield f"heads of 128: {heads} of them", wide
+        wide = shaped(heads=heads, kv_heads=kv_heads if model.kv_heads else 0, head_width=width)
+        yield f"heads of {width}: {heads} of them", wide
     for name in ("dim", "mlp"):
         size = getattr(model, name)
-        if near := nearest(size, int(chip["mxu_width"]) if "mxu_width" in chip.numbers else 128):
+        if near := nearest(size, unit):
             fields = {name: near, "head_width": model.head_dim}
             yield f"{name} {size} to {near}, whole matrix units", shaped(**fields)
     if model.tokens % 16:

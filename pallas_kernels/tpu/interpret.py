@@ -154,6 +154,9 @@ class Interpreter:
         cos, sin = self.rope.cos, self.rope.sin
         self.buffers["cos"] = jnp.tile(jnp.concatenate([cos, cos], 1), (tables, 1))
         self.buffers["sin"] = jnp.tile(jnp.concatenate([-sin, sin], 1), (tables, 1))
+        if self.plan.turned:
+            shape = self.plan.buffers["bias"].shape
+            self.set("bias", ..., jnp.broadcast_to(self.bias[..., None] / LOG_2, shape))
 
     def project(self, layer: int, tile: int) -> None:
         s, buffers = self.plan.shape, self.buffers

@@ -14,7 +14,9 @@ import numpy as np
 
 from lsd_jax.hw.stack import StackShape as Shape
 
-LANES = 128
+LANES, SUBLANES = 128, 8  # of a vector register
+TURNED_QUERIES, TURNED_KEYS = 512, 512  # of a block, and of a piece at most: of fewer, products
+# wait for weights, and weights for products
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Plan:
     chunk: int  # MLP features of a tile
     rows: int  # of the residual stream, in one matrix product
     queries: int  # of one session, against all keys
+    turned: bool = False  # whether logits have queries along the lanes, see `softmax.py`
     ahead: int = 2  # tiles that a ring holds: one in use, the others on their way
     chips: int = 1  # that share each layer's heads and MLP features
 
@@ -82,6 +85,15 @@ class Plan:
     def several(self) -> bool:
         """Whether chips' shares are the sums of several tiles."""
         return (self.groups > 1) | (self.chunks > 1)
+
+    @property
+    def pieces(self) -> list[tuple[int, int, int]]:
+        """The keys that attention takes at once, in its order, whole slots or equal parts of them:
+        a slot's number, the first of the part, and how many they are. Slot -2 is a session's own
+        frame, -1 are the keys without an age."""
+        s, most = self.shape, TURNED_KEYS if self.turned else self.shape.keys + self.shape.tokens
+        sizes = [(-2, s.tokens), (-1, s.ageless), *((slot, s.tokens) for slot in range(s.slots))]
+        return [(slot, *part) for slot, size in sizes for part in parts(size, most)]
 
     def tiles(self, ring: str) -> int:
         """Tiles of a ring in a layer."""
@@ -119,6 +131,8 @@ class Plan:
             "up": Buffer((self.ahead, s.dim, self.chunk), weights),
             "down": Buffer((self.ahead, self.chunk, s.dim), weights),
         }
+        if np.any(self.turned):
+            kept["bias"] = Buffer((s.sessions, s.keys * self.turned, LANES), "float32")
         if s.weight_dtype:
             kept["h_scale"] = Buffer((s.rows, 1), "float32")
         if self.chips > 1:
@@ -164,12 +178,20 @@ class Plan:
     def describe(self) -> str:
         """The choice in a line."""
         shared = f"{self.chips} chips, each " if self.chips > 1 else ""
+        across = " along the lanes" if self.turned else ""
         return (
             f"{shared}{self.groups} x {self.group} heads, "
             f"{self.chunks} x {self.chunk} MLP features, {self.ahead} tiles ahead, "
-            f"blocks of {self.rows} rows and {self.queries} queries, "
+            f"blocks of {self.rows} rows and {self.queries} queries{across}, "
             f"{self.vmem_bytes / 1e6:.1f} MB of VMEM"
         )
+
+
+def parts(size: int, most: int) -> list[tuple[int, int]]:
+    """The first of each of the fewest equal parts of `size`, none of more than `most`, and how many
+    are in it."""
+    count = next((n for n in range(1, size + 1) if size % n == 0 and size // n <= most), 0)
+    return [(i * (size // count), size // count) for i in range(count)]
 
 
 def larger(a, b):

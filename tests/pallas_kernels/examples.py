@@ -26,10 +26,10 @@ def arguments(dtype="float32", **changes):
     return cast(x), cast(weights), cast(kv), bias, cast(modulation), rope
 
 
-def plan_of(args, group=1, chunk=128, rows=32, queries=16, ahead=2) -> Plan:
+def plan_of(args, group=1, chunk=128, rows=32, queries=16, turned=False, ahead=2) -> Plan:
     """Several tiles and blocks of everything."""
     x, weights, kv, _, modulation, _ = args
-    return Plan(shape_of(x, weights, kv, modulation), group, chunk, rows, queries, ahead)
+    return Plan(shape_of(x, weights, kv, modulation), group, chunk, rows, queries, turned, ahead)
 
 
 def noticed(script: str, fault: str) -> dict:

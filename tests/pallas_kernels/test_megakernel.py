@@ -21,6 +21,10 @@ from tests.pallas_kernels import races
 from tests.pallas_kernels.examples import arguments, noticed, plan_of
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+WHOLE = dict(rows=8, columns=16, p=128, slots=1, layers=1)
+"""Tokens and pinned keys of whole registers, as queries along the lanes want them."""
+
+TURNED = dict(rows=128, queries=128, turned=True)
 
 
 def run(args, plan, **options):
@@ -49,13 +53,25 @@ def assert_near(ours, theirs, tolerance):
         ("bfloat16", dict(b=2, slots=1, p=0), dict(group=2, chunk=256)),
         ("float32", dict(b=2, g=2), dict(group=2, queries=8)),
         ("bfloat16", dict(b=1, g=3, layers=1), dict()),
+        ("float32", dict(b=2, **WHOLE), TURNED),
+        ("bfloat16", dict(b=1, g=2, **WHOLE), TURNED | dict(group=2)),
     ],
 )
-def test_equals_the_specification(dtype, shape, tiles):
+def test_equals_the_specification(dtype, shape, tiles, monkeypatch):
+    monkeypatch.setattr("pallas_kernels.tpu.plan.TURNED_KEYS", 64)  # so that frames come in parts
     args, exact = arguments(dtype, **shape), arguments(**shape)
     ours = run(args, plan_of(args, **tiles))
     assert {a.dtype.name for a in ours} == {dtype}
     assert_near(ours, jax.jit(denoise_stack)(*exact), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("eight", [False, True])
+def test_blocks_that_are_projected_in_parts(eight, monkeypatch):
+    args = in_eight_bits(arguments(b=2)) if eight else arguments(b=2)
+    tiles = plan_of(args, group=2, chunk=256)
+    whole = run(args, tiles)
+    monkeypatch.setattr("pallas_kernels.tpu.kernel.PROJECTED", 16)
+    assert_near(run(args, tiles), whole, 5e-3 if eight else 1e-5)  # a last bit, a step of int8
 
 
 def test_one_modulation_for_all_sessions_and_blocks_of_several():
@@ -167,12 +183,19 @@ def test_the_interpreter_equals_the_specification(g):
     assert_near(ours, jax.jit(denoise_stack)(*args), TOLERANCE["float32"])
 
 
-@pytest.mark.parametrize("kind", sorted({type(s.instruction).__name__ for s in PROGRAM}))
-def test_kernel_and_interpreter_agree_after_any_instruction(kind):
+KINDS = sorted({type(s.instruction).__name__ for s in PROGRAM})
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "tiles"),
+    [(kind, SMALL, dict()) for kind in KINDS] + [(k, WHOLE, TURNED) for k in ("Load", "Attend")],
+)
+def test_kernel_and_interpreter_agree_after_any_instruction(kind, shape, tiles):
     """Stops after the last one of a kind, and compares every buffer that holds something."""
-    args = arguments(**SMALL)
-    plan = plan_of(args)
-    last = max(i for i, s in enumerate(PROGRAM) if type(s.instruction).__name__ == kind)
+    args = arguments(**shape)
+    plan = plan_of(args, **tiles)
+    steps = schedule.steps(schedule.program(plan))
+    last = max(i for i, s in enumerate(steps) if type(s.instruction).__name__ == kind)
     stopped = schedule.prefix(plan, schedule.program(plan), last + 1)
     theirs = interpret(plan, stopped, *args)
     names = tuple(plan.buffers)
