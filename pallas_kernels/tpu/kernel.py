@@ -190,7 +190,7 @@ class Machine:
         def block(rows: Rows, session: Index) -> None:
             for first, size in parts(rows.size, PROJECTED):
                 some = pl.ds(aligned(rows.start + first, size), size)
-                piece(some, self.modulated(rows, first, size))
+                piece(some, self.modulated(some, rows, first))
 
         self.for_rows(block)
 
@@ -264,7 +264,7 @@ class Machine:
         features = pl.ds(tile * self.plan.chunk, self.plan.chunk)
 
         def block(rows: Rows, session: Index) -> None:
-            h = self.modulated(rows)
+            h = self.modulated(rows, rows)
             up = Operand(h.values).times(at.up[slot], self.scale("up", layer, features))
             hidden = self.operand(twice_gelu(up, h.scale))
             if h.scale is not None and hidden.scale is not None:
@@ -296,12 +296,10 @@ class Machine:
         values, scale = eight_bits(x.astype(jnp.float32))
         return Operand(values.astype(jnp.int32).astype(jnp.int8), scale)
 
-    def modulated(self, rows: Rows, first: int = 0, size: int | None = None) -> Operand:
-        """What `Modulate` left of the rows of a block, or of so many from its `first` on."""
-        size = size or rows.size
-        h = self.at.h[self.block_of(rows), first : first + size]
-        some = pl.ds(aligned(rows.start + first, size), size)
-        return Operand(h, self.at.h_scale[some] if self.plan.shape.weight_dtype else None)
+    def modulated(self, rows: Rows, block: Rows, first: int = 0) -> Operand:
+        """What `Modulate` left of these rows, the block's from its `first` on."""
+        h = self.at.h[self.block_of(block), first : first + rows.size]
+        return Operand(h, self.at.h_scale[rows] if self.plan.shape.weight_dtype else None)
 
     def block_of(self, rows: Rows) -> Index:
         """Which block of rows these are."""

@@ -170,8 +170,8 @@ def plans(shape: Shape, chip: Chip, chips: int = 1) -> Any:
     queries = [n for n in takes if shape.tokens % n == 0]
     options = np.meshgrid(groups, chunks, rows, queries, indexing="ij")
     tiles: Any = [x.ravel() for x in options]
-    turned = (tiles[-1] == TURNED_QUERIES) & can_turn(shape, chip)
-    return Plan(shape, *tiles, turned, chips=chips)
+    tiles += [(tiles[-1] == TURNED_QUERIES) & can_turn(shape, chip)]
+    return Plan(shape, *tiles, chips=chips)
 
 
 def can_turn(shape: Shape, chip: Chip) -> bool:
