@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lsd_jax.config import Config, ModelConfig
+from lsd_jax.config import Config, ModelConfig, StreamConfig
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.plan import FramePlan, cores_per_chip, plan_frame
+from lsd_jax.hw.stack import least_macs, streamed_stack
 
 MOST_CHIPS = 64
 MOST_SESSIONS = 4096
@@ -106,8 +107,9 @@ def sessions_together(config: Config, chip: Chip, ranks: int, fps: int | float) 
 
 def helpful(config: Config, chip: Chip, plan: FramePlan, most: int = 3) -> list[Change]:
     """The changes of a setting that save most of a plan of one stream, each planned anew on as many
-    cores; roughly, as is what it is compared with."""
-    found, now = [], plan_frame(config, chip, plan.ranks, rough=True)
+    cores; roughly, as is what it is compared with. After the `most` that save most come those that
+    leave as much to compute."""
+    found, equal, now = [], set(), plan_frame(config, chip, plan.ranks, rough=True)
     for what, changed in variations(config, chip):
         try:
             then = plan_frame(changed, chip, plan.ranks, rough=True)
@@ -116,7 +118,15 @@ def helpful(config: Config, chip: Chip, plan: FramePlan, most: int = 3) -> list[
         ms = then.ms * (plan.ms / now.ms if then.error else 1.0)
         if ms < 0.99 * plan.ms:
             found.append(Change(what, ms, trained_anew(config.model, changed.model)))
-    return sorted(found, key=lambda change: change.ms)[:most]
+            if computed(changed) == computed(config):
+                equal.add(what)
+    found.sort(key=lambda change: change.ms)
+    return found[:most] + [change for change in found[most:] if change.what in equal]
+
+
+def computed(config: Config) -> tuple[int, StreamConfig]:
+    """How many multiply-adds the blocks have in a pass, in which dtypes, and how often."""
+    return least_macs(streamed_stack(config)), config.stream
 
 
 def trained_anew(model: ModelConfig, changed: ModelConfig) -> bool:
@@ -150,14 +160,15 @@ def variations(config: Config, chip: Chip) -> Iterator[tuple[str, Config]]:
     if model.key_heads > 1:
         fewer = max(n for n in range(1, model.key_heads) if model.key_heads % n == 0)
         yield f"kv_heads {model.key_heads} to {fewer}", shaped(kv_heads=fewer)
-    if model.head_dim != 128:
-        kv_heads = max(1, round(model.key_heads * model.head_dim / 128))
+    unit = int(chip["mxu_width"]) if "mxu_width" in chip.numbers else 128
+    for width in sorted({128, unit} - {model.head_dim}):
+        kv_heads = max(1, round(model.key_heads * model.head_dim / width))
         heads = kv_heads * model.per_kv
-        wide = shaped(heads=heads, kv_heads=kv_heads if model.kv_heads else 0, head_width=128)
-        yield f"heads of 128: {heads} of them", wide
+        wide = shaped(heads=heads, kv_heads=kv_heads if model.kv_heads else 0, head_width=width)
+        yield f"heads of {width}: {heads} of them", wide
     for name in ("dim", "mlp"):
         size = getattr(model, name)
-        if near := nearest(size, int(chip["mxu_width"]) if "mxu_width" in chip.numbers else 128):
+        if near := nearest(size, unit):
             fields = {name: near, "head_width": model.head_dim}
             yield f"{name} {size} to {near}, whole matrix units", shaped(**fields)
     if model.tokens % 16:

@@ -62,6 +62,7 @@ REGISTER = 1024  # elements of a vector register
 ROUNDING = 14  # operations that bring an element into eight bits, fitted to two stacks on a v6e
 SCALING = 3  # of an element of a product of int8: from int32, and by two scales
 COMBINE = 8  # of an element of the residual stream: shares are added up, then added to it
+TURNED = 410  # cycles in which a head's block of queries fills and drains the units, compiled alone
 UPDATE = 24  # operations of an element of the residual stream: its product comes, `x += gate * y`
 
 
@@ -141,7 +142,7 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
             return Cost((4 + rounding) * rows * s.dim * vector + blocks * r.block)
         case Project():
             parts = s.per_kv + 2
-            mxu = parts * product(plan.rows, s.dim, width, chip, speed)
+            mxu = product(plan.rows, s.dim, parts * width, chip, speed)
             elements = (12 * (s.per_kv + 1) + parts * scaling) * plan.rows * width
             each = both(mxu, elements * vector, chip) + r.block
             return Cost(blocks * each, macs=parts * s.rows * s.dim * width)
@@ -155,8 +156,10 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
                     (1, plan.session_rows, 0),
                 )
             )
+            straight = plan.group * s.per_kv * head + r.block
+            alone = plan.group * s.per_kv * turned_cycles(plan, chip)
             macs = 2 * s.rows * (s.keys + s.tokens) * asked
-            return Cost(turns * (plan.group * s.per_kv * head + r.block), macs=macs)
+            return Cost(turns * np.where(plan.turned, alone, straight), macs=macs)
         case ProjectOut():
             mxu = product(plan.rows, asked, s.dim, chip, speed)
             elements = plan.rows * ((UPDATE + scaling) * s.dim + rounding * asked)
@@ -189,6 +192,14 @@ def attend_cycles(keys: Amount, ages: int, plan: Plan, chip: Chip) -> Amount:
     return np.where(keys > 0, cycles, 0.0)
 
 
+def turned_cycles(plan: Plan, chip: Chip) -> Amount:
+    """One query head's block of queries against all keys, where queries are along the lanes."""
+    s, queries = plan.shape, filled(plan.queries, chip)
+    keys = s.keys + s.tokens
+    streamed = keys * filled(s.head_dim, chip) + s.head_dim * filled(keys, chip)
+    return streamed * queries / chip["macs_bf16"] + TURNED
+
+
 @dataclass(frozen=True)
 class Total:
     """A whole pass, modelled."""
@@ -219,6 +230,8 @@ def total(program: Program, plan: Plan, chip: Chip) -> Total:
             compute = compute + repeats * one.cycles
             macs = macs + repeats * one.macs
             turns = plan.all_rows // (plan.queries if isinstance(node, Attend) else plan.rows)
+            if isinstance(node, Attend):
+                turns = turns * np.where(plan.turned, plan.group, 1)
             code = code + tiles * one.cycles / turns
 
     walk(program, 1, 1)

@@ -31,10 +31,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from lsd_jax.ops.attend import ATTENDED
-from pallas_kernels.tpu.kernel import LOG2_E, SAFE_EXPONENT, dot
+from pallas_kernels.tpu.kernel import LOG2_E, SAFE_EXPONENT
 from pallas_kernels.tpu.loops import Rows
 from pallas_kernels.tpu.plan import LANES, Buffer, up
 from pallas_kernels.tpu.planner import SPARE_BYTES
+from pallas_kernels.tpu.softmax import dot
 
 BLOCKS = (640, 512, 384, 256, 128)  # of queries
 CHUNKS = (768, 640, 512, 384, 256, 128)  # of keys

@@ -156,6 +156,9 @@ class Interpreter:
         cos, sin = (jnp.pad(table, ((0, plan.filled), (0, 0))) for table in tables_in)
         self.buffers["cos"] = jnp.tile(jnp.concatenate([cos, cos], 1), (tables, 1))
         self.buffers["sin"] = jnp.tile(jnp.concatenate([-sin, sin], 1), (tables, 1))
+        if self.plan.turned:
+            shape = self.plan.buffers["bias"].shape
+            self.set("bias", ..., jnp.broadcast_to(self.bias[..., None] / LOG_2, shape))
 
     def project(self, layer: int, tile: int) -> None:
         s, rows, buffers = self.plan.shape, self.plan.all_rows, self.buffers

@@ -25,13 +25,15 @@ from jax.experimental.pallas import tpu as pltpu
 from lsd_jax.ops.eight_bits import eight_bits
 from pallas_kernels.tpu import exchange, schedule
 from pallas_kernels.tpu.loops import Index, Rows, aligned, loop
-from pallas_kernels.tpu.plan import Plan
+from pallas_kernels.tpu.plan import LANES, Plan, parts
 from pallas_kernels.tpu.schedule import Loop, Program, Step
+from pallas_kernels.tpu.softmax import Softmax, Turned, dot
 
 EPSILON = 1e-6
 SAFE_EXPONENT = 96.0  # of 2; sums of thousands of such terms stay far below float32's 2^127
 MASKED = -1e30  # an exponent of 2
 LOG2_E = math.log2(math.e)
+PROJECTED = 256  # rows of a product, whose norms the vector unit finds under the next one
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,11 @@ class Machine:
             at.sin[rows, :half], at.sin[rows, half:] = -sin, sin
             if plan.filled:
                 at.cos[beside] = at.sin[beside] = jnp.zeros((plan.filled, 2 * half), jnp.float32)
+        for session in range(self.plan.shape.sessions if self.plan.turned else 0):
+            for first in range(0, self.plan.shape.keys, LANES):
+                keys = pl.ds(first, LANES)
+                row = at.bias_in[session, :, keys] * LOG2_E
+                at.bias[session, keys] = jnp.broadcast_to(row, (LANES, LANES)).T
 
     def store(self, node: schedule.Store, layer: Index, tile: Index) -> None:
         at = self.at
@@ -176,66 +183,96 @@ class Machine:
 
     def project(self, node: schedule.Project, layer: Index, tile: Index) -> None:
         at, slot, k_dim = self.at, self.slot("heads", layer, tile), self.plan.shape.head_dim
-        group, new, per_kv = range(self.plan.group), tile * self.plan.group, self.plan.shape.per_kv
+        group, new = range(self.plan.group), tile * self.plan.group
         scale = k_dim**-0.5 * LOG2_E  # of logits that are exponents of 2
         q_scale = at.q_scale[pl.ds(layer, 1)] * scale
         k_scale = at.k_scale[pl.ds(layer, 1)]
 
-        def block(rows: Rows, session: Index) -> None:
-            start = rows.start % at.cos.shape[0]
-            place = pl.ds(start, rows.size)
+        targets = [(at.q, part * self.plan.group) for part in range(self.plan.shape.per_kv)]
+        targets += [(at.k_new, new), (at.v_new, new)]
+        columns = list(product(range(len(targets)), group))
+        eight = bool(self.plan.shape.weight_dtype)
+
+        def piece(rows: Rows, h: Operand) -> None:
+            place = pl.ds(rows.start % at.cos.shape[0], rows.size)
             cos, sin = at.cos[place], at.sin[place]
-            h = self.modulated(rows)
-            asked = [(at.q, part * self.plan.group) for part in range(per_kv)]
-            for part, (target, first) in enumerate((*asked, (at.k_new, new), (at.v_new, new))):
-                weight = jnp.concatenate([at.qkv[slot, part, i] for i in group], axis=1)
-                y = h.times(weight)
-                for i in group:
-                    head = y[:, i * k_dim : (i + 1) * k_dim]
-                    if h.scale is not None:
-                        head = head * at.qkv_scale_in[layer, part, pl.ds(new + i, 1)]
-                    if target is not at.v_new:
-                        head = norm(head) * (q_scale if target is at.q else k_scale)
-                        head = head * cos + pltpu.roll(head, k_dim // 2, 1) * sin
-                    target[first + i, rows] = head.astype(target.dtype)
+            y = h.times(jnp.concatenate([at.qkv[slot, part, i] for part, i in columns], axis=1))
+            for column, (part, i) in enumerate(columns):
+                target, first = targets[part]
+                head = y[:, column * k_dim : (column + 1) * k_dim]
+                if h.scale is not None:
+                    head = head * at.qkv_scale_in[layer, part, pl.ds(new + i, 1)]
+                if target is not at.v_new:
+                    head = norm(head) * (q_scale if target is at.q else k_scale)
+                    head = head * cos + pltpu.roll(head, k_dim // 2, 1) * sin
+                target[first + i, rows] = head.astype(target.dtype)
+
+        def block(rows: Rows, session: Index) -> None:
+            pieces = parts(rows.size, PROJECTED, 32 // (1 if eight else self.plan.shape.itemsize))
+            if pieces[0][1] < PROJECTED // 2:  # products of so few rows wait for weights
+                pieces = [(0, rows.size)]
+            for first, size in pieces:
+                some = pl.ds(aligned(rows.start + first, size), size)
+                piece(some, self.modulated(some, rows, first))
 
         self.for_rows(block)
 
     def attend(self, node: schedule.Attend, layer: Index, tile: Index) -> None:
         at, plan, s = self.at, self.plan, self.plan.shape
-        slot = self.slot("heads", layer, tile)
-        limit, each = self.limit(layer), plan.session_rows
+        softmax = Turned if plan.turned else Softmax
+        limit = self.limit(layer)
+
+        def head(turn: Index, i: Index) -> None:
+            session = turn // (plan.session_rows // plan.queries)
+            rows = pl.ds(aligned(turn * plan.queries, plan.queries), plan.queries)
+            for part in range(s.per_kv):
+                q = at.q[part * plan.group + i, rows]
+                state, last = softmax.empty(plan.queries, s.head_dim), None
+                for k, v, bias in self.attended(layer, tile, session, i):
+                    weights = softmax.weights(q, k, -limit if bias is None else bias - limit)
+                    if last:  # a piece late, so that the units have something to do meanwhile
+                        state = state.over(*last)
+                    last = weights, v
+                state = state.over(*last) if last else state
+                columns = pl.ds(aligned((i * s.per_kv + part) * s.head_dim, s.head_dim), s.head_dim)
+                at.attended[rows, columns] = state.result(at.attended.dtype)
 
         def block(turn: Index) -> None:
-            session = turn // (each // plan.queries)
-            rows = pl.ds(aligned(turn * plan.queries, plan.queries), plan.queries)
-            own = pl.ds(aligned(session * each, each), each)
-            new = seen(-limit, each, 0, s.tokens)
-            for i, part in product(range(plan.group), range(s.per_kv)):
-                head = tile * plan.group + i
-                q = at.q[part * plan.group + i, rows]
-                state = Softmax.empty(plan.queries, s.head_dim)
-                state = state.over(q, at.k_new[head, own], at.v_new[head, own], new)
-                start = 0
-                for slot_index in range(-1, s.slots):
-                    size = s.ageless if slot_index < 0 else s.tokens
-                    if not size:
-                        continue
-                    first, many = plan.window(start, size)
-                    keys, inside = pl.ds(first, many), start - first
-                    start += size
-                    k, v = at.k[slot, session, i, keys], at.v[slot, session, i, keys]
-                    if slot_index >= 0:
-                        age = jnp.clip(at.age[session, slot_index], 0, s.ages - 1)
-                        k = add_row(k, at.age_k[layer, age, pl.ds(head, 1)])
-                        v = add_row(v, at.age_v[layer, age, pl.ds(head, 1)])
-                    bias = at.bias_in[session, :, keys] * LOG2_E - limit
-                    state = state.over(q, k, v, seen(bias, many, inside, size))
-                start = (i * s.per_kv + part) * s.head_dim
-                columns = slice(start, start + s.head_dim)
-                at.attended[rows, columns] = state.result().astype(at.attended.dtype)
+            for i in range(plan.group):
+                head(turn, i)
 
-        loop(plan.all_rows // plan.queries, block)
+        turns = plan.all_rows // plan.queries
+        if plan.turned:
+            loop(turns * plan.group, lambda n: head(n // plan.group, n % plan.group))
+        else:
+            loop(turns, block)
+
+    def attended(self, layer: Index, tile: Index, session: Index, i: int) -> Iterator[tuple]:
+        """Keys, values and bias of the tile's head `i`, piece by piece, with the embedding of their
+        age where they have one; the bias as the plan's softmax takes it, or None."""
+        at, plan, s = self.at, self.plan, self.plan.shape
+        ring_slot, head = self.slot("heads", layer, tile), tile * plan.group + i
+        for slot, first, size in plan.pieces:
+            if slot == -2:
+                own = pl.ds(aligned(session * plan.session_rows + first, size), size)
+                k, v = at.k_new[head, own], at.v_new[head, own]
+                bias = seen(jnp.zeros((1, 1)), size, 0, s.tokens) if plan.filled else None
+            else:
+                start = first if slot < 0 else s.ageless + slot * s.tokens + first
+                begin, many = plan.window(start, size)
+                keys = pl.ds(begin, many)
+                k, v = (ring[ring_slot, session, i, keys] for ring in (at.k, at.v))
+                row = at.bias_in[session, :, keys] * LOG2_E
+                bias = (
+                    at.bias[session, keys] if plan.turned else seen(row, many, start - begin, size)
+                )
+            if slot >= 0:
+                age = jnp.clip(at.age[session, slot], 0, s.ages - 1)
+                k, v = (
+                    add_row(x, table[layer, age, pl.ds(head, 1)])
+                    for x, table in ((k, at.age_k), (v, at.age_v))
+                )
+            yield k, v, bias
 
     def project_out(self, node: schedule.ProjectOut, layer: Index, tile: Index) -> None:
         at, slot = self.at, self.slot("heads", layer, tile)
@@ -254,7 +291,7 @@ class Machine:
         features = pl.ds(tile * self.plan.chunk, self.plan.chunk)
 
         def block(rows: Rows, session: Index) -> None:
-            h = self.modulated(rows)
+            h = self.modulated(rows, rows)
             up = Operand(h.values).times(at.up[slot], self.scale("up", layer, features))
             hidden = self.operand(twice_gelu(up, h.scale))
             if h.scale is not None and hidden.scale is not None:
@@ -293,10 +330,10 @@ class Machine:
         values, scale = eight_bits(x.astype(jnp.float32))
         return Operand(values.astype(jnp.int32).astype(jnp.int8), scale)
 
-    def modulated(self, rows: Rows) -> Operand:
-        """What `Modulate` left of these rows."""
-        eight = bool(self.plan.shape.weight_dtype)
-        return Operand(self.at.h[self.block_of(rows)], self.at.h_scale[rows] if eight else None)
+    def modulated(self, rows: Rows, block: Rows, first: int = 0) -> Operand:
+        """What `Modulate` left of these rows, the block's from its `first` on."""
+        h = self.at.h[self.block_of(block), first : first + rows.size]
+        return Operand(h, self.at.h_scale[rows] if self.plan.shape.weight_dtype else None)
 
     def block_of(self, rows: Rows) -> Index:
         """Which block of rows these are."""
@@ -375,28 +412,6 @@ class Operand:
         return product if columns is None else product * columns
 
 
-@dataclass(frozen=True)
-class Softmax:
-    """Attention so far: weighted values `[Q, K]`, and sums of the weights `[Q, 1]`."""
-
-    values: jax.Array
-    sums: jax.Array
-
-    @classmethod
-    def empty(cls, queries: int, k_dim: int) -> Softmax:
-        zeros = jnp.zeros((queries, k_dim), jnp.float32)
-        return cls(zeros, jnp.zeros((queries, 1), jnp.float32))
-
-    def over(self, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> Softmax:
-        """With `C` more keys; `bias [1, C]` or `[1, 1]` adds to their logits."""
-        share = jnp.exp2(dot(q, k, transposed=True) + bias)
-        sums = jnp.sum(share, axis=1, keepdims=True)
-        return Softmax(self.values + dot(share.astype(v.dtype), v), self.sums + sums)
-
-    def result(self) -> jax.Array:
-        return self.values / self.sums
-
-
 def moved(source: Any, target: Any, semaphore: Any) -> None:
     """A copy from start to end."""
     copy = pltpu.make_async_copy(source, target, semaphore)
@@ -411,15 +426,6 @@ def seen(bias: jax.Array, keys: int, first: int, size: int) -> jax.Array:
         return bias
     key = jax.lax.broadcasted_iota(jnp.int32, (1, keys), 1)
     return jnp.where((key >= first) & (key < first + size), bias, MASKED)
-
-
-def dot(a: jax.Array, b: jax.Array, transposed: bool = False) -> jax.Array:
-    """`a @ b`, or `a @ b.T`, in float32, or of int8 in int32; float32 operands keep all of their
-    bits."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    out = jnp.int32 if a.dtype == jnp.int8 else jnp.float32
-    dimensions = (((1,), (1 if transposed else 0,)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=out)
 
 
 def add_row(x: jax.Array, row: jax.Array) -> jax.Array:

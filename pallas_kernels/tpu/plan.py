@@ -15,7 +15,9 @@ import numpy as np
 
 from lsd_jax.hw.stack import StackShape as Shape
 
-LANES = 128
+LANES, SUBLANES = 128, 8  # of a vector register
+TURNED_QUERIES, TURNED_KEYS = 512, 512  # of a block, and of a piece at most: of fewer, products
+# wait for weights, and weights for products
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Plan:
     chunk: int  # MLP features of a tile
     rows: int  # of the residual stream, in one matrix product
     queries: int  # of one session, against all keys
+    turned: bool = False  # whether logits have queries along the lanes, see `softmax.py`
     ahead: int = 2  # tiles that a ring holds: one in use, the others on their way
     chips: int = 1  # that share each layer's heads and MLP features
     filled: int = 0  # rows beside the tokens of a session, see `filling`
@@ -98,6 +101,16 @@ class Plan:
         """Whether chips' shares are the sums of several tiles."""
         return (self.groups > 1) | (self.chunks > 1)
 
+    @property
+    def pieces(self) -> list[tuple[int, int, int]]:
+        """The keys that attention takes at once, in its order, whole slots or equal parts of them:
+        a slot's number, the first of the part, and how many they are. Slot -2 is a session's own
+        frame, -1 are the keys without an age."""
+        s, own = self.shape, self.session_rows
+        most = TURNED_KEYS if self.turned else s.keys + own
+        sizes = [(-2, own), (-1, s.ageless), *((slot, s.tokens) for slot in range(s.slots))]
+        return [(slot, *part) for slot, size in sizes for part in parts(size, most)]
+
     def tiles(self, ring: str) -> int:
         """Tiles of a ring in a layer."""
         return self.groups if ring == "heads" else self.chunks
@@ -141,6 +154,8 @@ class Plan:
             "up": Buffer((self.ahead, s.dim, self.chunk), weights),
             "down": Buffer((self.ahead, self.chunk, s.dim), weights),
         }
+        if np.any(self.turned):
+            kept["bias"] = Buffer((s.sessions, s.keys * self.turned, LANES), "float32")
         if s.weight_dtype:
             kept["h_scale"] = Buffer((rows, 1), "float32")
         if self.chips > 1:
@@ -188,12 +203,13 @@ class Plan:
     def describe(self) -> str:
         """The choice in a line."""
         shared = f"{self.chips} chips, each " if self.chips > 1 else ""
+        across = " along the lanes" if self.turned else ""
         tokens, rows = self.shape.tokens, self.session_rows
         filled = f"{tokens:,} tokens filled up to {rows:,} rows, " if self.filled else ""
         return (
             f"{shared}{self.groups} x {self.group} heads, "
             f"{self.chunks} x {self.chunk} MLP features, {self.ahead} tiles ahead, "
-            f"{filled}blocks of {self.rows} rows and {self.queries} queries, "
+            f"{filled}blocks of {self.rows} rows and {self.queries} queries{across}, "
             f"{self.vmem_bytes / 1e6:.1f} MB of VMEM"
         )
 
@@ -207,6 +223,13 @@ def filling(shape: Shape, chips: int = 1) -> int:
     """Rows beside the tokens of a session, so that all rows are whole tiles for each of so many
     chips: the fewest."""
     return -shape.tokens % (sublanes(shape) * chips // gcd(chips, shape.sessions))
+
+
+def parts(size: int, most: int, tile: int = 1) -> list[tuple[int, int]]:
+    """The first of each of the fewest equal parts of `size`, of whole tiles and none of more than
+    `most`, and how many are in it."""
+    each = next((n for n in range(min(size, most), 0, -1) if size % n == n % tile == 0), size)
+    return [(first, each) for first in range(0, size, each or 1)]
 
 
 def larger(a, b):

@@ -11,7 +11,7 @@ import numpy as np
 from lsd_jax.hw import stack
 from lsd_jax.hw.chips import Chip, load
 from pallas_kernels.tpu.cost import Total, total
-from pallas_kernels.tpu.plan import LANES, Plan, Shape, filling, sublanes, up
+from pallas_kernels.tpu.plan import LANES, TURNED_QUERIES, Plan, Shape, filling, sublanes, up
 from pallas_kernels.tpu.schedule import program
 
 XLA_SHARE = 16  # one part in so many of VMEM is left to XLA, which else refuses to compile
@@ -47,7 +47,7 @@ def choose_for(shape: Shape, chip: Chip, chips: int = 1) -> Choice:
     each = f" (on each of {chips} chips)" if chips > 1 else ""
     if refusal := _refusal(shape, chip):
         raise NotImplementedError(refusal + each)
-    options = plans(shape, chips)
+    options = plans(shape, chip, chips)
     costs = total(program(options), options, chip)
     room = limit_bytes(chip) - SPARE_BYTES
     fits = options.vmem_bytes <= room
@@ -58,7 +58,7 @@ def choose_for(shape: Shape, chip: Chip, chips: int = 1) -> Choice:
             "or backend xla"
         )
     (best,) = preferred(costs, fits, np.zeros(1, int))
-    tiles = (int(x[best]) for x in tiles_of(options))
+    tiles = (x[best].item() for x in tiles_of(options))
     plan = Plan(shape, *tiles, chips=chips, filled=options.filled)
     return Choice(plan, total(program(plan), plan, chip))
 
@@ -74,7 +74,7 @@ def choose_cycles(shapes: list[Shape], chip: Chip, chips: int = 1) -> np.ndarray
         except NotImplementedError:
             continue
         if _refusal(shape, chip) is None:
-            taken[i] = plans(shape, chips)
+            taken[i] = plans(shape, chip, chips)
     for first in range(0, len(taken), TOGETHER):
         numbers = list(taken)[first : first + TOGETHER]
         options = [taken[i] for i in numbers]
@@ -137,7 +137,7 @@ def _refusal(shape: Shape, chip: Chip) -> str | None:
     return None if shape.keys else "the buffer has no keys; pin some tokens, or backend xla"
 
 
-def plans(shape: Shape, chips: int = 1) -> Any:
+def plans(shape: Shape, chip: Chip, chips: int = 1) -> Any:
     """All plans worth a look, whole tiles and equal blocks of rows: one `Plan` of arrays."""
     groups = [n for n in range(1, shape.heads + 1) if shape.heads % n == 0]
     chunks = [n for n in range(LANES, shape.mlp + 1, LANES) if shape.mlp % n == 0]
@@ -155,12 +155,20 @@ def plans(shape: Shape, chips: int = 1) -> Any:
     queries = [n for n in takes if session % n == 0]
     options = np.meshgrid(groups, chunks, rows, queries, indexing="ij")
     tiles: Any = [x.ravel() for x in options]
+    tiles += [(tiles[-1] == TURNED_QUERIES) & can_turn(shape, chip)]
     return Plan(shape, *tiles, chips=chips, filled=filled)
+
+
+def can_turn(shape: Shape, chip: Chip) -> bool:
+    """Whether attention gains from queries along the lanes: heads leave half of a matrix unit
+    empty, and all keys are whole registers."""
+    narrow = 2 * shape.head_dim <= chip["mxu_width"]
+    return bool(narrow and shape.tokens % LANES == 0 and shape.ageless % LANES == 0)
 
 
 def tiles_of(plan: Plan) -> tuple[Any, ...]:
     """What is chosen of a plan."""
-    return plan.group, plan.chunk, plan.rows, plan.queries
+    return plan.group, plan.chunk, plan.rows, plan.queries, plan.turned
 
 
 def _divides(a: int, b: int) -> bool:

@@ -261,6 +261,16 @@ def test_query_heads_that_share_keys_leave_room_for_more_sessions():
     assert (offered.heads, offered.kv_heads, offered.head_dim) == (5, 1, 128)
 
 
+def test_heads_that_fill_the_matrix_units_of_a_chip_are_offered():
+    base = configs.load("base")
+    offered = dict(capacity.variations(base, V6E))["heads of 256: 5 of them"]
+    assert (offered.model.heads, offered.model.head_dim) == (5, 256)
+    now, then = plan_frame(base, V6E), plan_frame(offered, V6E)
+    assert then.ms < 0.9 * now.ms
+    assert "heads of 256: 5 of them" in [c.what for c in capacity.helpful(base, V6E, now, most=0)]
+    assert not any("heads of" in what for what, _ in capacity.variations(base, chips.load("v5e")))
+
+
 def test_a_ring_that_the_kernel_writes_is_not_copied_by_xla():
     base = configs.load("base")
     by = {"kernel": base, "XLA": configs.override(base, ["model.head_width=96", "model.dim=960"])}

@@ -26,11 +26,11 @@ def arguments(dtype="float32", **changes):
     return cast(x), cast(weights), cast(kv), bias, cast(modulation), rope
 
 
-def plan_of(args, group=1, chunk=128, rows=32, queries=16, ahead=2) -> Plan:
+def plan_of(args, group=1, chunk=128, rows=32, queries=16, turned=False, ahead=2) -> Plan:
     """Several tiles and blocks of everything."""
     x, weights, kv, _, modulation, _ = args
     shape = shape_of(x, weights, kv, modulation)
-    return Plan(shape, group, chunk, rows, queries, ahead, filled=filling(shape))
+    return Plan(shape, group, chunk, rows, queries, turned, ahead, filled=filling(shape))
 
 
 def noticed(script: str, fault: str) -> dict:

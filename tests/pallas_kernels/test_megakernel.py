@@ -21,6 +21,10 @@ from tests.pallas_kernels import races
 from tests.pallas_kernels.examples import arguments, noticed, plan_of
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+WHOLE = dict(rows=8, columns=16, p=128, slots=1, layers=1)
+"""Tokens and pinned keys of whole registers, as queries along the lanes want them."""
+
+TURNED = dict(rows=128, queries=128, turned=True)
 
 
 def run(args, plan, **options):
@@ -54,15 +58,27 @@ def assert_near(ours, theirs, tolerance):
         ("bfloat16", dict(b=2, rows=3, slots=2, g=2), dict(queries=32)),
         ("bfloat16", dict(b=2, rows=5, slots=1, p=0, layers=1), dict(rows=48, queries=48)),
         ("float32", dict(b=2, rows=3, columns=7, p=5), dict(rows=24, queries=8, group=2)),
+        ("float32", dict(b=2, **WHOLE), TURNED),
+        ("bfloat16", dict(b=1, g=2, **WHOLE), TURNED | dict(group=2)),
     ],
 )
-def test_equals_the_specification(dtype, shape, tiles):
+def test_equals_the_specification(dtype, shape, tiles, monkeypatch):
+    monkeypatch.setattr("pallas_kernels.tpu.plan.TURNED_KEYS", 64)  # so that frames come in parts
     args, exact = arguments(dtype, **shape), arguments(**shape)
     plan = plan_of(args, **tiles)
-    assert plan.session_rows == {21: 24, 24: 32, 32: 32, 40: 48}[plan.shape.tokens]
+    assert plan.session_rows == {21: 24, 24: 32, 32: 32, 40: 48, 128: 128}[plan.shape.tokens]
     ours = run(args, plan)
     assert {a.dtype.name for a in ours} == {dtype}
     assert_near(ours, jax.jit(denoise_stack)(*exact), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("eight", [False, True])
+def test_blocks_that_are_projected_in_parts(eight, monkeypatch):
+    args = in_eight_bits(arguments(b=2)) if eight else arguments(b=2)
+    tiles = plan_of(args, group=2, chunk=256, rows=64)
+    whole = run(args, tiles)
+    monkeypatch.setattr("pallas_kernels.tpu.kernel.PROJECTED", 32)
+    assert_near(run(args, tiles), whole, 5e-3 if eight else 1e-5)  # a last bit, a step of int8
 
 
 @pytest.mark.parametrize("columns", [8, 7])
@@ -208,13 +224,17 @@ KINDS = sorted({type(s.instruction).__name__ for s in PROGRAM})
 
 
 @pytest.mark.parametrize(
-    ("kind", "columns"), [*((kind, 8) for kind in KINDS), ("Load", 7), ("Attend", 7), ("Mlp", 7)]
+    ("kind", "shape", "tiles"),
+    [(kind, SMALL, dict()) for kind in KINDS]
+    + [(kind, SMALL | dict(columns=7), dict()) for kind in ("Load", "Attend", "Mlp")]
+    + [(kind, WHOLE, TURNED) for kind in ("Load", "Attend")],
 )
-def test_kernel_and_interpreter_agree_after_any_instruction(kind, columns):
+def test_kernel_and_interpreter_agree_after_any_instruction(kind, shape, tiles):
     """Stops after the last one of a kind, and compares every buffer that holds something."""
-    args = arguments(**SMALL, columns=columns)
-    plan = plan_of(args)
-    last = max(i for i, s in enumerate(PROGRAM) if type(s.instruction).__name__ == kind)
+    args = arguments(**shape)
+    plan = plan_of(args, **tiles)
+    steps = schedule.steps(schedule.program(plan))
+    last = max(i for i, s in enumerate(steps) if type(s.instruction).__name__ == kind)
     stopped = schedule.prefix(plan, schedule.program(plan), last + 1)
     theirs = interpret(plan, stopped, *args)
     names = tuple(plan.buffers)

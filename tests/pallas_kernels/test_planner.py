@@ -64,6 +64,26 @@ def test_a_layer_that_does_not_fit_twice_is_cut_into_more_tiles():
     assert small.groups * small.chunks > large.groups * large.chunks
 
 
+def test_queries_lie_along_the_lanes_where_a_head_leaves_half_of_a_matrix_unit_empty():
+    wide = replace(BASE, heads=5, head_dim=256)
+    ragged = replace(BASE, ageless=BASE.ageless + 16)  # keys that are no whole registers
+    for chip, shape, turned in (
+        ("v6e", BASE, True),
+        ("tpu7x", BASE, True),
+        ("v6e", replace(BASE, weight_dtype="int8"), True),
+        ("v6e", wide, False),
+        ("v6e", ragged, False),
+        ("v6e", REFERENCE, False),  # of 256 tokens: too few queries
+        ("v5e", BASE, False),
+    ):
+        chosen = choose(shape, chip)
+        assert chosen.plan.turned is turned
+        assert "along the lanes" in chosen.plan.describe() or not turned
+    straight, across = choose(ragged, "v6e").total, choose(BASE, "v6e").total
+    assert across.cycles < 0.9 * straight.cycles
+    assert across.macs / straight.macs == pytest.approx(1, rel=1e-2)
+
+
 def test_query_heads_that_share_keys_cost_less_everywhere_but_where_they_ask():
     """The same queries of a fifth of the keys and values: as many multiply-adds with these, fewer
     that make them, fewer bytes of them, and more sessions."""
