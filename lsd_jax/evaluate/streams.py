@@ -154,6 +154,6 @@ class RunningStreams:
 def _misremember(
     model: stream.StreamModel, state: StreamState, frame: Frame, shown: Frame, controls: jax.Array
 ) -> StreamState:
-    """The state after a frame that came out as `shown`."""
-    state, _ = stream.remember(model, state, stream.seen(model, frame, shown, controls))
-    return state
+    """The state after a frame that came out as `shown`; the noise to come stays as it was."""
+    after, _ = stream.remember(model, state, stream.seen(model, frame, shown, controls))
+    return after.replace(key=state.key)
