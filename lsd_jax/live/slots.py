@@ -19,20 +19,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Bool, Int, UInt8
+from jaxtyping import Array, Bool, UInt8
 
-from lsd_jax import placement, ring, stream
+from lsd_jax import placement, stream
 from lsd_jax.conditioning import ask
 from lsd_jax.config import Config
 from lsd_jax.data.prompts import IDENTITY
-from lsd_jax.live.yuv import yuv420
+from lsd_jax.live import steps
 from lsd_jax.ops import dispatch
 from lsd_jax.stream import StreamModel
 from lsd_jax.types import Conditioning, StreamState
 
 _log = logging.getLogger("lsd.slots")
-_AXES = StreamState(kv=ring.SESSION, key=0, frame=0)  # pyright: ignore[reportArgumentType]
 
 
 class Shown(NamedTuple):
@@ -44,117 +42,6 @@ class Shown(NamedTuple):
     finite: bool
     step_ms: float
     remembered: Future[np.ndarray]
-
-
-def read(state: StreamState, slot: Int[Array, ""]) -> StreamState:
-    """The session in `slot`, as a state of one session."""
-    return jax.tree.map(
-        lambda axis, x: lax.dynamic_slice_in_dim(x, slot, 1, axis), _AXES, state
-    )  # fmt: skip
-
-
-def write(state: StreamState, one: StreamState, slot: Int[Array, ""]) -> StreamState:
-    """`state` with the session `one` in `slot`."""
-    return jax.tree.map(
-        lambda axis, x, new: lax.dynamic_update_slice_in_dim(x, new, slot, axis), _AXES, state, one
-    )
-
-
-def pin(
-    state: StreamState,
-    pinned: tuple[Array, Array, Array],
-    slot: Int[Array, ""],
-    anew: Bool[Array, "1"],
-) -> StreamState:
-    """Gives the session in `slot` what `Denoiser.pin` made; `anew` forgets what it has shown."""
-    one = read(state, slot)
-    steered = one.replace(kv=ring.pin(one.kv, *pinned, jnp.ones(1, bool)))
-    return write(state, stream.forget(steered, anew), slot)
-
-
-def show_listed(
-    model: StreamModel,
-    state: StreamState,
-    frames: UInt8[Array, "b height width 3"],
-    controls: UInt8[Array, "b height width n"],
-    order: Int[Array, " b"],
-    count: Int[Array, ""],
-) -> tuple[Array, Array, Bool[Array, " b"]]:
-    """The next pictures of the first `count` slots of `order`, one after the other; their planes
-    for a video encoder, and whether they are finite.
-
-    For CPUs: costs what the waiting sessions cost, and the bits are those of a session alone.
-    """
-
-    def one(i, shown):
-        row, put = _at(order[i])
-        image, _, good = stream.show(model, read(state, order[i]), row(frames), row(controls))
-        return jax.tree.map(put, shown, (image, yuv420(image), good))
-
-    b, height, width = frames.shape[:3]
-    planes = jnp.zeros((b, height * 3 // 2, width), jnp.uint8)
-    return lax.fori_loop(0, count, one, (jnp.zeros_like(frames), planes, jnp.zeros(b, bool)))
-
-
-def remember_listed(
-    model: StreamModel,
-    state: StreamState,
-    frames: UInt8[Array, "b height width 3"],
-    images: UInt8[Array, "b height width 3"],
-    controls: UInt8[Array, "b height width n"],
-    order: Int[Array, " b"],
-    count: Int[Array, ""],
-) -> tuple[StreamState, Bool[Array, " b"]]:
-    """The state once those slots have remembered what they have shown, and whether that is
-    finite."""
-
-    def one(i, carry):
-        state, kept = carry
-        row, put = _at(order[i])
-        seen = stream.seen(model, row(frames), row(images), row(controls))
-        alone, good = stream.remember(model, read(state, order[i]), seen)
-        return write(state, alone, order[i]), put(kept, good)
-
-    return lax.fori_loop(0, count, one, (state, jnp.ones(order.shape, bool)))
-
-
-def _at(slot: Int[Array, ""]) -> tuple[Callable, Callable]:
-    """What takes a slot's row out of an array, and what puts it into one."""
-    row = partial(lax.dynamic_slice_in_dim, start_index=slot, slice_size=1, axis=0)
-    return row, partial(lax.dynamic_update_slice_in_dim, start_index=slot, axis=0)
-
-
-def show_masked(
-    model: StreamModel,
-    state: StreamState,
-    frames: UInt8[Array, "b height width 3"],
-    controls: UInt8[Array, "b height width n"],
-    order: Int[Array, " b"],
-    count: Int[Array, ""],
-) -> tuple[Array, Array, Bool[Array, " b"]]:
-    """`show_listed` for accelerators: all slots at once and without a branch."""
-    images, _, finite = stream.show(model, state, frames, controls)
-    return images, yuv420(images), finite
-
-
-def remember_masked(
-    model: StreamModel,
-    state: StreamState,
-    frames: UInt8[Array, "b height width 3"],
-    images: UInt8[Array, "b height width 3"],
-    controls: UInt8[Array, "b height width n"],
-    order: Int[Array, " b"],
-    count: Int[Array, ""],
-) -> tuple[StreamState, Bool[Array, " b"]]:
-    """`remember_listed` for accelerators; slots that are not listed keep their state."""
-    chosen = jnp.zeros(order.shape, bool).at[order].set(jnp.arange(order.size) < count)
-    after, kept = stream.remember(model, state, stream.seen(model, frames, images, controls))
-
-    def keep(axis, old, new):
-        shape = [-1 if a == axis else 1 for a in range(old.ndim)]
-        return jnp.where(chosen.reshape(shape), new, old)
-
-    return jax.tree.map(keep, _AXES, state, after), kept
 
 
 @dataclass
@@ -193,8 +80,10 @@ class Slots:
         size = config.model.height, config.model.width
         self._frames = np.zeros((count, *size, 3), np.uint8)
         self._controls = np.zeros((count, *size, len(config.model.controls)), np.uint8)
-        listed = show_listed, remember_listed
-        self._compile(model, *(listed if on_cpu else (show_masked, remember_masked)))
+        if on_cpu:
+            self._compile(model, steps.show_listed, steps.remember_listed)
+        else:
+            self._compile(model, steps.show_masked, steps.remember_masked)
         self._state = self._cold_state()
         self._failed = np.zeros(count, bool)  # not finite at its last step
         self._suspect = np.zeros(count, bool)  # made cold for that, and not stepped since
@@ -215,15 +104,13 @@ class Slots:
         config, count = self.config, self.count
         state, one = (stream.abstract_inputs(config, n)[0] for n in (count, 1))
         slot = jax.ShapeDtypeStruct((), jnp.int32)
-        order = jax.ShapeDtypeStruct((count,), jnp.int32)
         wanted, anew = ask([IDENTITY[0][0]], [None], config.model)  # compiles what it needs itself
-        frames, controls = shape(self._frames), shape(self._controls)
+        asked = jax.tree.map(shape, self._asked([]))
         with dispatch.using(config.stream.backend):
             model = self._adapted(model)
-            given = controls, order, slot
-            self._show = placement.compile_reader(show, model, state, frames, *given)
+            self._show = placement.compile_reader(show, model, state, asked)
             self._remember = placement.compile_step(
-                remember, model, state, frames, frames, *given, beside=self._show
+                remember, model, state, asked, asked.frames, beside=self._show
             )
         self._lie = placement.formats(self._show)
         self._model = placement.place(model, self._lie[0])
@@ -242,9 +129,9 @@ class Slots:
         )
         pinned = jax.eval_shape(make, model, wanted)
         self._make_pinned = make.lower(model, wanted).compile()
-        self._pin = compiled(pin, pinned, slot, anew)
-        self._write = compiled(write, one, slot)
-        self._read = compiled(read, slot, gives_state=False)
+        self._pin = compiled(steps.pin, pinned, slot, anew)
+        self._write = compiled(steps.write, one, slot)
+        self._read = compiled(steps.read, slot, gives_state=False)
         cold = jax.jit(lambda seed: stream.init_state(config, seed))
         self._cold = cold.lower(jax.ShapeDtypeStruct((1,), jnp.int32)).compile()
 
@@ -402,20 +289,13 @@ class Slots:
         if not batch:
             return
         started = time.perf_counter()
-        order = np.zeros(self.count, np.int32)
-        listed = list(batch)
-        order[: len(listed)] = listed
-        order[len(listed) :] = [s for s in range(self.count) if s not in batch]
         try:
             for slot, waiting in batch.items():
                 self._frames[slot] = waiting.image
-            # Copies: an array of a CPU's may be NumPy's memory, whatever `may_alias` says, and the
-            # next frame may come before this one is remembered.
-            frames, controls = jax.device_put((self._frames.copy(), self._controls.copy()))
-            given = controls, order, np.int32(len(listed))
-            shown = self._show(self._model, self._state, frames, *given)
+            asked = self._asked(list(batch))
+            shown = self._show(self._model, self._state, asked)
             # Behind the pictures: who waits for those does not wait for this.
-            self._state, kept = self._remember(self._model, self._state, frames, shown[0], *given)
+            self._state, kept = self._remember(self._model, self._state, asked, shown[0])
             images, planes, finite = (np.asarray(x) for x in shown)
         except Exception as error:
             self._salvage()
@@ -430,6 +310,15 @@ class Slots:
             self._kept[slot] = remembered
             self._heal(slot, good)
             waiting.done.set_result(Shown(images[slot], planes[slot], good, step_ms, remembered))
+
+    def _asked(self, listed: list[int]) -> steps.Asked:
+        """What a step of the listed slots is given. Copies: an array of a CPU's may be NumPy's
+        memory, whatever `may_alias` says, and the next frame may come before this one is
+        remembered."""
+        others = [slot for slot in range(self.count) if slot not in listed]
+        order, count = np.array([*listed, *others], np.int32), np.int32(len(listed))
+        given = self._frames.copy(), self._controls.copy(), order, count
+        return steps.Asked(*jax.device_put(given))
 
     def _heal(self, slot: int, finite: bool) -> None:
         """A session that was made cold and is not finite even so has bad weights."""

@@ -15,7 +15,8 @@ from av import VideoFrame
 
 from lsd_jax import placement, stream
 from lsd_jax.live.slot import Slot
-from lsd_jax.live.slots import Slots, remember_masked, show_masked
+from lsd_jax.live.slots import Slots
+from lsd_jax.live.steps import Asked, remember_masked, show_masked
 from lsd_jax.live.yuv import yuv420
 from lsd_jax.session import Clock, Session, count_compiles
 
@@ -140,9 +141,9 @@ def test_a_step_of_all_slots_leaves_those_that_wait_as_they_are(small_config, pr
     state = stream.init_state(small_config, jnp.arange(3))
     controls = jnp.full((3, *SIZE, 1), 255, np.uint8)
     frames, before = jnp.asarray(pictures(3, 0)), jax.tree.map(np.asarray, state)
-    given = controls, np.array([2, 0, 1], np.int32), np.int32(2)
-    images, planes, finite = jax.jit(show_masked)(prepared, state, frames, *given)
-    after, kept = jax.jit(remember_masked)(prepared, state, frames, images, *given)
+    asked = Asked(frames, controls, np.array([2, 0, 1], np.int32), np.int32(2))
+    images, planes, finite = jax.jit(show_masked)(prepared, state, asked)
+    after, kept = jax.jit(remember_masked)(prepared, state, asked, images)
     assert after.frame.tolist() == [1, 0, 1] and finite.all() and kept.all()
     np.testing.assert_array_equal(after.kv.k[:, 1], before.kv.k[:, 1])
     np.testing.assert_array_equal(after.key[1], before.key[1])
@@ -398,9 +399,10 @@ def test_a_frame_is_remembered_behind_its_picture(slots, monkeypatch):
             assert ended.wait(60)
             return np.zeros(slots.count, bool)
 
-    def remember(model, state, frames, *others):
-        assert not np.shares_memory(np.asarray(frames), slots._frames)  # it may change meanwhile
-        return whole(model, state, frames, *others)[0], Late()
+    def remember(model, state, asked, images):
+        frames = np.asarray(asked.frames)
+        assert not np.shares_memory(frames, slots._frames)  # it may change meanwhile
+        return whole(model, state, asked, images)[0], Late()
 
     async def run():
         slot, images = Slot(slots, 1), pictures(3, 1)
