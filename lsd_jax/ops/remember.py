@@ -20,6 +20,8 @@ from lsd_jax.types import KVBuffer, Rope
 @op(
     Backend("nki", "nki_kernels.backend:remember"),
     Backend("nki-sim", "nki_kernels.backend:remember_simulated", automatic=False),
+    Backend("pallas", "pallas_kernels.tpu.remember:remember"),
+    Backend("pallas-interpret", "pallas_kernels.tpu.remember:interpreted", automatic=False),
     minor=True,
     fused=True,
 )
@@ -45,6 +47,16 @@ def remember(
         The buffer after it, see `ops.commit`, and whether what a session remembers is finite.
     """
     _, k, v = denoise_stack(x, weights, pinned_alone(kv), bias, modulation, rope)
+    return kept(kv, k, v, retention)
+
+
+def kept(
+    kv: KVBuffer,
+    k: Float[Array, "l b t h k"],
+    v: Float[Array, "l b t h k"],
+    retention: Retention,
+) -> tuple[KVBuffer, Bool[Array, " b"]]:
+    """What `remember` returns, from the keys and values of the frame."""
     return commit(kv, k, v, retention), finite(k, 1) & finite(v, 1)
 
 

@@ -26,7 +26,11 @@ def stack(
     `xla-scan`; the kernel with the tiles that it has at `planned_layers`, if given, on one of
     `share_of` chips, and with `part_of` times the heads and MLP features."""
     kernel = partial(
-        denoise_stack, planned_layers=planned_layers, share_of=share_of, part_of=part_of
+        denoise_stack,
+        planned_layers=planned_layers,
+        share_of=share_of,
+        part_of=part_of,
+        places=shape.get("places", 0),
     )
     run = {"pallas": kernel, "xla": unrolled, "xla-scan": op.reference}[implementation]
     stack_shape = StackShape(**shape)

@@ -33,6 +33,7 @@ def denoise_stack(
     planned_layers: int = 0,
     share_of: int = 1,
     part_of: int = 1,
+    places: int = 0,
 ) -> Result:
     """`ops.denoise_stack` on the TPU that this is traced for, or on those of the mesh in use that
     lie along its axis `tensor`.
@@ -41,9 +42,13 @@ def denoise_stack(
     `planned_layers`, if given, by itself what is a chip's among `share_of`, and one part of
     `part_of` of its heads and MLP features.
 
+    With `places` in the buffer for the frame its keys and values are all that is wanted: then the
+    last layer ends with them, and `x` is what entered it.
+
     Raises NotImplementedError where that is none, or the shape is not one for it.
     """
-    chip, shape, chips = chip_here(), shape_of(x, weights, kv, modulation), chips_here()
+    chip, chips = chip_here(), chips_here()
+    shape = replace(shape_of(x, weights, kv, modulation), places=places)
     planned = replace(
         shape,
         layers=planned_layers or shape.layers,
@@ -64,6 +69,7 @@ def interpreted(
     bias: Float[Array, "b n"],
     modulation: Float[Array, "l #b 6 d"],
     rope: Rope,
+    places: int = 0,
 ) -> Result:
     """The same kernel, as planned for v6e, interpreted on whatever is here: slow, and right.
 
@@ -75,7 +81,8 @@ def interpreted(
             f"{chips} devices that share an interpreted kernel wait for ever without more threads; "
             f"set XLA_FLAGS=--xla_force_host_platform_device_count={2 * chips}"
         )
-    plan = choose(shape_of(x, weights, kv, modulation), "v6e", chips).plan
+    shape = replace(shape_of(x, weights, kv, modulation), places=places)
+    plan = choose(shape, "v6e", chips).plan
     arguments = x, weights, kv, bias, modulation, rope
     return by_kernel(plan, *arguments, interpret=pltpu.InterpretParams())
 

@@ -78,7 +78,7 @@ class Interpreter:
             case Load():
                 self.load()
             case Fill(ring):
-                for i in range(min(plan.ahead, plan.tiles(ring) * plan.shape.layers)):
+                for i in range(min(plan.ahead, plan.all_tiles(ring))):
                     self.start(ring, *divmod(i, plan.tiles(ring)))
             case Refill(ring):
                 if due := plan.due(ring, layer, tile):

@@ -60,7 +60,7 @@ class Machine:
             else:
 
                 def turn(i, node=node):
-                    self.run(node.body, i, tile)
+                    self.run(node.body, node.first + i, tile)
 
                 loop(node.times, turn)
 
@@ -96,7 +96,7 @@ class Machine:
 
     def fill(self, node: schedule.Fill, layer: Index, tile: Index) -> None:
         tiles, ahead = self.plan.tiles(node.ring), self.plan.ahead
-        for i in range(min(ahead, tiles * self.plan.shape.layers)):
+        for i in range(min(ahead, self.plan.all_tiles(node.ring))):
             for copy in self.copies(node.ring, *divmod(i, tiles), i):
                 copy.start()
 
@@ -108,7 +108,7 @@ class Machine:
         tiles = self.plan.tiles(node.ring)
         due = layer * tiles + tile + self.plan.ahead
 
-        @pl.when(due < tiles * self.plan.shape.layers)
+        @pl.when(due < self.plan.all_tiles(node.ring))
         def _():
             slot = self.slot(node.ring, layer, tile)
             for copy in self.copies(node.ring, due // tiles, due % tiles, slot):

@@ -16,7 +16,7 @@ def loop(times: int, body: Callable[[Index], None]) -> None:
     """`body(i)`, `times` times; straight-line where once is enough."""
     if times == 1:
         body(0)
-    else:
+    elif times:
         jax.lax.fori_loop(0, times, lambda i, carry: (body(i), carry)[1], None)
 
 

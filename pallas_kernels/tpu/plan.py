@@ -115,10 +115,20 @@ class Plan:
         """Tiles of a ring in a layer."""
         return self.groups if ring == "heads" else self.chunks
 
+    @property
+    def whole_layers(self) -> int:
+        """All layers of a pass; all but the last where only keys and values are wanted, for a
+        frame's places in the buffer."""
+        return self.shape.layers - (self.shape.places > 0)
+
+    def all_tiles(self, ring: str) -> int:
+        """Tiles of a ring in a pass."""
+        return self.tiles(ring) * (self.shape.layers if ring == "heads" else self.whole_layers)
+
     def due(self, ring: str, layer: int, tile: int) -> tuple[int, int] | None:
         """The tile that takes this one's place in its ring, or None where the pass ends first."""
         due = layer * self.tiles(ring) + tile + self.ahead
-        return divmod(due, self.tiles(ring)) if due < self.tiles(ring) * self.shape.layers else None
+        return divmod(due, self.tiles(ring)) if due < self.all_tiles(ring) else None
 
     def window(self, start: int, size: int) -> tuple[int, int]:
         """The whole tiles in which keys of the buffer lie: where they begin, and how many keys they

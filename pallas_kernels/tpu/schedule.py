@@ -9,6 +9,9 @@ layer. `Await` waits for the tile of this step. `Refill` says that it was used, 
 the one that is due when the ring has come round, maybe of the next layer, into its place. `Emit`
 starts the way back of new keys and values, `Drain` waits until they are there.
 
+Of a frame that is to be remembered nothing is wanted but keys and values, so its last layer ends
+with them.
+
 Where several chips share the heads and the MLP features of a layer, each has all rows of the
 residual stream and its share of what is to be added to them. `ProjectOut` and `Mlp` then offer each
 block of rows to the chip that adds it up as soon as the last tile has passed over it, so that it
@@ -126,11 +129,12 @@ Instruction = (
 
 @dataclass(frozen=True)
 class Loop:
-    """`body` for each layer, or for each tile of one."""
+    """`body` for each of so many layers, from the `first` on, or for each tile of one."""
 
     over: Literal["layer", "tile"]
     times: int
     body: tuple[Instruction | Loop, ...]
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,8 @@ Program = tuple[Instruction | Loop | Step, ...]
 
 def program(plan: Plan) -> Program:
     """The whole pass."""
-    heads = (Await("heads"), Project(), Emit(), Attend(), ProjectOut(), Refill("heads"))
+    keys = Await("heads"), Project(), Emit()
+    heads = (*keys, Attend(), ProjectOut(), Refill("heads"))
     together = (Combine(),) if plan.chips > 1 else ()
     layer = (
         Modulate("attention"),
@@ -158,9 +163,15 @@ def program(plan: Plan) -> Program:
         *together,
         Loop("tile", plan.groups, (Drain(),)),
     )
-    layers = Loop("layer", plan.shape.layers, layer)
+    last = (
+        Modulate("attention"),
+        Loop("tile", plan.groups, (*keys, Refill("heads"))),
+        Loop("tile", plan.groups, (Drain(),)),
+    )
+    whole = plan.whole_layers
+    layers = Loop("layer", whole, layer), Loop("layer", plan.shape.layers - whole, last, whole)
     meet = (Meet(),) if plan.chips > 1 else ()
-    return Fill("heads"), Fill("mlp"), Load(), *meet, layers, Store()
+    return Fill("heads"), Fill("mlp"), Load(), *meet, *layers, Store()
 
 
 def steps(program: Program, layer: int = 0, tile: int = 0) -> Iterator[Step]:
@@ -168,7 +179,7 @@ def steps(program: Program, layer: int = 0, tile: int = 0) -> Iterator[Step]:
     for node in program:
         if isinstance(node, Loop):
             for i in range(node.times):
-                place = (i, tile) if node.over == "layer" else (layer, i)
+                place = (node.first + i, tile) if node.over == "layer" else (layer, i)
                 yield from steps(node.body, *place)
         else:
             yield node if isinstance(node, Step) else Step(node, layer, tile)
@@ -182,7 +193,7 @@ def prefix(plan: Plan, program: Program, count: int) -> tuple[Step, ...]:
         match step.instruction:
             case Fill(ring):
                 tiles = plan.tiles(ring)
-                first = range(min(plan.ahead, tiles * plan.shape.layers))
+                first = range(min(plan.ahead, plan.all_tiles(ring)))
                 started += [Step(Await(ring), *divmod(i, tiles)) for i in first]
             case Refill(ring):
                 due = plan.due(ring, step.layer, step.tile)

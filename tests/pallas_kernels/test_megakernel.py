@@ -25,6 +25,7 @@ WHOLE = dict(rows=8, columns=16, p=128, slots=1, layers=1)
 """Tokens and pinned keys of whole registers, as queries along the lanes want them."""
 
 TURNED = dict(rows=128, queries=128, turned=True)
+REMEMBERING = dict(remembering=True)
 
 
 def run(args, plan, **options):
@@ -220,19 +221,46 @@ def test_the_interpreter_equals_the_specification(shape):
     assert_near(ours, jax.jit(denoise_stack)(*args), TOLERANCE["float32"])
 
 
+def remembering(plan):
+    """The plan of a pass of which only keys and values are wanted."""
+    return dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, places=1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "tiles"),
+    [
+        ("float32", dict(b=2, heads=4, mlp=384), dict(group=2, ahead=3)),
+        ("float32", dict(layers=3, g=2), dict()),
+        ("bfloat16", dict(rows=3, p=24, layers=1), dict()),
+    ],
+)
+def test_keys_and_values_that_are_to_be_remembered(dtype, shape, tiles):
+    args, exact = arguments(dtype, slots=0, **shape), arguments(slots=0, **shape)
+    plan = remembering(plan_of(args, **tiles))
+    _, *ours = run(args, plan)
+    assert_near(ours, jax.jit(denoise_stack)(*exact)[1:], TOLERANCE[dtype])
+    last = {
+        type(step.instruction)
+        for step in schedule.steps(schedule.program(plan))
+        if step.layer == plan.shape.layers - 1
+    }
+    assert schedule.Project in last and not last & {schedule.Attend, schedule.Mlp}
+
+
 KINDS = sorted({type(s.instruction).__name__ for s in PROGRAM})
 
 
 @pytest.mark.parametrize(
     ("kind", "shape", "tiles"),
     [(kind, SMALL, dict()) for kind in KINDS]
+    + [(kind, SMALL | dict(slots=0), REMEMBERING) for kind in ("Refill", "Drain", "Store")]
     + [(kind, SMALL | dict(columns=7), dict()) for kind in ("Load", "Attend", "Mlp")]
     + [(kind, WHOLE, TURNED) for kind in ("Load", "Attend")],
 )
 def test_kernel_and_interpreter_agree_after_any_instruction(kind, shape, tiles):
     """Stops after the last one of a kind, and compares every buffer that holds something."""
     args = arguments(**shape)
-    plan = plan_of(args, **tiles)
+    plan = remembering(plan_of(args)) if tiles is REMEMBERING else plan_of(args, **tiles)
     steps = schedule.steps(schedule.program(plan))
     last = max(i for i, s in enumerate(steps) if type(s.instruction).__name__ == kind)
     stopped = schedule.prefix(plan, schedule.program(plan), last + 1)

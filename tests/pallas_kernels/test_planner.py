@@ -173,10 +173,10 @@ def test_a_stream_by_the_interpreted_kernel_shows_the_same_pictures(
             state = stream.init_state(config, jnp.zeros(1, jnp.int32))
             for _ in range(3):
                 state, out = step(model, state, frame, controls)
-        attended = {"attend": "xla"} if backend == "xla" else {}
+        beside = {"attend": "xla"} if backend == "xla" else {"remember": backend}
         rest = backend if backend == "xla" else others
         ops = dict.fromkeys(("commit", "embed", "readout"), rest)
         ops |= {"denoise_stack": backend}
-        assert chosen == ops | attended
+        assert chosen == ops | beside
         shown[backend] = np.asarray(out, np.int32)
     assert np.abs(shown["xla"] - shown["pallas-interpret"]).max() <= most
