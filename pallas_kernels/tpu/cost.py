@@ -222,8 +222,8 @@ def total(program: Program, plan: Plan, chip: Chip) -> Total:
         nonlocal streamed, compute, code, macs
         for node in nodes:
             if isinstance(node, Loop):
-                straight = tiles * node.times if node.over == "tile" else tiles
-                walk(node.body, repeats * node.times, straight)
+                straight = node.times if node.over == "tile" else node.times > 0
+                walk(node.body, repeats * node.times, tiles * straight)
                 continue
             one = cost(node.instruction if isinstance(node, Step) else node, plan, chip)
             streamed = streamed + repeats * one.hbm_bytes
