@@ -45,13 +45,13 @@ class Plan:
     tiles of each are in VMEM at once.
 
     Each of several `chips` has all rows of the residual stream, and adds up the chips' shares in
-    `owned` of them.
+    `owned` of them. So has each of several `cores` of one chip, and adds them up in all rows.
 
     Tokens that are no whole tiles are filled up in VMEM with rows that no token sees; nothing in
     HBM knows of them.
     """
 
-    shape: Shape  # of this chip's share, where there are several
+    shape: Shape  # of this chip's or core's share, where there are several
     group: int  # heads of a tile, of keys and values
     chunk: int  # MLP features of a tile
     rows: int  # of the residual stream, in one matrix product
@@ -60,6 +60,7 @@ class Plan:
     ahead: int = 2  # tiles that a ring holds: one in use, the others on their way
     chips: int = 1  # that share each layer's heads and MLP features
     filled: int = 0  # rows beside the tokens of a session, see `filling`
+    cores: int = 1  # of the one chip, that share likewise
 
     @property
     def groups(self) -> int:
@@ -87,6 +88,11 @@ class Plan:
         return self.all_rows // self.rows
 
     @property
+    def sharers(self) -> int:
+        """Chips, or cores of one, that share each layer."""
+        return self.chips * self.cores
+
+    @property
     def owned(self) -> int:
         """Rows in which one chip adds up what all chips add to the residual stream."""
         return self.all_rows // self.chips
@@ -98,7 +104,7 @@ class Plan:
 
     @property
     def several(self) -> bool:
-        """Whether chips' shares are the sums of several tiles."""
+        """Whether a share is the sum of several tiles."""
         return (self.groups > 1) | (self.chunks > 1)
 
     @property
@@ -158,14 +164,19 @@ class Plan:
             kept["bias"] = Buffer((s.sessions, s.keys * self.turned, LANES), "float32")
         if s.weight_dtype:
             kept["h_scale"] = Buffer((rows, 1), "float32")
-        if self.chips > 1:
+        if self.sharers > 1:
             summed = larger(8, rows * self.several)  # a single tile's share is offered at once
             kept |= {
                 "share": Buffer((summed, s.dim), "float32"),
                 "offered": Buffer((rows, s.dim), s.dtype),
+            }
+        if self.chips > 1:
+            kept |= {
                 "inbox": Buffer((self.chips, self.owned, s.dim), s.dtype),
                 "total": Buffer((rows, s.dim), s.dtype),
             }
+        elif self.cores > 1:
+            kept["inbox"] = Buffer((rows, s.dim), s.dtype)
         return kept
 
     @cached_property
@@ -182,7 +193,7 @@ class Plan:
         }
         x = Buffer((s.sessions, s.tokens, s.dim), s.dtype)
         given = scales if s.weight_dtype else {}
-        if self.chips == 1:  # on several it comes and goes by way of `total`
+        if self.sharers == 1:  # else it comes and goes by way of `offered`
             given |= {"x_in": x, "x_out": x}
         return given | {
             "bias_in": Buffer((s.sessions, 1, s.keys), "float32"),
@@ -202,7 +213,8 @@ class Plan:
 
     def describe(self) -> str:
         """The choice in a line."""
-        shared = f"{self.chips} chips, each " if self.chips > 1 else ""
+        sharers = f"{self.cores} cores" if self.cores > 1 else f"{self.chips} chips"
+        shared = f"{sharers}, each " if self.sharers > 1 else ""
         across = " along the lanes" if self.turned else ""
         tokens, rows = self.shape.tokens, self.session_rows
         filled = f"{tokens:,} tokens filled up to {rows:,} rows, " if self.filled else ""

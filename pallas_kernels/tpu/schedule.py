@@ -13,7 +13,7 @@ Where several chips share the heads and the MLP features of a layer, each has al
 residual stream and its share of what is to be added to them. `ProjectOut` and `Mlp` then offer each
 block of rows to the chip that adds it up as soon as the last tile has passed over it, so that it
 travels under the products of the next block; `Combine` adds up, tells all others, and waits for
-what they tell.
+what they tell. Two cores of a chip offer each other all rows, and both add up.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Combine:
-    """`x += ` the sum of all chips' shares, the same to the last bit on each of them."""
+    """`x += ` the sum of all chips' or cores' shares, the same to the last bit on each of them."""
+
+    part: Part
 
 
 @dataclass(frozen=True)
@@ -148,14 +150,17 @@ Program = tuple[Instruction | Loop | Step, ...]
 def program(plan: Plan) -> Program:
     """The whole pass."""
     heads = (Await("heads"), Project(), Emit(), Attend(), ProjectOut(), Refill("heads"))
-    together = (Combine(),) if plan.chips > 1 else ()
+
+    def together(part: Part) -> tuple[Combine, ...]:
+        return (Combine(part),) if plan.sharers > 1 else ()
+
     layer = (
         Modulate("attention"),
         Loop("tile", plan.groups, heads),
-        *together,
+        *together("attention"),
         Modulate("mlp"),
         Loop("tile", plan.chunks, (Await("mlp"), Mlp(), Refill("mlp"))),
-        *together,
+        *together("mlp"),
         Loop("tile", plan.groups, (Drain(),)),
     )
     layers = Loop("layer", plan.shape.layers, layer)
