@@ -1,8 +1,7 @@
 """Two cores of one chip that share a stack: a launch on both, and the exchange of their shares.
 
 They have the chip's HBM together and each a VMEM of its own. So a share goes to the other core by
-way of HBM: it is written there, the other is told, and reads it. Both add up all rows, in the cores'
-order.
+way of HBM: it is written there, the other is told, and reads it. Both add up all rows.
 
 Nothing is written over that is still wanted: attention's share and the MLP's lie in two places, and
 a core that is told of the one knows that the other core has read its last one in the other place.
@@ -30,8 +29,6 @@ CORE = "core"
 """The axis along which the cores of a chip lie."""
 
 PARTS = ("attention", "mlp")
-SPLIT = {"age_k_in": 2, "age_v_in": 2, "qkv_scale_in": 2, "up_scale_in": 1}
-"""The small operands that are of heads or MLP features, and along which axis."""
 
 
 def here() -> Index:
@@ -59,7 +56,8 @@ def told(machine: Machine) -> None:
 
 
 def combine(machine: Machine, part: Part) -> None:
-    """`x += ` the sum of both cores' shares, in their order: the same to the last bit on both."""
+    """`x += ` the sum of both cores' shares: of two numbers the same in any order, so to the last bit
+    the same on both."""
     at, everything = machine.at, pl.ds(0, machine.plan.all_rows)
     offer(machine, part, everything).wait()
     pl.semaphore_signal(at.told, 1, core_index=1 - here())
@@ -69,7 +67,6 @@ def combine(machine: Machine, part: Part) -> None:
     come.wait()
 
     def block(rows: Rows, session: Index) -> None:
-        # Of two numbers the order of a sum is of no matter.
         at.x[rows] += at.offered[rows].astype(jnp.float32) + at.inbox[rows].astype(jnp.float32)
 
     machine.for_rows(block)
@@ -87,16 +84,14 @@ def launched(
     **options: Any,
 ) -> dict[str, jax.Array]:
     """`run` on both cores, in front of which the compiler has them meet. Each brings the `small`
-    operands to its own VMEM, those of heads or MLP features in part.
+    operands whole to its own VMEM.
 
     Returns the results `out`, which lie in HBM, and of the buffers named in `dump` a copy from each
     core.
     """
-    given = {"age": age} | {name: parted(name, x, plan.cores) for name, x in small.items()}
+    given = {"age": age, **small}
     kept = {"age": pltpu.SMEM(age.shape, age.dtype)}
-    kept |= {
-        name: pltpu.VMEM(given[name].shape[name in SPLIT :], x.dtype) for name, x in small.items()
-    }
+    kept |= {name: pltpu.VMEM(x.shape, x.dtype) for name, x in small.items()}
     mail = (len(PARTS), plan.cores, plan.all_rows, plan.shape.dim)
     out = out | {"mail": jax.ShapeDtypeStruct(mail, plan.shape.dtype)}
     copied = {
@@ -113,12 +108,12 @@ def launched(
 
     def body(*references: Any) -> None:
         refs = dict(zip(names, references, strict=True))
-        copies = []
-        for i, name in enumerate(given):
-            source = refs[f"{name}_given"]
-            source = source.at[here()] if name in SPLIT else source
-            copies.append(pltpu.make_async_copy(source, refs[name], refs["come"].at[i]))
-            copies[-1].start()
+        copies = [
+            pltpu.make_async_copy(refs[f"{name}_given"], refs[name], refs["come"].at[i])
+            for i, name in enumerate(given)
+        ]
+        for copy in copies:
+            copy.start()
         for copy in copies:
             copy.wait()
         run(SimpleNamespace(**refs))
@@ -127,7 +122,7 @@ def launched(
             copy.start()
             copy.wait()
 
-    found = pl.kernel(
+    found: Any = pl.kernel(
         body,
         out_type=(*out.values(), *copied.values()),
         mesh=pltpu.create_tensorcore_mesh(CORE, num_cores=plan.cores),
@@ -135,12 +130,3 @@ def launched(
         **options,
     )(*given.values(), *streamed.values())
     return dict(zip((*out, *dump), found, strict=True))
-
-
-def parted(name: str, x: jax.Array, cores: int) -> jax.Array:
-    """A small operand; if its axis is one of `SPLIT` that in front is of the cores."""
-    if name not in SPLIT:
-        return x
-    axis = SPLIT[name]
-    each = (*x.shape[:axis], cores, x.shape[axis] // cores, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x.reshape(each), axis, 0)

@@ -63,8 +63,8 @@ ROUNDING = 14  # operations that bring an element into eight bits, fitted to two
 SCALING = 3  # of an element of a product of int8: from int32, and by two scales
 COMBINE = 8  # of an element of the residual stream: shares are added up, then added to it
 TURNED = 410  # cycles in which a head's block of queries fills and drains the units, compiled alone
-CORE_LATENCY, CORE_RATE = 1300, 1251  # cycles, bytes a cycle: our reading of the same compiler's
-# profile of single copies on a v5p, of which one to HBM and one back bring a share to the other core
+CORE_LATENCY, CORE_RATE = 670, 1251  # cycles, bytes a cycle: our reading of the same compiler's
+# profile of single copies on a v5p; one to HBM and one back bring a share to the other core
 UPDATE = 24  # operations of an element of the residual stream: its product comes, `x += gate * y`
 
 

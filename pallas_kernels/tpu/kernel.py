@@ -73,7 +73,7 @@ class Machine:
 
     def copies(self, ring: str, layer: Index, tile: Index, slot: Index) -> list:
         """The copies that make up a tile, from HBM to its slot of the ring."""
-        at, plan = self.at, self.plan
+        at = self.at
         if ring == "heads":
             heads = self.heads(tile)
             pairs = [
@@ -83,8 +83,7 @@ class Machine:
                 (at.v_hbm.at[layer, :, heads], at.v.at[slot]),
             ]
         else:
-            first = self.core * plan.shape.mlp + tile * plan.chunk
-            features = pl.ds(aligned(first, plan.chunk), plan.chunk)
+            features = self.features(tile)
             pairs = [
                 (at.up_hbm.at[layer, :, features], at.up.at[slot]),
                 (at.down_hbm.at[layer, features], at.down.at[slot]),
@@ -193,6 +192,7 @@ class Machine:
     def project(self, node: schedule.Project, layer: Index, tile: Index) -> None:
         at, slot, k_dim = self.at, self.slot("heads", layer, tile), self.plan.shape.head_dim
         group, new = range(self.plan.group), tile * self.plan.group
+        heads = self.heads(tile)
         scale = k_dim**-0.5 * LOG2_E  # of logits that are exponents of 2
         q_scale = at.q_scale[pl.ds(layer, 1)] * scale
         k_scale = at.k_scale[pl.ds(layer, 1)]
@@ -210,7 +210,7 @@ class Machine:
                 target, first = targets[part]
                 head = y[:, column * k_dim : (column + 1) * k_dim]
                 if h.scale is not None:
-                    head = head * at.qkv_scale_in[layer, part, pl.ds(new + i, 1)]
+                    head = head * at.qkv_scale_in[layer, part, pl.ds(heads.start + i, 1)]
                 if target is not at.v_new:
                     head = norm(head) * (q_scale if target is at.q else k_scale)
                     head = head * cos + pltpu.roll(head, k_dim // 2, 1) * sin
@@ -261,6 +261,7 @@ class Machine:
         age where they have one; the bias as the plan's softmax takes it, or None."""
         at, plan, s = self.at, self.plan, self.plan.shape
         ring_slot, head = self.slot("heads", layer, tile), tile * plan.group + i
+        of_all = self.heads(tile).start + i
         for slot, first, size in plan.pieces:
             if slot == -2:
                 own = pl.ds(aligned(session * plan.session_rows + first, size), size)
@@ -278,7 +279,7 @@ class Machine:
             if slot >= 0:
                 age = jnp.clip(at.age[session, slot], 0, s.ages - 1)
                 k, v = (
-                    add_row(x, table[layer, age, pl.ds(head, 1)])
+                    add_row(x, table[layer, age, pl.ds(of_all, 1)])
                     for x, table in ((k, at.age_k), (v, at.age_v))
                 )
             yield k, v, bias
@@ -297,11 +298,10 @@ class Machine:
 
     def mlp(self, node: schedule.Mlp, layer: Index, tile: Index) -> None:
         at, slot = self.at, self.slot("mlp", layer, tile)
-        features = pl.ds(tile * self.plan.chunk, self.plan.chunk)
 
         def block(rows: Rows, session: Index) -> None:
             h = self.modulated(rows, rows)
-            up = Operand(h.values).times(at.up[slot], self.scale("up", layer, features))
+            up = Operand(h.values).times(at.up[slot], self.scale("up", layer, self.features(tile)))
             hidden = self.operand(twice_gelu(up, h.scale))
             if h.scale is not None and hidden.scale is not None:
                 hidden = replace(hidden, scale=hidden.scale * h.scale)
@@ -317,6 +317,11 @@ class Machine:
         """A tile's among the heads in HBM."""
         first = self.core * self.plan.shape.heads + tile * self.plan.group
         return pl.ds(first, self.plan.group)
+
+    def features(self, tile: Index) -> Rows:
+        """A tile's among the features of the MLP in HBM."""
+        first = self.core * self.plan.shape.mlp + tile * self.plan.chunk
+        return pl.ds(aligned(first, self.plan.chunk), self.plan.chunk)
 
     def sessions(self, among: int = 0) -> Iterator[tuple[int, Rows, Rows]]:
         """The sessions of all rows, or of so many: the number of each, the rows of its tokens, and

@@ -138,7 +138,7 @@ class Plan:
         """What the kernel keeps in VMEM, by name; the leading axis of a ring is its slot."""
         s, k, ring, rows = self.shape, self.shape.head_dim, self.ahead, self.all_rows
         group, asked = self.group, self.group * self.shape.per_kv
-        ages = Buffer((s.layers, s.ages, s.heads, k), "float32")
+        ages = Buffer((s.layers, s.ages, s.heads * self.cores, k), "float32")
         weights = s.weight_dtype or s.dtype
         kept = {
             "x": Buffer((rows, s.dim), "float32"),
@@ -183,12 +183,13 @@ class Plan:
     def arguments(self) -> dict[str, Buffer]:
         """The small operands and the results that lie in VMEM whole."""
         s = self.shape
-        ages = Buffer((s.layers, s.ages, s.heads, s.head_dim), s.dtype)
+        heads = s.heads * self.cores  # whole on each core
+        ages = Buffer((s.layers, s.ages, heads, s.head_dim), s.dtype)
         table = Buffer((s.tokens, s.head_dim // 2), "float32")
         scales = {
-            "qkv_scale_in": Buffer((s.layers, s.per_kv + 2, s.heads, s.head_dim), "float32"),
+            "qkv_scale_in": Buffer((s.layers, s.per_kv + 2, heads, s.head_dim), "float32"),
             "out_scale_in": Buffer((s.layers, s.dim), "float32"),
-            "up_scale_in": Buffer((s.layers, s.mlp), "float32"),
+            "up_scale_in": Buffer((s.layers, s.mlp * self.cores), "float32"),
             "down_scale_in": Buffer((s.layers, s.dim), "float32"),
         }
         x = Buffer((s.sessions, s.tokens, s.dim), s.dtype)

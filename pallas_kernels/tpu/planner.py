@@ -82,9 +82,7 @@ def fastest(shape: Shape, chip: Chip, chips: int = 1) -> Choice:
     return min(shared, alone, key=lambda choice: choice.total.cycles)
 
 
-def choose_cycles(
-    shapes: list[Shape], chip: Chip, chips: int = 1, cores: int = 1
-) -> np.ndarray:
+def choose_cycles(shapes: list[Shape], chip: Chip, chips: int = 1, cores: int = 1) -> np.ndarray:
     """Cycles of the plan that `choose` takes for each of these shapes, of the same dtypes and one
     row of modulation a layer; infinity where it refuses."""
     cycles = np.full(len(shapes), np.inf)
