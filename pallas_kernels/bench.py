@@ -16,7 +16,7 @@ from lsd_jax.hw.stack import StackShape, least_bytes, share, streamed_stack
 from pallas_kernels import aot
 from pallas_kernels.tpu.cost import cost, least_cycles, total
 from pallas_kernels.tpu.plan import Plan, filling
-from pallas_kernels.tpu.planner import choose, choose_cycles, choose_for
+from pallas_kernels.tpu.planner import choose, choose_cycles, choose_for, fastest
 from pallas_kernels.tpu.schedule import Combine, program
 
 IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
@@ -159,11 +159,11 @@ def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str
     """The megakernel's time by its own cost model, what bounds it, and its plan; see
     `lsd_jax.hw.plan.KERNELS`. Raises NotImplementedError where the kernel refuses the shape.
     """
-    chips, cores = kernel_shares(chip, ranks)
-    chosen = choose_for(shape, chip, chips, cores)
+    devices, cores = shared_by(chip, ranks)
+    chosen = (choose_for if cores == 1 else fastest)(shape, chip, devices)
     bound = "HBM" if chosen.total.compute_cycles < chosen.total.cycles else "MXU"
     seconds = float(chosen.total.cycles) / chip["clock"]
-    links = link_seconds(shape, chip, chips)
+    links = link_seconds(shape, chip, devices)
     return (
         seconds + links,
         "links" if links > seconds else bound,
@@ -173,16 +173,12 @@ def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str
 
 def stacks_seconds(shapes: list[StackShape], chip: Chip, ranks: int = 1) -> np.ndarray:
     """`stack_seconds` of many stacks shared by so many cores, infinity where the kernel refuses."""
-    chips, cores = kernel_shares(chip, ranks)
-    links = [link_seconds(shape, chip, chips) for shape in shapes]
-    return choose_cycles(shapes, chip, chips, cores) / chip["clock"] + np.array(links)
-
-
-def kernel_shares(chip: Chip, ranks: int) -> tuple[int, int]:
-    """The chips and the cores of each by which the megakernel is shared on so many cores: all cores
-    of a device, or one of each of several."""
     devices, cores = shared_by(chip, ranks)
-    return (devices, cores) if devices == 1 else (devices, 1)
+    links = [link_seconds(shape, chip, devices) for shape in shapes]
+    cycles = choose_cycles(shapes, chip, devices)
+    if devices == 1 and cores > 1:
+        cycles = np.minimum(cycles, choose_cycles(shapes, chip, cores=cores))
+    return cycles / chip["clock"] + np.array(links)
 
 
 def link_seconds(shape: StackShape, chip: Chip, chips: int) -> float:

@@ -56,8 +56,8 @@ def told(machine: Machine) -> None:
 
 
 def combine(machine: Machine, part: Part) -> None:
-    """`x += ` the sum of both cores' shares: of two numbers the same in any order, so to the last bit
-    the same on both."""
+    """`x += ` the sum of both cores' shares: of two numbers the same in any order, so the same to
+    the last bit on both."""
     at, everything = machine.at, pl.ds(0, machine.plan.all_rows)
     offer(machine, part, everything).wait()
     pl.semaphore_signal(at.told, 1, core_index=1 - here())
