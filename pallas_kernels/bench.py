@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.plan import all_reduce_seconds
+from lsd_jax.hw.chips import Chip, cores_of_device
+from lsd_jax.hw.plan import all_reduce_seconds, shared_by
 from lsd_jax.hw.stack import StackShape, least_bytes, share, streamed_stack
 from pallas_kernels import aot
 from pallas_kernels.tpu.cost import cost, least_cycles, total
 from pallas_kernels.tpu.plan import Plan, filling
-from pallas_kernels.tpu.planner import choose, choose_cycles, choose_for
+from pallas_kernels.tpu.planner import choose, choose_cycles, choose_for, fastest
 from pallas_kernels.tpu.schedule import Combine, program
 
 IMPLEMENTATIONS = ("pallas", "xla", "xla-scan")
@@ -125,8 +125,9 @@ def listed(described: dict[str, str]) -> list[str]:
 
 
 def stack_rows(config: Any, chip: Chip) -> list[dict]:
-    """`ops.denoise_stack` of a `lsd_jax.config.Config`, one session, one row an implementation, and
-    one for each number of chips, `cores`, that can share the megakernel.
+    """`ops.denoise_stack` of a `lsd_jax.config.Config`, one session, one row an implementation, one
+    for the megakernel on all cores of a chip that are one device, and one for each number of chips,
+    `cores`, that can share it, one core of each.
 
     A figure that the compiler does not give is None, and `note` says why; `kinds` names the figures
     of a row that are not of its `kind`: bytes and VMEM of the kernel are its plan's. Raises
@@ -144,6 +145,8 @@ def stack_rows(config: Any, chip: Chip) -> list[dict]:
 
     for implementation in IMPLEMENTATIONS:
         add(_figures, implementation, implementation)
+    if (cores := cores_of_device(chip)) > 1:
+        add(core_figures, "pallas, one chip", cores, cores=cores)
     for chips in SHARED_BY:
         if not shape.heads % chips:
             add(shared_figures, "pallas", chips, cores=chips)
@@ -156,10 +159,11 @@ def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str
     """The megakernel's time by its own cost model, what bounds it, and its plan; see
     `lsd_jax.hw.plan.KERNELS`. Raises NotImplementedError where the kernel refuses the shape.
     """
-    chosen = choose_for(shape, chip, ranks)
+    devices, cores = shared_by(chip, ranks)
+    chosen = (choose_for if cores == 1 else fastest)(shape, chip, devices)
     bound = "HBM" if chosen.total.compute_cycles < chosen.total.cycles else "MXU"
     seconds = float(chosen.total.cycles) / chip["clock"]
-    links = link_seconds(shape, chip, ranks)
+    links = link_seconds(shape, chip, devices)
     return (
         seconds + links,
         "links" if links > seconds else bound,
@@ -169,8 +173,12 @@ def stack_seconds(shape: StackShape, chip: Chip, ranks: int) -> tuple[float, str
 
 def stacks_seconds(shapes: list[StackShape], chip: Chip, ranks: int = 1) -> np.ndarray:
     """`stack_seconds` of many stacks shared by so many cores, infinity where the kernel refuses."""
-    links = [link_seconds(shape, chip, ranks) for shape in shapes]
-    return choose_cycles(shapes, chip, ranks) / chip["clock"] + np.array(links)
+    devices, cores = shared_by(chip, ranks)
+    links = [link_seconds(shape, chip, devices) for shape in shapes]
+    cycles = choose_cycles(shapes, chip, devices)
+    if devices == 1 and cores > 1:
+        cycles = np.minimum(cycles, choose_cycles(shapes, chip, cores=cores))
+    return cycles / chip["clock"] + np.array(links)
 
 
 def link_seconds(shape: StackShape, chip: Chip, chips: int) -> float:
@@ -187,7 +195,8 @@ def shared_figures(shape: StackShape, chip: Chip, chips: int) -> dict[str, Any]:
     options = {"implementation": "pallas", **asdict(shape)}
     found = aot.compile_for(chip.name, STACK, options, profile=False, chips=chips)
     alone = _figures(plan.shape, chip, "pallas", plan)
-    added_us = 1e6 * 2 * shape.layers * float(cost(Combine(), plan, chip).cycles) / chip["clock"]
+    added = float(cost(Combine("mlp"), plan, chip).cycles)
+    added_us = 1e6 * 2 * shape.layers * added / chip["clock"]
     links_us = 1e6 * link_seconds(shape, chip, chips)
     known = {"launches": found.launches, "code_bytes": found.code_bytes}
     if "us" not in alone:
@@ -223,9 +232,15 @@ def profiled_part(shape: StackShape, chip: Chip, plan: Plan | None) -> tuple[int
 
 
 def compile_stack(
-    shape: StackShape, chip: Chip, implementation: str, layers: int, parts: int, share_of: int = 1
+    shape: StackShape,
+    chip: Chip,
+    implementation: str,
+    layers: int,
+    parts: int,
+    share_of: int = 1,
+    cores: int = 1,
 ) -> aot.Compiled:
-    """The seam, or one chip's share of it by itself.
+    """The seam, or one chip's share of it by itself; the megakernel on so many cores.
 
     If only so many `layers` of it are profiled, or one of so many `parts` of a layer, its cycles,
     and the launches and bytes of XLA's, are those times all layers and parts over them: a little
@@ -234,6 +249,7 @@ def compile_stack(
     """
     options = {"implementation": implementation, **asdict(shape)}
     options |= {"share_of": share_of} if share_of > 1 else {}
+    options |= {"cores": cores} if implementation == "pallas" else {}
     if (layers, parts) == (shape.layers, 1):
         return aot.compile_for(chip.name, STACK, options)
     kernel = implementation == "pallas"
@@ -254,15 +270,25 @@ def compile_stack(
     return replace(whole, cycles=cycles, no_profile=some.no_profile)
 
 
+def core_figures(shape: StackShape, chip: Chip, cores: int) -> dict[str, Any]:
+    """Of the megakernel on so many cores of one chip, compiled as it runs: what one of them does,
+    with its copies of shares to HBM and back."""
+    found = _figures(shape, chip, "pallas", choose(shape, chip.name, 1, cores).plan)
+    note = "each core waits for the other for nothing, as cores in step do"
+    return found | {"note": "; ".join(filter(None, [found.get("note"), note]))}
+
+
 def _figures(
     shape: StackShape, chip: Chip, implementation: str, shared: Plan | None = None
 ) -> dict[str, Any]:
-    """Of a stack; or of one chip's share of it by itself, in the tiles of the plan `shared`."""
+    """Of a stack; or of one chip's share of it by itself, or of one of several cores that share it,
+    in the tiles of the plan `shared`."""
     plan = shared or (choose(shape, chip.name).plan if implementation == "pallas" else None)
     layers, parts = profiled_part(shape, chip, plan)
-    chips = shared.chips if shared else 1
-    found = compile_stack(shape, chip, implementation, layers, parts, chips)
-    least = least_cycles(shape, chip)
+    chips, cores = (shared.chips, shared.cores) if shared else (1, 1)
+    found = compile_stack(shape, chip, implementation, layers, parts, chips, cores)
+    share_of_core = shared.shape if shared else shape
+    least = least_cycles(share_of_core, chip)
     moved = found.argument_bytes + found.output_bytes
     if plan:
         moved = total(program(plan), plan, chip).hbm_bytes
@@ -276,7 +302,7 @@ def _figures(
             modelled |= dict.fromkeys(("launches", "hbm_bytes"), "modelled")
     known = {
         "kinds": modelled,
-        "floor_us": aot.time_us(math.ceil(least), least_bytes(shape), chip),
+        "floor_us": aot.time_us(math.ceil(least), least_bytes(share_of_core), chip),
         "hbm_bytes": moved,
         "vmem_peak_bytes": plan.vmem_bytes if plan else None,
         "launches": found.launches,

@@ -86,7 +86,8 @@ def planned(config: Any, chip: Any, args: argparse.Namespace) -> dict[str, Any]:
 def remarks(plan: Any, chip: Any, fps: float) -> list[str]:
     """What decides whether it holds, in lines: by how much it does not, and who computes."""
     budget = 1000 / fps
-    cores = f" on {plan.ranks} cores of {chips_of(plan, chip)} chips" if plan.ranks > 1 else ""
+    chips = chips_of(plan, chip)
+    cores = f" on {plan.ranks} cores of {chips} chip{'s' * (chips > 1)}" if plan.ranks > 1 else ""
     if plan.ms <= budget:
         lines = [f"holds {fps:g} fps{cores}: {plan.ms:.2f} of {budget:.2f} ms"]
     else:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from lsd_jax.config import Config, ModelConfig, StreamConfig
-from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.plan import FramePlan, cores_per_chip, plan_frame
+from lsd_jax.hw.chips import Chip, cores_of_device
+from lsd_jax.hw.plan import FramePlan, cores_per_chip, plan_frame, shared_by
 from lsd_jax.hw.stack import least_macs, streamed_stack
 
 MOST_CHIPS = 64
@@ -26,7 +26,8 @@ class Change:
 def share_counts(config: Config, chip: Chip, chips: int) -> list[int]:
     """Numbers of cores among which a stream can be shared on so many chips."""
     most = 1 if chip.family == "cpu" else chips * cores_per_chip(chip)
-    return [n for n in range(1, most + 1) if config.model.key_heads % n == 0]
+    whole = (1, *range(cores_of_device(chip), most + 1, cores_of_device(chip)))
+    return [n for n in dict.fromkeys(whole) if config.model.key_heads % n == 0]
 
 
 def fastest(config: Config, chip: Chip, chips: int = 1) -> FramePlan:
@@ -71,11 +72,15 @@ def chips_needed(config: Config, chip: Chip, fps: int | float) -> tuple[int, Fra
 def sessions_per_chip(config: Config, chip: Chip, fps: int | float) -> int:
     """Streams that one chip holds at this rate, its cores shared in the best way; 0 where it holds
     none."""
-    cores, best = cores_per_chip(chip), 0
+    devices, best = cores_per_chip(chip) // cores_of_device(chip), 0
     for ranks in share_counts(config, chip, 1):
-        groups = cores // ranks
+        sharing, _ = shared_by(chip, ranks)
+        groups = devices // sharing
         better = best // groups + 1  # sessions of each group
-        if cores % ranks == 0 and holds(sure(config, chip, 1000 / fps, ranks, better), fps):
+        if devices % sharing:
+            continue
+        in_turn = better * plan_frame(config, chip, ranks, rough=True).ms <= 1000 / fps
+        if in_turn or holds(sure(config, chip, 1000 / fps, ranks, better), fps):
             best = max(best, groups * sessions_together(config, chip, ranks, fps))
     return best
 

@@ -92,6 +92,11 @@ class Chip:
         return {"description": self.description, "numbers": numbers}
 
 
+def cores_of_device(chip: Chip) -> int:
+    """Cores that JAX shows as one device: all of a v5p, one of any other TPU."""
+    return int(chip["cores_of_device"]) if "cores_of_device" in chip.numbers else 1
+
+
 def known() -> list[str]:
     """Names of the chips that ship with the package."""
     folder = resources.files("lsd_jax.hw") / "chips"

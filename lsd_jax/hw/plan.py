@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from lsd_jax.config import Config
 from lsd_jax.hw import cpu, roofline
-from lsd_jax.hw.chips import Chip
+from lsd_jax.hw.chips import Chip, cores_of_device
 from lsd_jax.hw.memory import Held, held
 from lsd_jax.hw.stack import StackShape
 from lsd_jax.hw.work import REMEMBERING, Stage, commit_ops, frame_work, stack_ops
@@ -162,7 +162,7 @@ def xla_seconds(shape: StackShape, chip: Chip, ranks: int, why: str) -> tuple[fl
     """Of the stack by plain XLA, and its all-reduces on several ranks."""
     stage = Stage("stack", tuple(stack_ops(shape)), shape)
     seconds, bound = bounded(stage, roofline.rates(chip), ranks)
-    links = all_reduce_seconds(shape, chip, ranks)
+    links = all_reduce_seconds(shape, chip, shared_by(chip, ranks)[0])
     bound = "links" if links > seconds else bound
     return seconds + links, bound, f"{BY_XLA} ({why})"
 
@@ -184,6 +184,12 @@ def memory_bytes(chip: Chip) -> float:
         if name in chip.numbers:
             return chip[name]
     return float("inf")
+
+
+def shared_by(chip: Chip, ranks: int) -> tuple[int, int]:
+    """The devices, and the cores of each, that so many cores are: of a device all, or one."""
+    cores = cores_of_device(chip)
+    return (1, 1) if ranks == 1 else (-(-ranks // cores), cores)
 
 
 def cores_per_chip(chip: Chip) -> int:

@@ -20,17 +20,24 @@ Case = tuple[Callable, tuple, tuple[int, ...], tuple]
 
 
 def stack(
-    implementation: str, planned_layers: int = 0, share_of: int = 1, part_of: int = 1, **shape
+    implementation: str,
+    planned_layers: int = 0,
+    share_of: int = 1,
+    part_of: int = 1,
+    cores: int | None = None,
+    **shape,
 ) -> Case:
     """`ops.denoise_stack` of `StackShape(**shape)` by `pallas`, `xla` (layers unrolled) or
     `xla-scan`; the kernel with the tiles that it has at `planned_layers`, if given, on one of
-    `share_of` chips, and with `part_of` times the heads and MLP features."""
+    `share_of` chips, or on so many `cores`, and with `part_of` times the heads and MLP
+    features."""
     kernel = partial(
         denoise_stack,
         planned_layers=planned_layers,
         share_of=share_of,
         part_of=part_of,
         places=shape.get("places", 0),
+        cores=cores,
     )
     run = {"pallas": kernel, "xla": unrolled, "xla-scan": op.reference}[implementation]
     stack_shape = StackShape(**shape)

@@ -63,6 +63,8 @@ ROUNDING = 14  # operations that bring an element into eight bits, fitted to two
 SCALING = 3  # of an element of a product of int8: from int32, and by two scales
 COMBINE = 8  # of an element of the residual stream: shares are added up, then added to it
 TURNED = 410  # cycles in which a head's block of queries fills and drains the units, compiled alone
+CORE_LATENCY, CORE_RATE = 670, 1251  # cycles, bytes a cycle: our reading of the same compiler's
+# profile of single copies on a v5p; one to HBM and one back bring a share to the other core
 UPDATE = 24  # operations of an element of the residual stream: its product comes, `x += gate * y`
 
 
@@ -173,8 +175,14 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
             each = both(mxu, elements * vector, chip) + r.block
             return Cost(blocks * each, macs=2 * s.rows * s.dim * plan.chunk)
         case Combine():  # what the links take is counted beside it, `hw.plan.all_reduce_seconds`
-            return Cost(COMBINE * rows * s.dim * vector + blocks * r.block)
-        case Load() | Store() if plan.chips > 1:  # else XLA brings it, before and after
+            added = COMBINE * rows * s.dim * vector + blocks * r.block
+            if plan.cores == 1:
+                return Cost(added)
+            share = rows * s.dim * s.itemsize
+            # The last block's is on its way out, then the other core's comes.
+            copied = 2 * CORE_LATENCY + (plan.rows * s.dim * s.itemsize + share) / CORE_RATE
+            return Cost(added + copied, hbm_bytes=2 * share)
+        case Load() | Store() if plan.sharers > 1:  # else XLA brings it, before and after
             return Cost(r.copy_latency + s.rows * s.dim * s.itemsize / r.copy_rate)
     return Cost()
 

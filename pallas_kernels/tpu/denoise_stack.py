@@ -16,7 +16,7 @@ from lsd_jax.types import KVBuffer, Rope, StackWeights
 from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.launch import launch
 from pallas_kernels.tpu.plan import Plan, Shape
-from pallas_kernels.tpu.planner import choose, limit_bytes
+from pallas_kernels.tpu.planner import choose, choose_for, fastest, limit_bytes
 from pallas_kernels.tpu.schedule import program
 from pallas_kernels.tpu.tensor_parallel import over_chips
 
@@ -34,9 +34,11 @@ def denoise_stack(
     share_of: int = 1,
     part_of: int = 1,
     places: int = 0,
+    cores: int | None = None,
 ) -> Result:
     """`ops.denoise_stack` on the TPU that this is traced for, or on those of the mesh in use that
-    lie along its axis `tensor`.
+    lie along its axis `tensor`; on both cores of a chip that is one device where that is faster, or
+    on as many `cores` as are given.
 
     What is profiled is less than what is streamed, in the tiles of the latter: some of
     `planned_layers`, if given, by itself what is a chip's among `share_of`, and one part of
@@ -55,7 +57,11 @@ def denoise_stack(
         heads=shape.heads * share_of * part_of,
         mlp=shape.mlp * share_of * part_of,
     )
-    plan = choose(planned, chip.name, max(chips, share_of)).plan
+    together = max(chips, share_of)
+    if cores is None:
+        plan = fastest(planned, chip, together).plan
+    else:
+        plan = choose_for(planned, chip, together, cores).plan
     part = stack.share(replace(plan.shape, layers=shape.layers), part_of)
     plan = replace(plan, shape=part, chips=chips)
     arguments = x, weights, kv, bias, modulation, rope

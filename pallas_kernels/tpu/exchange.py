@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lsd_jax.ops.partition import AXIS
-from pallas_kernels.tpu import schedule
+from pallas_kernels.tpu import cores, schedule
 from pallas_kernels.tpu.loops import Index, Rows, aligned
 
 if TYPE_CHECKING:
@@ -30,11 +30,12 @@ def meet(machine: Machine, node: schedule.Meet, layer: Index, tile: Index) -> No
     pl.semaphore_wait(barrier, machine.plan.chips - 1)
 
 
-def add(machine: Machine, rows: Rows, share: jax.Array, tile: int, tiles: int) -> None:
-    """Adds to the residual stream, or to this chip's share of what is to be added; after the
-    last tile it starts on its way to the chips that add it up."""
+def add(machine: Machine, part: schedule.Part, rows: Rows, share: jax.Array, tile: int) -> None:
+    """Adds to the residual stream, or to this chip's or core's share of what is to be added; after
+    the last tile it starts on its way to those that add it up."""
     at, piece = machine.at, machine.plan.piece
-    if machine.plan.chips == 1:
+    tiles = machine.plan.groups if part == "attention" else machine.plan.chunks
+    if machine.plan.sharers == 1:
         at.x[rows] += share
         return
     share = share + at.share[rows] if tile else share
@@ -42,6 +43,9 @@ def add(machine: Machine, rows: Rows, share: jax.Array, tile: int, tiles: int) -
         at.share[rows] = share
         return
     at.offered[rows] = share.astype(at.offered.dtype)
+    if machine.plan.cores > 1:
+        cores.offer(machine, part, rows).start()
+        return
     here = jax.lax.axis_index(AXIS)
     for first in range(0, rows.size, piece):
         offered = pl.ds(aligned(rows.start + first, piece), piece)
@@ -72,6 +76,9 @@ def tell(machine: Machine, owner: Index, other: Index) -> Any:
 
 
 def combine(machine: Machine, node: schedule.Combine, layer: Index, tile: Index) -> None:
+    if machine.plan.cores > 1:
+        cores.combine(machine, node.part)
+        return
     at, here = machine.at, jax.lax.axis_index(AXIS)
     mine = rows_of(machine, here)
     at.inbox[here] = at.offered[mine]

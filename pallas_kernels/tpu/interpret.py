@@ -220,7 +220,7 @@ class Interpreter:
 
     def add(self, part: Part, layer: int, tile: int, share: jax.Array) -> None:
         share = self.rows_of(part, layer)[2] * share
-        if self.plan.chips == 1:
+        if self.plan.sharers == 1:
             self.buffers["x"] += share
         else:  # the first tile of a layer begins anew
             self.buffers["share"] = share + self.buffers["share"] if tile else share

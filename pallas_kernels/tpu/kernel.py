@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lsd_jax.ops.eight_bits import eight_bits
-from pallas_kernels.tpu import exchange, schedule
+from pallas_kernels.tpu import cores, exchange, schedule
 from pallas_kernels.tpu.loops import Index, Rows, aligned, loop
 from pallas_kernels.tpu.plan import LANES, Plan, parts
 from pallas_kernels.tpu.schedule import Loop, Program, Step
@@ -64,13 +64,18 @@ class Machine:
 
                 loop(node.times, turn)
 
+    @property
+    def core(self) -> Index:
+        """Which of the cores that share this chip's part this one is."""
+        return cores.here() if self.plan.cores > 1 else 0
+
     # Traffic
 
     def copies(self, ring: str, layer: Index, tile: Index, slot: Index) -> list:
         """The copies that make up a tile, from HBM to its slot of the ring."""
-        at, plan = self.at, self.plan
+        at = self.at
         if ring == "heads":
-            heads = pl.ds(tile * plan.group, plan.group)
+            heads = self.heads(tile)
             pairs = [
                 (at.qkv_hbm.at[layer, :, heads], at.qkv.at[slot]),
                 (at.out_hbm.at[layer, heads], at.out.at[slot]),
@@ -78,7 +83,7 @@ class Machine:
                 (at.v_hbm.at[layer, :, heads], at.v.at[slot]),
             ]
         else:
-            features = pl.ds(tile * plan.chunk, plan.chunk)
+            features = self.features(tile)
             pairs = [
                 (at.up_hbm.at[layer, :, features], at.up.at[slot]),
                 (at.down_hbm.at[layer, features], at.down.at[slot]),
@@ -116,10 +121,10 @@ class Machine:
 
     def outgoing(self, layer: Index, tile: Index) -> list:
         """The copies of a group's new keys and values to HBM."""
-        at, heads = self.at, pl.ds(tile * self.plan.group, self.plan.group)
-        both = (at.k_new, at.k_out), (at.v_new, at.v_out)
+        at, mine = self.at, pl.ds(tile * self.plan.group, self.plan.group)
+        heads, both = self.heads(tile), ((at.k_new, at.k_out), (at.v_new, at.v_out))
         return [
-            pltpu.make_async_copy(new.at[heads, rows], out.at[layer, heads, session], at.left.at[i])
+            pltpu.make_async_copy(new.at[mine, rows], out.at[layer, heads, session], at.left.at[i])
             for i, (new, out) in enumerate(both)
             for session, rows, _ in self.sessions()
         ]
@@ -139,9 +144,9 @@ class Machine:
         for name in ("q_scale", "k_scale", "age_k", "age_v"):
             getattr(at, name)[...] = getattr(at, f"{name}_in")[...].astype(jnp.float32)
         for session, rows, beside in self.sessions():
-            if plan.chips > 1:
-                moved(at.x_in.at[session], at.total.at[rows], at.left.at[0])
-            come = at.x_in[session] if plan.chips == 1 else at.total[rows]
+            if plan.sharers > 1:
+                moved(at.x_in.at[session], at.offered.at[rows], at.left.at[0])
+            come = at.x_in[session] if plan.sharers == 1 else at.offered[rows]
             at.x[rows] = come.astype(jnp.float32)
             if plan.filled:
                 at.x[beside] = jnp.zeros((plan.filled, plan.shape.dim), jnp.float32)
@@ -161,11 +166,14 @@ class Machine:
         at = self.at
         for session, rows, _ in self.sessions():
             x = at.x[rows].astype(at.x_out.dtype)
-            if self.plan.chips == 1:
+            if self.plan.sharers == 1:
                 at.x_out[session] = x
-            else:
-                at.total[rows] = x
-                moved(at.total.at[rows], at.x_out.at[session], at.left.at[0])
+                continue
+            at.offered[rows] = x
+
+            @pl.when(self.core == 0)
+            def _(session=session, rows=rows):
+                moved(at.offered.at[rows], at.x_out.at[session], at.left.at[0])
 
     def modulate(self, node: schedule.Modulate, layer: Index, tile: Index) -> None:
         at, first = self.at, 0 if node.part == "attention" else 3
@@ -184,6 +192,7 @@ class Machine:
     def project(self, node: schedule.Project, layer: Index, tile: Index) -> None:
         at, slot, k_dim = self.at, self.slot("heads", layer, tile), self.plan.shape.head_dim
         group, new = range(self.plan.group), tile * self.plan.group
+        heads = self.heads(tile)
         scale = k_dim**-0.5 * LOG2_E  # of logits that are exponents of 2
         q_scale = at.q_scale[pl.ds(layer, 1)] * scale
         k_scale = at.k_scale[pl.ds(layer, 1)]
@@ -201,7 +210,7 @@ class Machine:
                 target, first = targets[part]
                 head = y[:, column * k_dim : (column + 1) * k_dim]
                 if h.scale is not None:
-                    head = head * at.qkv_scale_in[layer, part, pl.ds(new + i, 1)]
+                    head = head * at.qkv_scale_in[layer, part, pl.ds(heads.start + i, 1)]
                 if target is not at.v_new:
                     head = norm(head) * (q_scale if target is at.q else k_scale)
                     head = head * cos + pltpu.roll(head, k_dim // 2, 1) * sin
@@ -252,6 +261,7 @@ class Machine:
         age where they have one; the bias as the plan's softmax takes it, or None."""
         at, plan, s = self.at, self.plan, self.plan.shape
         ring_slot, head = self.slot("heads", layer, tile), tile * plan.group + i
+        of_all = self.heads(tile).start + i
         for slot, first, size in plan.pieces:
             if slot == -2:
                 own = pl.ds(aligned(session * plan.session_rows + first, size), size)
@@ -269,7 +279,7 @@ class Machine:
             if slot >= 0:
                 age = jnp.clip(at.age[session, slot], 0, s.ages - 1)
                 k, v = (
-                    add_row(x, table[layer, age, pl.ds(head, 1)])
+                    add_row(x, table[layer, age, pl.ds(of_all, 1)])
                     for x, table in ((k, at.age_k), (v, at.age_v))
                 )
             yield k, v, bias
@@ -282,27 +292,36 @@ class Machine:
             (gate,) = self.modulation(layer, session, 2)
             attended = self.operand(at.attended[rows])
             share = attended.times(weight, self.columns("out", layer, gate))
-            exchange.add(self, rows, share, tile, self.plan.groups)
+            exchange.add(self, "attention", rows, share, tile)
 
         self.for_rows(block)
 
     def mlp(self, node: schedule.Mlp, layer: Index, tile: Index) -> None:
         at, slot = self.at, self.slot("mlp", layer, tile)
-        features = pl.ds(tile * self.plan.chunk, self.plan.chunk)
 
         def block(rows: Rows, session: Index) -> None:
             h = self.modulated(rows, rows)
-            up = Operand(h.values).times(at.up[slot], self.scale("up", layer, features))
+            up = Operand(h.values).times(at.up[slot], self.scale("up", layer, self.features(tile)))
             hidden = self.operand(twice_gelu(up, h.scale))
             if h.scale is not None and hidden.scale is not None:
                 hidden = replace(hidden, scale=hidden.scale * h.scale)
             (gate,) = self.modulation(layer, session, 5)
             share = hidden.times(at.down[slot], self.columns("down", layer, 0.5 * gate))
-            exchange.add(self, rows, share, tile, self.plan.chunks)
+            exchange.add(self, "mlp", rows, share, tile)
 
         self.for_rows(block)
 
     # Parts of instructions
+
+    def heads(self, tile: Index) -> Rows:
+        """A tile's among the heads in HBM."""
+        first = self.core * self.plan.shape.heads + tile * self.plan.group
+        return pl.ds(first, self.plan.group)
+
+    def features(self, tile: Index) -> Rows:
+        """A tile's among the features of the MLP in HBM."""
+        first = self.core * self.plan.shape.mlp + tile * self.plan.chunk
+        return pl.ds(aligned(first, self.plan.chunk), self.plan.chunk)
 
     def sessions(self, among: int = 0) -> Iterator[tuple[int, Rows, Rows]]:
         """The sessions of all rows, or of so many: the number of each, the rows of its tokens, and

@@ -11,6 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from lsd_jax.types import KVBuffer, Rope, StackWeights
+from pallas_kernels.tpu import cores
 from pallas_kernels.tpu.kernel import Machine
 from pallas_kernels.tpu.plan import Plan
 from pallas_kernels.tpu.schedule import Program
@@ -36,9 +37,9 @@ def launch(
 
     Returns:
         `x_out [B, T, D]`, `k_out` and `v_out [L, H, B, T, K]`, and a copy of each of the VMEM
-        buffers named in `dump`.
+        buffers named in `dump`, of several cores with one in front for each.
     """
-    alone, s = plan.chips == 1, plan.shape
+    alone, s = plan.sharers == 1, plan.shape
     small = {
         "x_in": x,
         "bias_in": bias[:, None],
@@ -60,14 +61,14 @@ def launch(
         "up_hbm": weights.up,
         "down_hbm": weights.down,
     }
-    if not alone:  # on several chips it comes and goes by way of `total`
+    if not alone:  # it comes and goes by way of `offered`
         streamed["x_in"] = small.pop("x_in")
     if not interpret:  # else the compiler may copy to VMEM in front of the kernel what it streams
         streamed = {
             name: pltpu.with_memory_space_constraint(x, pltpu.HBM) for name, x in streamed.items()
         }
     age = kv.age if s.slots else jnp.zeros((1, 1), jnp.int32)
-    new = (s.layers, s.heads, s.sessions, s.tokens, s.head_dim)
+    new = (s.layers, s.heads * plan.cores, s.sessions, s.tokens, s.head_dim)
     out = {"x_out": jax.ShapeDtypeStruct(x.shape, x.dtype)}
     out_hbm = {name: jax.ShapeDtypeStruct(new, x.dtype) for name in ("k_out", "v_out")}
     dumps = {name: jax.ShapeDtypeStruct(*_description(plan, name)) for name in dump}
@@ -81,6 +82,21 @@ def launch(
         scratch["sent"] = pltpu.SemaphoreType.DMA((2, plan.chips))
         scratch["received"] = pltpu.SemaphoreType.DMA((2, plan.chips))
     dumped = [f"dump_{name}" for name in dump]
+    options = {
+        "compiler_params": pltpu.CompilerParams(
+            vmem_limit_bytes=vmem_limit_bytes, collective_id=0 if plan.chips > 1 else None
+        ),
+        "interpret": interpret,
+        "name": "denoise_stack",
+    }
+    if plan.cores > 1:
+
+        def run(at: SimpleNamespace) -> None:
+            Machine(plan, at).run(program)
+
+        return cores.launched(
+            plan, run, age, small, streamed, out | out_hbm, scratch, dump, **options
+        )
     names = ("age", *small, *streamed, *out, *out_hbm, *dumped, *scratch)
     sram, vmem, hbm = (
         pl.BlockSpec(memory_space=space) for space in (pltpu.SMEM, pltpu.VMEM, pltpu.HBM)
@@ -98,11 +114,7 @@ def launch(
         in_specs=[sram, *(vmem for _ in small), *(hbm for _ in streamed)],
         out_specs=(vmem if alone else hbm, hbm, hbm, *(vmem for _ in dump)),
         scratch_shapes=list(scratch.values()),
-        compiler_params=pltpu.CompilerParams(
-            vmem_limit_bytes=vmem_limit_bytes, collective_id=0 if plan.chips > 1 else None
-        ),
-        name="denoise_stack",
-        interpret=interpret,
+        **options,
     )(age, *small.values(), *streamed.values())
     return dict(zip((*out, *out_hbm, *dump), found, strict=True))
 

@@ -45,13 +45,13 @@ class Plan:
     tiles of each are in VMEM at once.
 
     Each of several `chips` has all rows of the residual stream, and adds up the chips' shares in
-    `owned` of them.
+    `owned` of them. So has each of several `cores` of one chip, and adds them up in all rows.
 
     Tokens that are no whole tiles are filled up in VMEM with rows that no token sees; nothing in
     HBM knows of them.
     """
 
-    shape: Shape  # of this chip's share, where there are several
+    shape: Shape  # of this chip's or core's share, where there are several
     group: int  # heads of a tile, of keys and values
     chunk: int  # MLP features of a tile
     rows: int  # of the residual stream, in one matrix product
@@ -60,6 +60,7 @@ class Plan:
     ahead: int = 2  # tiles that a ring holds: one in use, the others on their way
     chips: int = 1  # that share each layer's heads and MLP features
     filled: int = 0  # rows beside the tokens of a session, see `filling`
+    cores: int = 1  # of the one chip, that share likewise
 
     @property
     def groups(self) -> int:
@@ -87,6 +88,11 @@ class Plan:
         return self.all_rows // self.rows
 
     @property
+    def sharers(self) -> int:
+        """Chips, or cores of one, that share each layer."""
+        return self.chips * self.cores
+
+    @property
     def owned(self) -> int:
         """Rows in which one chip adds up what all chips add to the residual stream."""
         return self.all_rows // self.chips
@@ -98,7 +104,7 @@ class Plan:
 
     @property
     def several(self) -> bool:
-        """Whether chips' shares are the sums of several tiles."""
+        """Whether a share is the sum of several tiles."""
         return (self.groups > 1) | (self.chunks > 1)
 
     @property
@@ -142,7 +148,7 @@ class Plan:
         """What the kernel keeps in VMEM, by name; the leading axis of a ring is its slot."""
         s, k, ring, rows = self.shape, self.shape.head_dim, self.ahead, self.all_rows
         group, asked = self.group, self.group * self.shape.per_kv
-        ages = Buffer((s.layers, s.ages, s.heads, k), "float32")
+        ages = Buffer((s.layers, s.ages, s.heads * self.cores, k), "float32")
         weights = s.weight_dtype or s.dtype
         kept = {
             "x": Buffer((rows, s.dim), "float32"),
@@ -168,31 +174,37 @@ class Plan:
             kept["bias"] = Buffer((s.sessions, s.keys * self.turned, LANES), "float32")
         if s.weight_dtype:
             kept["h_scale"] = Buffer((rows, 1), "float32")
-        if self.chips > 1:
+        if self.sharers > 1:
             summed = larger(8, rows * self.several)  # a single tile's share is offered at once
             kept |= {
                 "share": Buffer((summed, s.dim), "float32"),
                 "offered": Buffer((rows, s.dim), s.dtype),
+            }
+        if self.chips > 1:
+            kept |= {
                 "inbox": Buffer((self.chips, self.owned, s.dim), s.dtype),
                 "total": Buffer((rows, s.dim), s.dtype),
             }
+        elif self.cores > 1:
+            kept["inbox"] = Buffer((rows, s.dim), s.dtype)
         return kept
 
     @cached_property
     def arguments(self) -> dict[str, Buffer]:
         """The small operands and the results that lie in VMEM whole."""
         s = self.shape
-        ages = Buffer((s.layers, s.ages, s.heads, s.head_dim), s.dtype)
+        heads = s.heads * self.cores  # whole on each core
+        ages = Buffer((s.layers, s.ages, heads, s.head_dim), s.dtype)
         table = Buffer((s.tokens, s.head_dim // 2), "float32")
         scales = {
-            "qkv_scale_in": Buffer((s.layers, s.per_kv + 2, s.heads, s.head_dim), "float32"),
+            "qkv_scale_in": Buffer((s.layers, s.per_kv + 2, heads, s.head_dim), "float32"),
             "out_scale_in": Buffer((s.layers, s.dim), "float32"),
-            "up_scale_in": Buffer((s.layers, s.mlp), "float32"),
+            "up_scale_in": Buffer((s.layers, s.mlp * self.cores), "float32"),
             "down_scale_in": Buffer((s.layers, s.dim), "float32"),
         }
         x = Buffer((s.sessions, s.tokens, s.dim), s.dtype)
         given = scales if s.weight_dtype else {}
-        if self.chips == 1:  # on several it comes and goes by way of `total`
+        if self.sharers == 1:  # else it comes and goes by way of `offered`
             given |= {"x_in": x, "x_out": x}
         return given | {
             "bias_in": Buffer((s.sessions, 1, s.keys), "float32"),
@@ -212,7 +224,8 @@ class Plan:
 
     def describe(self) -> str:
         """The choice in a line."""
-        shared = f"{self.chips} chips, each " if self.chips > 1 else ""
+        sharers = f"{self.cores} cores" if self.cores > 1 else f"{self.chips} chips"
+        shared = f"{sharers}, each " if self.sharers > 1 else ""
         across = " along the lanes" if self.turned else ""
         tokens, rows = self.shape.tokens, self.session_rows
         filled = f"{tokens:,} tokens filled up to {rows:,} rows, " if self.filled else ""

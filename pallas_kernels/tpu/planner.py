@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lsd_jax.hw import stack
-from lsd_jax.hw.chips import Chip, load
+from lsd_jax.hw.chips import Chip, cores_of_device, load
 from pallas_kernels.tpu.cost import Total, total
 from pallas_kernels.tpu.plan import LANES, TURNED_QUERIES, Plan, Shape, filling, sublanes, up
 from pallas_kernels.tpu.schedule import program
@@ -32,23 +32,25 @@ class Choice:
     total: Total
 
 
-def choose(shape: Shape, chip_name: str, chips: int = 1) -> Choice:
-    """The plan of fewest modelled cycles that fits, on a shipped chip or on several that share the
-    stack; the plan's shape is then the share of one.
+def choose(shape: Shape, chip_name: str, chips: int = 1, cores: int = 1) -> Choice:
+    """The plan of fewest modelled cycles that fits, on one core of a shipped chip, on one core of
+    several chips that share the stack, or on so many cores of one chip; the plan's shape is then
+    the share of one.
 
     Raises NotImplementedError, with reason and remedy, for a shape that the kernel does not take.
     """
-    return choose_for(shape, load(chip_name), chips)
+    return choose_for(shape, load(chip_name), chips, cores)
 
 
 @lru_cache(maxsize=64)
-def choose_for(shape: Shape, chip: Chip, chips: int = 1) -> Choice:
+def choose_for(shape: Shape, chip: Chip, chips: int = 1, cores: int = 1) -> Choice:
     """`choose` on any chip."""
-    shape = stack.share(shape, chips)
+    shape = stack.share(shape, chips * cores)
     each = f" (on each of {chips} chips)" if chips > 1 else ""
+    each = f" (on each of {cores} cores)" if cores > 1 else each
     if refusal := _refusal(shape, chip):
         raise NotImplementedError(refusal + each)
-    options = plans(shape, chip, chips)
+    options = plans(shape, chip, chips, cores)
     costs = total(program(options), options, chip)
     room = limit_bytes(chip) - SPARE_BYTES
     fits = options.vmem_bytes <= room
@@ -60,22 +62,38 @@ def choose_for(shape: Shape, chip: Chip, chips: int = 1) -> Choice:
         )
     (best,) = preferred(costs, fits, np.zeros(1, int))
     tiles = (x[best].item() for x in tiles_of(options))
-    plan = Plan(shape, *tiles, chips=chips, filled=options.filled)
+    plan = Plan(shape, *tiles, chips=chips, filled=options.filled, cores=cores)
     return Choice(plan, total(program(plan), plan, chip))
 
 
-def choose_cycles(shapes: list[Shape], chip: Chip, chips: int = 1) -> np.ndarray:
+def fastest(shape: Shape, chip: Chip, chips: int = 1) -> Choice:
+    """The better one of `choose_for` on one core of the chip and on all that are one device; on
+    several chips on one core of each.
+
+    Raises NotImplementedError where one core is refused.
+    """
+    alone = choose_for(shape, chip, chips)
+    if chips > 1 or (cores := cores_of_device(chip)) == 1:
+        return alone
+    try:
+        shared = choose_for(shape, chip, 1, cores)
+    except NotImplementedError:
+        return alone
+    return min(shared, alone, key=lambda choice: choice.total.cycles)
+
+
+def choose_cycles(shapes: list[Shape], chip: Chip, chips: int = 1, cores: int = 1) -> np.ndarray:
     """Cycles of the plan that `choose` takes for each of these shapes, of the same dtypes and one
     row of modulation a layer; infinity where it refuses."""
     cycles = np.full(len(shapes), np.inf)
     taken = {}
     for i, whole in enumerate(shapes):
         try:
-            shape = stack.share(whole, chips)
+            shape = stack.share(whole, chips * cores)
         except NotImplementedError:
             continue
         if _refusal(shape, chip) is None:
-            taken[i] = plans(shape, chip, chips)
+            taken[i] = plans(shape, chip, chips, cores)
     for first in range(0, len(taken), TOGETHER):
         numbers = list(taken)[first : first + TOGETHER]
         options = [taken[i] for i in numbers]
@@ -89,7 +107,8 @@ def choose_cycles(shapes: list[Shape], chip: Chip, chips: int = 1) -> np.ndarray
         dtypes = {name: getattr(shapes[numbers[0]], name) for name in ("dtype", "weight_dtype")}
         tiles: Any = (np.concatenate(each) for each in zip(*map(tiles_of, options), strict=True))
         filled: Any = np.repeat([option.filled for option in options], counts)
-        many: Any = Plan(Shape(**sizes, **dtypes), *tiles, chips=chips, filled=filled)
+        sharers = {"chips": chips, "cores": cores}
+        many: Any = Plan(Shape(**sizes, **dtypes), *tiles, filled=filled, **sharers)
         costs = total(program(many), many, chip)
         fits = many.vmem_bytes <= limit_bytes(chip) - SPARE_BYTES
         best = preferred(costs, fits, starts)
@@ -138,7 +157,7 @@ def _refusal(shape: Shape, chip: Chip) -> str | None:
     return None if shape.keys else "the buffer has no keys; pin some tokens, or backend xla"
 
 
-def plans(shape: Shape, chip: Chip, chips: int = 1) -> Any:
+def plans(shape: Shape, chip: Chip, chips: int = 1, cores: int = 1) -> Any:
     """All plans worth a look, whole tiles and equal blocks of rows: one `Plan` of arrays."""
     groups = [n for n in range(1, shape.heads + 1) if shape.heads % n == 0]
     chunks = [n for n in range(LANES, shape.mlp + 1, LANES) if shape.mlp % n == 0]
@@ -157,7 +176,7 @@ def plans(shape: Shape, chip: Chip, chips: int = 1) -> Any:
     options = np.meshgrid(groups, chunks, rows, queries, indexing="ij")
     tiles: Any = [x.ravel() for x in options]
     tiles += [(tiles[-1] == TURNED_QUERIES) & can_turn(shape, chip)]
-    return Plan(shape, *tiles, chips=chips, filled=filled)
+    return Plan(shape, *tiles, chips=chips, filled=filled, cores=cores)
 
 
 def can_turn(shape: Shape, chip: Chip) -> bool:

@@ -16,7 +16,7 @@ Where several chips share the heads and the MLP features of a layer, each has al
 residual stream and its share of what is to be added to them. `ProjectOut` and `Mlp` then offer each
 block of rows to the chip that adds it up as soon as the last tile has passed over it, so that it
 travels under the products of the next block; `Combine` adds up, tells all others, and waits for
-what they tell.
+what they tell. Two cores of a chip offer each other all rows, and both add up.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Combine:
-    """`x += ` the sum of all chips' shares, the same to the last bit on each of them."""
+    """`x += ` the sum of all chips' or cores' shares, the same to the last bit on each of them."""
+
+    part: Part
 
 
 @dataclass(frozen=True)
@@ -153,14 +155,17 @@ def program(plan: Plan) -> Program:
     """The whole pass."""
     keys = Await("heads"), Project(), Emit()
     heads = (*keys, Attend(), ProjectOut(), Refill("heads"))
-    together = (Combine(),) if plan.chips > 1 else ()
+
+    def together(part: Part) -> tuple[Combine, ...]:
+        return (Combine(part),) if plan.sharers > 1 else ()
+
     layer = (
         Modulate("attention"),
         Loop("tile", plan.groups, heads),
-        *together,
+        *together("attention"),
         Modulate("mlp"),
         Loop("tile", plan.chunks, (Await("mlp"), Mlp(), Refill("mlp"))),
-        *together,
+        *together("mlp"),
         Loop("tile", plan.groups, (Drain(),)),
     )
     last = (

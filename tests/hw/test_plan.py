@@ -15,6 +15,7 @@ from lsd_jax.hw.stack import stack_of
 from lsd_jax.hw.work import REMEMBERING, elementwise, matmul
 from nki_kernels import bench as nki
 from nki_kernels.sim.timeline import schedule
+from pallas_kernels import bench as pallas
 from pallas_kernels.tpu.planner import choose, choose_cycles
 
 V6E, TRN2 = chips.load("v6e"), chips.load("trn2")
@@ -57,6 +58,29 @@ def test_the_stack_takes_what_its_kernel_says():
     assert stages["pass 0: stack"].ms == pytest.approx(1e3 * cycles / V6E["clock"])
     assert plan.ms == pytest.approx(sum(stage.ms for stage in plan.stages))
     assert plan.fits and plan.kind == "modelled"
+
+
+def test_both_cores_of_a_v5p_are_one_device_of_one_stream():
+    """They share a stack by HBM, without links; several chips have whole devices."""
+    v5p = chips.load("v5p")
+    config = configs.load("reference")
+    assert capacity.share_counts(config, v5p, 1) == [1, 2]
+    assert capacity.share_counts(config, v5p, 2) == [1, 2, 4]
+    assert capacity.share_counts(config, chips.load("tpu7x"), 2) == [1, 2, 4]
+    shape = stack_of(config.model, "bfloat16")
+    alone, both = choose(shape, "v5p").total.cycles, choose(shape, "v5p", cores=2).total.cycles
+    both_ms = 1e3 * both / v5p["clock"]
+    stages = {stage.name: stage for stage in plan_frame(config, v5p, 2).stages}
+    assert stages["pass 0: stack"].ms == pytest.approx(both_ms)
+    few = stack_of(configs.load("tiny").model, "bfloat16")  # shares that are sooner added up alone
+    assert choose(few, "v5p").total.cycles < choose(few, "v5p", cores=2).total.cycles
+    found = pallas.stacks_seconds([shape, few], v5p, 2)
+    one_by_one = [pallas.stack_seconds(each, v5p, 2)[0] for each in (shape, few)]
+    assert found == pytest.approx(one_by_one)
+    assert found == pytest.approx([both_ms / 1e3, choose(few, "v5p").total.cycles / v5p["clock"]])
+    assert both < 0.85 * alone
+    in_turn = int(1000 / 30 / plan_frame(config, v5p, 2).ms)
+    assert capacity.sessions_per_chip(config, v5p, 30) >= in_turn
 
 
 @pytest.mark.parametrize("weights", ["", "float8_e4m3"])
