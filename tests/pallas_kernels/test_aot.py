@@ -414,35 +414,6 @@ def test_rows_of_several_chips_add_what_the_links_take(monkeypatch):
         assert row["kinds"]["us"] == "modelled" and "share, compiled alone" in row["note"]
 
 
-def test_a_row_of_both_cores_is_one_of_what_each_does(monkeypatch):
-    def compiled(chip, case, options, profile=True, chips=1):
-        assert profile and chips == 1 and options["heads"] == 4
-        return aot.Compiled({1: 80_000, 2: 60_000}[options["cores"]], 1, 1, {}, {}, 9, 9, 0, 1, "0")
-
-    monkeypatch.setattr(aot, "compile_for", compiled)
-    chip, shape = chips.load("v5p"), streamed_stack(configs.load("reference"))
-    alone, both = bench._figures(shape, chip, "pallas"), bench.core_figures(shape, chip, 2)
-    assert (alone["cycles"], both["cycles"]) == (80_000, 60_000)
-    assert both["us"] == pytest.approx(60_000 / chip["clock"] * 1e6)
-    assert both["floor_us"] == pytest.approx(alone["floor_us"] / 2, rel=0.05)
-    assert both["mxu_busy"] == pytest.approx(alone["mxu_busy"] / 2 * 80 / 60)
-    assert both["plan"].startswith("2 cores, each") and "waits for the other" in both["note"]
-
-
-@needs_libtpu
-def test_a_megakernel_on_both_cores_compiles_and_halves_a_large_stack():
-    """In one launch, in which the profiler sees one core."""
-    shape = replace(streamed_stack(configs.load("reference")), layers=1)
-    options = {"implementation": "pallas", **asdict(shape)}
-    alone, both = (aot.compile_for("v5p", CASE, options | {"cores": n}) for n in (1, 2))
-    assert both.kernels == both.launches == 1 and both.cycles and alone.cycles
-    assert 0.5 * alone.cycles < both.cycles < 0.85 * alone.cycles
-    place = 2 * 2 * shape.tokens * shape.dim * 2
-    assert place <= both.temp_bytes < 2 * place and alone.temp_bytes == 0
-    chosen = aot.compile_for("v5p", CASE, options, profile=False)
-    assert chosen.temp_bytes == both.temp_bytes  # without being asked to
-
-
 @needs_libtpu
 @pytest.mark.parametrize(("chip", "chips"), [("v6e", 8), ("v5e", 4)])
 def test_a_megakernel_of_several_chips_compiles(chip, chips):

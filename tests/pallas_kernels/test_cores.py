@@ -1,6 +1,6 @@
 """The megakernel on both cores of a chip, interpreted, against the float32 specification."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from lsd_jax.hw.chips import load
 from lsd_jax.hw.stack import share, streamed_stack
 from lsd_jax.ops.denoise_stack import denoise_stack
 from lsd_jax.quantize import quantize_stack
+from pallas_kernels import aot, bench
 from pallas_kernels.tpu.cost import total
 from pallas_kernels.tpu.denoise_stack import by_kernel, shape_of
 from pallas_kernels.tpu.launch import launch
@@ -20,6 +21,7 @@ from pallas_kernels.tpu.planner import choose, choose_cycles, choose_for, fastes
 from pallas_kernels.tpu.schedule import program
 from tests.pallas_kernels import races
 from tests.pallas_kernels.examples import arguments, noticed
+from tests.pallas_kernels.test_aot import needs_libtpu
 from tests.pallas_kernels.test_megakernel import TOLERANCE, assert_near
 
 
@@ -124,3 +126,33 @@ def test_an_exchange_costs_its_bytes_and_its_latency():
     moved = 2 * shape.layers * 2 * shape.rows * shape.dim * shape.itemsize
     assert both.hbm_bytes - alone.hbm_bytes == moved
     assert both.compute_cycles - alone.compute_cycles > 2 * shape.layers * 2 * 670
+
+
+def test_a_row_of_both_cores_is_one_of_what_each_does(monkeypatch):
+    def compiled(chip, case, options, profile=True, chips=1):
+        assert profile and chips == 1 and options["heads"] == 4
+        return aot.Compiled({1: 80_000, 2: 60_000}[options["cores"]], 1, 1, {}, {}, 9, 9, 0, 1, "0")
+
+    monkeypatch.setattr(aot, "compile_for", compiled)
+    chip, shape = load("v5p"), streamed_stack(configs.load("reference"))
+    alone, both = bench._figures(shape, chip, "pallas"), bench.core_figures(shape, chip, 2)
+    assert (alone["cycles"], both["cycles"]) == (80_000, 60_000)
+    assert both["us"] == pytest.approx(60_000 / chip["clock"] * 1e6)
+    assert both["floor_us"] == pytest.approx(alone["floor_us"] / 2, rel=0.05)
+    assert both["mxu_busy"] == pytest.approx(alone["mxu_busy"] / 2 * 80 / 60)
+    assert both["plan"].startswith("2 cores, each") and "waits for the other" in both["note"]
+
+
+@needs_libtpu
+def test_a_megakernel_on_both_cores_compiles_and_halves_a_large_stack(tmp_path, monkeypatch):
+    """In one launch, in which the profiler sees one core."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shape = replace(streamed_stack(configs.load("reference")), layers=1)
+    options = {"implementation": "pallas", **asdict(shape)}
+    alone, both = (aot.compile_for("v5p", bench.STACK, options | {"cores": n}) for n in (1, 2))
+    assert both.kernels == both.launches == 1 and both.cycles and alone.cycles
+    assert 0.5 * alone.cycles < both.cycles < 0.85 * alone.cycles
+    place = 2 * 2 * shape.tokens * shape.dim * 2
+    assert place <= both.temp_bytes < 2 * place and alone.temp_bytes == 0
+    chosen = aot.compile_for("v5p", bench.STACK, options, profile=False)
+    assert chosen.temp_bytes == both.temp_bytes  # without being asked to
