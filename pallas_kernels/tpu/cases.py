@@ -13,7 +13,10 @@ from lsd_jax.hw.stack import StackShape, abstract_arguments
 from lsd_jax.ops import partition
 from lsd_jax.ops.denoise_stack import denoise_stack as op
 from lsd_jax.types import KVBuffer, Rope, StackWeights
-from pallas_kernels.tpu.denoise_stack import denoise_stack
+from pallas_kernels.tpu.chip import chip_here
+from pallas_kernels.tpu.denoise_stack import by_kernel, denoise_stack
+from pallas_kernels.tpu.plan import Plan
+from pallas_kernels.tpu.planner import limit_bytes
 
 Case = tuple[Callable, tuple, tuple[int, ...], tuple]
 """A function, its abstract arguments, the numbers of those donated, where they lie on a mesh."""
@@ -60,3 +63,12 @@ def unrolled(x, weights: StackWeights, kv: KVBuffer, bias, modulation, rope: Rop
         k_new.append(k)
         v_new.append(v)
     return x, jnp.concatenate(k_new), jnp.concatenate(v_new)
+
+
+def planned(tiles: tuple, **shape) -> Case:
+    """The megakernel of `StackShape(**shape)` in tiles of our own: `planner.tiles_of`, and the rows
+    that fill up a session."""
+    *chosen, filled = tiles
+    plan = Plan(StackShape(**shape), *chosen, filled=filled)
+    run = partial(by_kernel, plan, vmem_limit_bytes=limit_bytes(chip_here()))
+    return run, abstract_arguments(plan.shape), (), ()

@@ -37,35 +37,45 @@ Amount = Any  # a number, or an array of them
 class Readings:
     """What our megakernels pay beside their multiply-adds, in cycles; see `READINGS`."""
 
-    push: float  # a weight of a projection, whatever the rows: it has to enter the matrix unit
-    attended_push: float  # a key or value of attention, beside its multiply-adds
+    push: float  # a weight, at least, however few the rows: it has to enter the matrix unit
+    attended_push: float  # a key or value of attention, at least
     vector: float  # an operation on a register of 1024 elements
     logit: float  # a register of logits, from the product to the rounded weight
     overlap: float  # share of the shorter of the two units' work that the longer does not hide
     half: float  # products of keys and heads that both fill half of a matrix unit: all latency
     block: float  # filling and draining a block of rows
     tile: float  # taking over a tile that has come
+    once: float  # of a launch beside its first wait: loading, storing, the last copies
+    update: float  # operations of an element of the residual stream: `x += gate * product`
+    rounding: float  # operations that bring an element into eight bits
     start: float  # of the time that the first copy needs alone: latency, and bytes at `copy_rate`
     copy_latency: float
     copy_rate: float  # bytes a cycle of one copy from HBM
 
 
 READINGS = {
-    128: Readings(8.3e-4, 1.8e-5, 0.002, 4.22, 0.002, 0, 328, 117, 0.7, 1600, 491),
-    256: Readings(1.1e-4, 8.2e-5, 0.121, 0.15, 0.016, 204, 354, 4, 0.75, 1040, 776),
-}
-"""By the width of the chip's matrix units: fitted to megakernels that libtpu 0.0.51 compiled for
-v5e and v6e, with plans of ours and worse ones. `python -m benchmarks.prediction --chip v6e` checks
-them on other shapes. Copies: our reading of the same compiler's profile of single ones."""
+    128: Readings(
+        push=8.3e-4, attended_push=1.8e-5, vector=0.002, logit=4.22, overlap=0.002, half=0,
+        block=328, tile=117, once=0, update=24, rounding=14, start=0.7, copy_latency=1600,
+        copy_rate=491,
+    ),
+    256: Readings(
+        push=4.58e-4, attended_push=9.68e-4, vector=0.144, logit=1.71, overlap=0.157, half=128,
+        block=299, tile=15.2, once=228, update=11.2, rounding=11.6, start=0.75, copy_latency=1040,
+        copy_rate=776,
+    ),
+}  # fmt: skip
+"""By the width of the chip's matrix units. Of 256: what `python -m benchmarks.readings_tpu` fits to
+stacks that libtpu 0.0.52 compiled for a v6e, in plans of ours and worse ones. Of 128: fitted so to
+an earlier kernel, by libtpu 0.0.51 for a v5e. `python -m benchmarks.prediction_tpu` checks both on
+other shapes. Copies: our reading of the same compiler's profile of single ones."""
 
 REGISTER = 1024  # elements of a vector register
-ROUNDING = 14  # operations that bring an element into eight bits, fitted to two stacks on a v6e
 SCALING = 3  # of an element of a product of int8: from int32, and by two scales
 COMBINE = 8  # of an element of the residual stream: shares are added up, then added to it
 TURNED = 410  # cycles in which a head's block of queries fills and drains the units, compiled alone
 CORE_LATENCY, CORE_RATE = 670, 1251  # cycles, bytes a cycle: our reading of the same compiler's
 # profile of single copies on a v5p; one to HBM and one back bring a share to the other core
-UPDATE = 24  # operations of an element of the residual stream: its product comes, `x += gate * y`
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ def product(m: Amount, k: Amount, n: Amount, chip: Chip, speed: float = 1.0) -> 
     """Cycles of `[m, k] @ [k, n]`: a matrix unit is filled in whole, used or not. `speed` is that
     of the operands' dtype over bfloat16's."""
     padded = filled(k, chip) * filled(n, chip)
-    return np.maximum(m / chip["macs_bf16"], read(chip).push) * padded / speed
+    return np.maximum(m / chip["macs_bf16"] / speed, read(chip).push) * padded
 
 
 def dense_speed(shape: Shape, chip: Chip) -> float:
@@ -103,11 +113,6 @@ def least_cycles(shape: Shape, chip: Chip) -> Amount:
     """Of all multiply-adds of a pass at the chip's peak."""
     dense = dense_macs(shape) / dense_speed(shape, chip)
     return (dense + attended_macs(shape)) / chip["macs_bf16"]
-
-
-def attended(m: Amount, k: Amount, n: Amount, chip: Chip) -> Amount:
-    """`product` whose weights are keys or values, which come to the matrix unit from registers."""
-    return (m / chip["macs_bf16"] + read(chip).attended_push) * filled(k, chip) * filled(n, chip)
 
 
 def filled(size: Amount, chip: Chip) -> Amount:
@@ -130,7 +135,7 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
     rows, blocks = plan.all_rows, plan.blocks
     vector = r.vector / REGISTER
     speed = dense_speed(s, chip)
-    rounding, scaling = (ROUNDING, SCALING) if s.weight_dtype else (0, 0)
+    rounding, scaling = (r.rounding, SCALING) if s.weight_dtype else (0, 0)
     match instruction:
         case Await("heads"):
             weights = 2 * s.dim * (asked + width) * s.weight_itemsize
@@ -164,14 +169,14 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
             return Cost(turns * np.where(plan.turned, alone, straight), macs=macs)
         case ProjectOut():
             mxu = product(plan.rows, asked, s.dim, chip, speed)
-            elements = plan.rows * ((UPDATE + scaling) * s.dim + rounding * asked)
+            elements = plan.rows * ((r.update + scaling) * s.dim + rounding * asked)
             each = both(mxu, elements * vector, chip) + r.block
             return Cost(blocks * each, macs=s.rows * s.dim * asked)
         case Mlp():
             mxu = product(plan.rows, s.dim, plan.chunk, chip, speed)
             mxu = mxu + product(plan.rows, plan.chunk, s.dim, chip, speed)
             hidden = 20 + scaling + rounding
-            elements = plan.rows * (hidden * plan.chunk + (UPDATE + scaling) * s.dim)
+            elements = plan.rows * (hidden * plan.chunk + (r.update + scaling) * s.dim)
             each = both(mxu, elements * vector, chip) + r.block
             return Cost(blocks * each, macs=2 * s.rows * s.dim * plan.chunk)
         case Combine():  # what the links take is counted beside it, `hw.plan.all_reduce_seconds`
@@ -192,7 +197,8 @@ def attend_cycles(keys: Amount, ages: int, plan: Plan, chip: Chip) -> Amount:
     without."""
     r, k = read(chip), plan.shape.head_dim
     queries = plan.queries
-    mxu = attended(queries, k, keys, chip) + attended(queries, keys, k, chip)
+    held = filled(k, chip) * up(keys, LANES)  # by the matrix units: keys, and then values
+    mxu = 2 * held * np.maximum(queries / chip["macs_bf16"], r.attended_push)
     logits = queries * up(keys, LANES) * r.logit / REGISTER
     others = (4 * ages * keys * k + 2 * queries * k) * r.vector / REGISTER
     halves = (2 * k <= chip["mxu_width"]) & (2 * keys <= chip["mxu_width"])
@@ -246,7 +252,7 @@ def total(program: Program, plan: Plan, chip: Chip) -> Total:
     r, width = read(chip), plan.group * s.head_dim
     first_weights, first_keys = s.dim * s.weight_itemsize, 2 * s.sessions * s.keys * s.itemsize
     largest = np.maximum((s.per_kv + 2) * first_weights, first_keys) * width
-    compute = compute + r.start * (r.copy_latency + largest / r.copy_rate)
+    compute = compute + r.once + r.start * (r.copy_latency + largest / r.copy_rate)
     first = (2 * (s.per_kv + 1) * first_weights + first_keys) * width
     traffic = (streamed + first) * chip["clock"] / chip["hbm_bandwidth"]
     return Total(np.maximum(compute, traffic), compute, streamed, macs, code)

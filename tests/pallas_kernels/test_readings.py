@@ -1,0 +1,79 @@
+"""The cost model's readings against the compiled stacks that they were fitted to, and some that
+they were not."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import readings_tpu
+from lsd_jax.hw import chips
+from pallas_kernels.tpu.cost import READINGS, total
+from pallas_kernels.tpu.planner import SPARE_BYTES, limit_bytes
+from pallas_kernels.tpu.schedule import program
+
+V6E = chips.load("v6e")
+ROWS = json.loads((Path(readings_tpu.__file__).parent / "stacks/v6e.json").read_text())["rows"]
+FITTED, OTHERS = readings_tpu.split(ROWS)
+
+
+def missed(rows, **other):
+    readings = replace(READINGS[256], **other)
+    return np.abs(readings_tpu.errors(rows, V6E, readings))
+
+
+def test_stacks_that_were_not_fitted_are_missed_by_little():
+    assert len(OTHERS) >= 20 and missed(OTHERS).mean() < 0.06 and missed(OTHERS).max() < 0.16
+
+
+@pytest.mark.parametrize("name", ["push", "attended_push", "vector", "block"])
+def test_a_reading_that_is_off_misses_them_by_more(name):
+    off = missed(FITTED, **{name: 2 * getattr(READINGS[256], name)})
+    assert off.mean() > 1.15 * missed(FITTED).mean()
+
+
+def test_the_fit_finds_the_readings_again_from_others():
+    """From modelled cycles, so that the truth is known; of few stacks, to be quick."""
+    before = READINGS[256]
+    truth = replace(before, push=2 * before.push, block=0.7 * before.block)
+    zero = [row | {"cycles": 1.0} for row in FITTED[-24:]]
+    made = 1 + readings_tpu.errors(zero, V6E, truth)
+    rows = [row | {"cycles": cycles} for row, cycles in zip(zero, made, strict=True)]
+    found = readings_tpu.fit(rows, V6E)
+    assert np.abs(readings_tpu.errors(rows, V6E, found)).max() < 0.01
+    assert found.push == pytest.approx(truth.push, rel=0.05)
+    assert READINGS[256] == before
+
+
+@pytest.mark.parametrize("chip", [V6E, chips.load("v5e")], ids=lambda chip: chip.name)
+def test_stacks_are_drawn_by_their_number_and_fit(chip):
+    drawn = [readings_tpu.draw(random.Random(f"0 {i}"), chip) for i in range(6)]
+    assert drawn == [readings_tpu.draw(random.Random(f"0 {i}"), chip) for i in range(6)]
+    assert len({plan.shape for plan in drawn}) == 6
+    room = limit_bytes(chip) - SPARE_BYTES
+    assert all(plan.vmem_bytes <= room for plan in drawn)
+    cycles = [float(total(program(plan), plan, chip).compute_cycles) for plan in drawn]
+    assert max(cycles) <= readings_tpu.WORSE * readings_tpu.LONGEST
+
+
+def test_a_log_that_is_there_is_not_compiled_again(tmp_path, monkeypatch):
+    compiled = []
+
+    class Found:
+        cycles, no_profile = 1000, None
+
+    def compile_for(chip, case, options):
+        compiled.append(options)
+        return Found
+
+    monkeypatch.setattr(readings_tpu.aot, "compile_for", compile_for)
+    monkeypatch.setattr(readings_tpu.aot, "libtpu_version", lambda: "0")
+    log = tmp_path / "new" / "v6e.json"
+    few = readings_tpu.compiled(V6E, 1, 0, log)
+    assert len(few) == len(compiled) == len(readings_tpu.LARGE) + 1
+    more = readings_tpu.compiled(V6E, 3, 0, log)
+    assert more[: len(few)] == few and len(compiled) == len(more) == len(few) + 2
+    assert [readings_tpu.plan_of(row).vmem_bytes for row in more]
