@@ -20,6 +20,7 @@ SPARE_BYTES = 6 << 20  # of the rest: what the compiler spills, and keeps for it
 LONGEST_CODE = 90_000  # modelled cycles of straight-line code; beyond that compiling takes minutes
 COPIED = 8  # rows of which a copy to HBM moves a multiple
 NEAR = 1.03
+LONGER = 1.25  # than the shortest code, at most, where all code is long
 TOGETHER = 4096  # shapes whose plans are compared in one go, to bound memory
 BLOCKS = (1024, 512, 256, 128, 64, 32, 16, 8)
 
@@ -121,7 +122,7 @@ def preferred(costs: Total, fits: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
     Of those that fit and whose code is soon compiled it is one of the fastest: traffic hides
     computation, but never all of it, so the lightest of those near the best. Where all code is
-    long it is the shortest.
+    long it is the fastest of those with about the shortest.
     """
     runs = np.repeat(np.arange(len(starts)), np.diff([*starts, len(fits)]))
     short = fits & (costs.code_cycles <= LONGEST_CODE)
@@ -129,7 +130,9 @@ def preferred(costs: Total, fits: np.ndarray, starts: np.ndarray) -> np.ndarray:
     near = short & (fast <= NEAR * np.minimum.reduceat(fast, starts)[runs])
     some = np.logical_or.reduceat(short, starts)[runs]
     rank = np.where(near, costs.compute_cycles, np.inf)
-    rank = np.where(some, rank, np.where(fits, costs.code_cycles, np.inf))
+    code = np.where(fits, costs.code_cycles, np.inf)
+    about = code <= LONGER * np.minimum.reduceat(code, starts)[runs]
+    rank = np.where(some, rank, np.where(about & fits, costs.cycles, np.inf))
     order = np.lexsort((rank, runs))
     return order[starts]
 
