@@ -129,9 +129,12 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--json")
     args = parser.parse_args()
-    config = configs.override(configs.load(args.config), args.set)
-    layers = config.model.layers if args.layers is None else args.layers
-    found = report(config, chips.load(args.chip), layers)
+    try:
+        config = configs.override(configs.load(args.config), args.set)
+        layers = config.model.layers if args.layers is None else args.layers
+        found = report(config, chips.load(args.chip), layers)
+    except (ValueError, NotImplementedError) as refusal:
+        parser.error(str(refusal))
     show(found)
     write_json(args.json, found | provenance())
 

@@ -61,7 +61,10 @@ def main() -> None:
     args = parser.parse_args()
     chip = chips.load(args.chip)
     log = args.log or Path(__file__).parent / "stacks" / f"{chip.name}.json"
-    rows = compiled(chip, args.stacks, args.seed, log)
+    try:
+        rows = compiled(chip, args.stacks, args.seed, log)
+    except ValueError as refusal:
+        parser.error(str(refusal))
     fitted, others = split(rows)
     readings = fit(fitted, chip)
     before, after = (errors(others, chip, r) for r in (READINGS[width(chip)], readings))
@@ -85,10 +88,16 @@ def main() -> None:
 
 def compiled(chip: Chip, count: int, seed: int, log: Path) -> list[dict]:
     """Rows of a layer of each of `LARGE` and of so many random stacks: shape, tiles, cycles or why
-    there are none; kept in `log`."""
-    rows = json.loads(log.read_text())["rows"] if log.is_file() else []
-    log.parent.mkdir(parents=True, exist_ok=True)
-    whole = len(LARGE) + count
+    there are none; kept in `log`. Raises ValueError where those that it holds were made otherwise
+    than the missing ones would be."""
+    held = json.loads(log.read_text()) if log.is_file() else {"rows": []}
+    rows, whole = held["rows"], len(LARGE) + count
+    head = {"chip": chip.name, "kind": "compiled", "seed": seed}
+    if len(rows) < whole:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        head |= {"libtpu": aot.libtpu_version()}
+        if rows and any(held.get(name) != value for name, value in head.items()):
+            raise ValueError(f"{log} is of another chip, seed or libtpu; name another --log")
     for i in track(range(len(rows), whole), "compiling", console=Console(stderr=True)):
         number = i - len(LARGE)
         plan = large(i, chip) if number < 0 else draw(random.Random(f"{seed} {number}"), chip)
@@ -101,7 +110,6 @@ def compiled(chip: Chip, count: int, seed: int, log: Path) -> list[dict]:
         except ValueError as refusal:
             row["why"] = str(refusal)
         rows.append(row)
-        head = {"chip": chip.name, "kind": "compiled", "libtpu": aot.libtpu_version()}
         write_json(str(log), head | {"rows": rows})
     return rows[:whole]
 

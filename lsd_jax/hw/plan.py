@@ -125,10 +125,11 @@ def plan_frame(
 
 
 def stage_seconds(stage: Stage, chip: Chip, ranks: int) -> tuple[float, str]:
-    """By the roofline, rows of the picture divided over the ranks."""
+    """By the roofline, rows of the picture divided over the devices; kernels of pixels and the
+    commit run on one core of each."""
     if all(op.kind == "host" for op in stage.ops):
         return sum(op.read_bytes for op in stage.ops) / chip["host_bandwidth"], "host"
-    return bounded(stage, roofline.rates(chip), ranks)
+    return bounded(stage, roofline.rates(chip), shared_by(chip, ranks)[0])
 
 
 def bounded(stage: Stage, rates: roofline.Rates, ranks: int) -> tuple[float, str]:
@@ -193,5 +194,5 @@ def shared_by(chip: Chip, ranks: int) -> tuple[int, int]:
 
 
 def cores_per_chip(chip: Chip) -> int:
-    """Cores that a stream may be given one by one."""
+    """Cores of a chip; `chips.cores_of_device` says which of them a stream is given together."""
     return int(chip["cores_per_chip"]) if "cores_per_chip" in chip.numbers else 1

@@ -66,9 +66,9 @@ READINGS = {
     ),
 }  # fmt: skip
 """By the width of the chip's matrix units. Of 256: what `python -m benchmarks.readings_tpu` fits to
-stacks that libtpu 0.0.52 compiled for a v6e, in plans of ours and worse ones. Of 128: fitted so to
-an earlier kernel, by libtpu 0.0.51 for a v5e. `python -m benchmarks.prediction_tpu` checks both on
-other shapes. Copies: our reading of the same compiler's profile of single ones."""
+stacks that libtpu 0.0.52 compiled for a v6e, in plans of ours and worse ones. Of 128: fitted by
+hand to an earlier kernel, by libtpu 0.0.51 for a v5e. `python -m benchmarks.prediction_tpu` checks
+both on other shapes. Copies: our reading of the same compiler's profile of single ones."""
 
 REGISTER = 1024  # elements of a vector register
 SCALING = 3  # of an element of a product of int8: from int32, and by two scales

@@ -44,8 +44,8 @@ def denoise_stack(
     `planned_layers`, if given, by itself what is a chip's among `share_of`, and one part of
     `part_of` of its heads and MLP features.
 
-    With `places` in the buffer for the frame its keys and values are all that is wanted: then the
-    last layer ends with them, and `x` is what entered it.
+    Where `places` in the buffer wait for the frame, any number above 0, its keys and values are all
+    that is wanted: then the last layer ends with them, and `x` is what entered it.
 
     Raises NotImplementedError where that is none, or the shape is not one for it.
     """

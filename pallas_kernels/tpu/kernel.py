@@ -1,7 +1,8 @@
-"""The megakernel: runs a program of `schedule.py` on one TensorCore, all of it in one launch.
+"""The megakernel: runs a program of `schedule.py` on one TensorCore, or on both of a chip, in one
+launch.
 
 Dimensions: those of `lsd_jax.types` and `plan.py`. Weights and the KV buffer stay in HBM and come
-tile by tile; activations never leave VMEM.
+tile by tile; activations leave VMEM only as shares, to another chip or core.
 
 Memory budget: `Plan.buffers` and `Plan.arguments`.
 

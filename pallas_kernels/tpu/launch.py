@@ -1,4 +1,4 @@
-"""One `pallas_call` of the megakernel: where each operand lies, and what comes out."""
+"""One launch of the megakernel: where each operand lies, and what comes out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ops.remember` by the megakernel, which of the last layer computes the keys and values alone."""
+"""`ops.remember` by the megakernel, whose last layer ends with the keys and values."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def remember(
     retention: Retention,
     stack: Callable = denoise_stack.denoise_stack,
 ) -> Result:
-    """`ops.remember` on the TPU that this is traced for, or on those of the mesh in use, whoever
-    does the commit.
+    """`ops.remember` on the TPU that this is traced for, or on those of the mesh in use; the commit
+    is whoever's `ops.commit` chooses. `stack` computes the pass, as `denoise_stack` does.
 
     Raises NotImplementedError where that is none, or the shape is not one for it.
     """

@@ -77,3 +77,7 @@ def test_a_log_that_is_there_is_not_compiled_again(tmp_path, monkeypatch):
     more = readings_tpu.compiled(V6E, 3, 0, log)
     assert more[: len(few)] == few and len(compiled) == len(more) == len(few) + 2
     assert [readings_tpu.plan_of(row).vmem_bytes for row in more]
+    monkeypatch.setattr(readings_tpu.aot, "libtpu_version", lambda: "1")
+    assert readings_tpu.compiled(V6E, 3, 0, log) == more
+    with pytest.raises(ValueError, match="of another chip, seed or libtpu; name another --log"):
+        readings_tpu.compiled(V6E, 4, 0, log)
