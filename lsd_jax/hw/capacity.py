@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lsd_jax.config import Config, ModelConfig, StreamConfig
 from lsd_jax.hw.chips import Chip, cores_of_device
-from lsd_jax.hw.plan import FramePlan, cores_per_chip, plan_frame, shared_by
+from lsd_jax.hw.plan import FramePlan, cores_per_chip, plan_frame, shared_by, shares
 from lsd_jax.hw.stack import least_macs, streamed_stack
 
 MOST_CHIPS = 64
@@ -27,7 +27,7 @@ def share_counts(config: Config, chip: Chip, chips: int) -> list[int]:
     """Numbers of cores among which a stream can be shared on so many chips."""
     most = 1 if chip.family == "cpu" else chips * cores_per_chip(chip)
     whole = (1, *range(cores_of_device(chip), most + 1, cores_of_device(chip)))
-    return [n for n in dict.fromkeys(whole) if config.model.key_heads % n == 0]
+    return [n for n in dict.fromkeys(whole) if config.model.key_heads % shares(chip, n) == 0]
 
 
 def fastest(config: Config, chip: Chip, chips: int = 1) -> FramePlan:

@@ -102,7 +102,9 @@ def plan_frame(
         dtype = config.stream.compute_dtype
         notes = (f"prices are of float32, not of {dtype}",) if dtype != "float32" else ()
         return FramePlan(sessions, 1, times, held(config, sessions), room, notes)
-    if ranks > 1 and model.key_heads % ranks:
+    if ranks % cores_of_device(chip) and ranks > 1:
+        raise ValueError(f"{ranks} cores are no whole devices of {cores_of_device(chip)} each")
+    if model.key_heads % shares(chip, ranks):
         raise ValueError(f"{model.key_heads} heads of keys do not share {ranks} cores")
     times, notes, stacks = [], [], {}
     for stage in frame_work(config, sessions):
@@ -191,6 +193,13 @@ def shared_by(chip: Chip, ranks: int) -> tuple[int, int]:
     """The devices, and the cores of each, that so many cores are: of a device all, or one."""
     cores = cores_of_device(chip)
     return (1, 1) if ranks == 1 else (-(-ranks // cores), cores)
+
+
+def shares(chip: Chip, ranks: int) -> int:
+    """The parts into which so many cores divide heads: one for each core of a device, or one for
+    each of several devices."""
+    devices, cores = shared_by(chip, ranks)
+    return devices if devices > 1 else cores
 
 
 def cores_per_chip(chip: Chip) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from lsd_jax.config import SECTIONS, Config, ModelConfig
 from lsd_jax.files import replacing
 from lsd_jax.hw.capacity import eight_bits_of
-from lsd_jax.hw.chips import Chip
+from lsd_jax.hw.chips import Chip, cores_of_device
 from lsd_jax.hw.plan import FramePlan, plan_frame
 from lsd_jax.search import fast
 from lsd_jax.search.law import Law, supported
@@ -129,7 +129,8 @@ def ranks_of(chip: Chip, cores: int) -> list[int]:
     if chip.family == "cpu":
         return [1]
     halved = (cores >> times for times in range(cores.bit_length()))
-    return sorted({1, *(ranks for ranks in halved if ranks <= MOST_HEADS)})
+    whole = (ranks for ranks in halved if ranks % cores_of_device(chip) == 0)
+    return sorted({1, *(ranks for ranks in whole if ranks <= MOST_HEADS)})
 
 
 def precisions(base: Config, chip: Chip, keep: Collection[str] = ()) -> list[Config]:

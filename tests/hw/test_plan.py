@@ -66,6 +66,11 @@ def test_both_cores_of_a_v5p_are_one_device_of_one_stream():
     config = configs.load("reference")
     assert capacity.share_counts(config, v5p, 1) == [1, 2]
     assert capacity.share_counts(config, v5p, 2) == [1, 2, 4]
+    base = configs.load("base")  # whose ten heads five devices share, by one core of each
+    assert capacity.share_counts(base, v5p, 5) == [1, 2, 4, 10]
+    assert plan_frame(base, v5p, 10).ms < plan_frame(base, v5p, 4).ms < plan_frame(base, v5p).ms
+    with pytest.raises(ValueError, match="3 cores are no whole devices of 2 each"):
+        plan_frame(base, v5p, 3)
     assert capacity.share_counts(config, chips.load("tpu7x"), 2) == [1, 2, 4]
     shape = stack_of(config.model, "bfloat16")
     alone, both = choose(shape, "v5p").total.cycles, choose(shape, "v5p", cores=2).total.cycles
