@@ -223,7 +223,8 @@ def profiled_part(shape: StackShape, chip: Chip, plan: Plan | None) -> tuple[int
     none is small enough. `plan` has the megakernel's tiles; XLA's versions have none to divide.
     """
     most = next(cycles for tokens, cycles in PROFILED_CYCLES.items() if shape.tokens <= tokens)
-    a_layer = choose(shape, chip.name).total.cycles / shape.layers
+    own = replace(plan or choose(shape, chip.name).plan, shape=shape, chips=1, cores=1)
+    a_layer = total(program(own), own, chip).compute_cycles / shape.layers
     if a_layer <= most:
         return min(shape.layers, int(most / a_layer)), 1
     tiles = math.gcd(plan.groups, plan.chunks) if plan else 1
