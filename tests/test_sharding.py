@@ -119,7 +119,9 @@ def one_device(two_steps):
     return two_steps(ONE)
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name", ["all", *(pytest.param(name, marks=pytest.mark.slow) for name in ("data", "fsdp"))]
+)  # one step along all axes is tested each time, along one of them when there is time
 def test_a_step_on_a_mesh_equals_the_one_device_step(two_steps, one_device, small_params, name):
     """Tightly in loss and gradient. Muon orthogonalises, which blows rounding up where a
     gradient is nearly singular, so weights are compared by how far they moved."""

@@ -94,6 +94,8 @@ def launched(
     kept |= {name: pltpu.VMEM(x.shape, x.dtype) for name, x in small.items()}
     mail = (len(PARTS), plan.cores, plan.all_rows, plan.shape.dim)
     out = out | {"mail": jax.ShapeDtypeStruct(mail, plan.shape.dtype)}
+    # The compiler may else keep one in the VMEM of a core, which the other does not see.
+    results = {name: pltpu.HBM(of.shape, of.dtype) for name, of in out.items()}
     copied = {
         f"dump_{name}": jax.ShapeDtypeStruct((plan.cores, *of.shape), of.dtype)
         for name, of in ((name, plan.buffers[name]) for name in dump)
@@ -104,7 +106,7 @@ def launched(
         "come": pltpu.SemaphoreType.DMA((len(given),)),
         "told": pltpu.SemaphoreType.REGULAR,
     }
-    names = (*(f"{name}_given" for name in given), *streamed, *out, *copied, *kept)
+    names = (*(f"{name}_given" for name in given), *streamed, *results, *copied, *kept)
 
     def body(*references: Any) -> None:
         refs = dict(zip(names, references, strict=True))
@@ -124,9 +126,9 @@ def launched(
 
     found: Any = pl.kernel(
         body,
-        out_type=(*out.values(), *copied.values()),
+        out_type=(*results.values(), *copied.values()),
         mesh=pltpu.create_tensorcore_mesh(CORE, num_cores=plan.cores),
         scratch_types=list(kept.values()),
         **options,
     )(*given.values(), *streamed.values())
-    return dict(zip((*out, *dump), found, strict=True))
+    return dict(zip((*results, *dump), found, strict=True))
