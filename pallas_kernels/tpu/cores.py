@@ -11,24 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.tpu.loops import Index, Rows
+from pallas_kernels.tpu.loops import Index, Rows, moved
 from pallas_kernels.tpu.plan import Plan
+from pallas_kernels.tpu.schedule import Part
 
 if TYPE_CHECKING:
     from pallas_kernels.tpu.kernel import Machine
-    from pallas_kernels.tpu.schedule import Part
 
 CORE = "core"
 """The axis along which the cores of a chip lie."""
 
-PARTS = ("attention", "mlp")
+PARTS = get_args(Part)
 
 
 def here() -> Index:
@@ -62,9 +62,7 @@ def combine(machine: Machine, part: Part) -> None:
     offer(machine, part, everything).wait()
     pl.semaphore_signal(at.told, 1, core_index=1 - here())
     told(machine)
-    come = fetch(machine, part, everything)
-    come.start()
-    come.wait()
+    moved(fetch(machine, part, everything))
 
     def block(rows: Rows, session: Index) -> None:
         at.x[rows] += at.offered[rows].astype(jnp.float32) + at.inbox[rows].astype(jnp.float32)
@@ -114,15 +112,11 @@ def launched(
             pltpu.make_async_copy(refs[f"{name}_given"], refs[name], refs["come"].at[i])
             for i, name in enumerate(given)
         ]
-        for copy in copies:
-            copy.start()
-        for copy in copies:
-            copy.wait()
+        moved(*copies)
         run(SimpleNamespace(**refs))
         for name in dump:
-            copy = pltpu.make_async_copy(refs[name], refs[f"dump_{name}"].at[here()], refs["sent"])
-            copy.start()
-            copy.wait()
+            dumped = refs[f"dump_{name}"].at[here()]
+            moved(pltpu.make_async_copy(refs[name], dumped, refs["sent"]))
 
     found: Any = pl.kernel(
         body,

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from types import SimpleNamespace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lsd_jax.ops.eight_bits import eight_bits
 from pallas_kernels.tpu import cores, exchange, schedule
-from pallas_kernels.tpu.loops import Index, Rows, aligned, loop
+from pallas_kernels.tpu.loops import Index, Rows, aligned, loop, moved
 from pallas_kernels.tpu.plan import LANES, Plan, parts
 from pallas_kernels.tpu.schedule import Loop, Program, Step
 from pallas_kernels.tpu.softmax import Softmax, Turned, dot
@@ -146,7 +145,8 @@ class Machine:
             getattr(at, name)[...] = getattr(at, f"{name}_in")[...].astype(jnp.float32)
         for session, rows, beside in self.sessions():
             if plan.sharers > 1:
-                moved(at.x_in.at[session], at.offered.at[rows], at.left.at[0])
+                source = at.x_in.at[session]
+                moved(pltpu.make_async_copy(source, at.offered.at[rows], at.left.at[0]))
             come = at.x_in[session] if plan.sharers == 1 else at.offered[rows]
             at.x[rows] = come.astype(jnp.float32)
             if plan.filled:
@@ -174,7 +174,8 @@ class Machine:
 
             @pl.when(self.core == 0)
             def _(session=session, rows=rows):
-                moved(at.offered.at[rows], at.x_out.at[session], at.left.at[0])
+                target = at.x_out.at[session]
+                moved(pltpu.make_async_copy(at.offered.at[rows], target, at.left.at[0]))
 
     def modulate(self, node: schedule.Modulate, layer: Index, tile: Index) -> None:
         at, first = self.at, 0 if node.part == "attention" else 3
@@ -430,13 +431,6 @@ class Operand:
         if self.scale is not None:
             product = product * self.scale
         return product if columns is None else product * columns
-
-
-def moved(source: Any, target: Any, semaphore: Any) -> None:
-    """A copy from start to end."""
-    copy = pltpu.make_async_copy(source, target, semaphore)
-    copy.start()
-    copy.wait()
 
 
 def seen(bias: jax.Array, keys: int, first: int, size: int) -> jax.Array:

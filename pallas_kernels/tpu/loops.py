@@ -1,4 +1,4 @@
-"""Loops and rows of a kernel's body."""
+"""Loops, rows and copies of a kernel's body."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def loop(times: int, body: Callable[[Index], None]) -> None:
 def aligned(start: Index, multiple: int) -> Index:
     """A row number that is known to be a multiple."""
     return start if isinstance(start, int) else pl.multiple_of(start, multiple)
+
+
+def moved(*copies: Any) -> None:
+    """Copies from start to end, all at once."""
+    for copy in copies:
+        copy.start()
+    for copy in copies:
+        copy.wait()
