@@ -17,7 +17,7 @@ from nki_kernels.sim.errors import NkiValidationError
 from nki_kernels.sim.run import jit, run
 from nki_kernels.sim.timeline import schedule
 
-SUITES = ("matmul", "elementwise", "memory")
+SUITES = ("matmul", "elementwise", "memory", "on_chip", "load")
 COLUMNS = 2048
 """Of a tile in SBUF, by which arrays without a shape of their own are cut."""
 _DTYPES = {"f32": nl.float32, "bf16": nl.bfloat16, "f8": nl.float8_e4m3}
@@ -60,6 +60,13 @@ def kernel_of(case: Case) -> tuple[Callable, tuple]:
     if case.op == "matmul":
         m, k, n = (case.shapes[letter] for letter in "mkn")
         return matmul(m, k, n, dtype), (abstract(k, m, dtype=dtype), abstract(k, n, dtype=dtype))
+    if case.op == "load":
+        size, flight = case.shapes["bytes"], case.shapes["flight"]
+        shape = int(case.bytes) // size, 128, size // (128 * dtype.itemsize)
+        return load(*shape, flight, dtype), (abstract(*shape, dtype=dtype),)
+    if case.op == "touch":
+        columns = case.shapes["bytes"] // (128 * dtype.itemsize)
+        return touch(columns, case.shapes["turns"], dtype), (abstract(128, columns, dtype=dtype),)
     count = case.shapes["n"] if "n" in case.shapes else case.shapes["bytes"] // dtype.itemsize
     if count % 128:
         raise NotImplementedError(f"{count} elements do not fill 128 partitions")
@@ -95,6 +102,36 @@ def over_tiles(compute: Callable, dtype) -> Callable:
             tile = nl.ndarray((128, columns.stop - start), dtype)
             nisa.dma_copy(dst=tile, src=x[:, columns])
             nisa.dma_copy(dst=out[:, columns], src=compute(tile))
+        return out
+
+    return kernel
+
+
+def load(pieces: int, partitions: int, columns: int, flight: int, dtype) -> Callable:
+    """A kernel that takes pieces into SBUF, `flight` of them under way at once, and gives the last
+    one."""
+
+    def kernel(x):
+        out = nl.ndarray(x.shape[1:], dtype, nl.shared_hbm)
+        slots = [nl.ndarray((partitions, columns), dtype) for _ in range(flight)]
+        for i in range(pieces):
+            nisa.dma_copy(dst=slots[i % flight], src=x[i])
+        nisa.dma_copy(dst=out, src=slots[(pieces - 1) % flight])
+        return out
+
+    return kernel
+
+
+def touch(columns: int, turns: int, dtype) -> Callable:
+    """A kernel that copies a tile in SBUF onto itself, by the vector engine, `turns` times."""
+
+    def kernel(x):
+        out = nl.ndarray(x.shape, dtype, nl.shared_hbm)
+        tile = nl.ndarray((128, columns), dtype)
+        nisa.dma_copy(dst=tile, src=x)
+        for _ in range(turns):
+            nisa.tensor_copy(dst=tile, src=tile, engine=nisa.engine.vector)
+        nisa.dma_copy(dst=out, src=tile)
         return out
 
     return kernel

@@ -11,7 +11,7 @@ from lsd_jax.hw.micro.case import Case
 from lsd_jax.hw.micro.suites import chosen, find
 from pallas_kernels import aot
 
-SUITES = ("matmul", "convolution", "elementwise", "layout", "attention", "blocks")
+SUITES = ("matmul", "convolution", "elementwise", "on_chip", "layout", "attention", "blocks")
 QUICK = 2
 """Cases of a suite that a quick run takes: each is compiled in a process of its own."""
 

@@ -75,10 +75,10 @@ def _plan(
             at_least(args, devices=1)
             jax.config.update("jax_num_cpu_devices", args.devices)
         from lsd_jax.hw.micro import clock, harness
-        from lsd_jax.hw.micro.suites import chosen
+        from lsd_jax.hw.micro.suites import chosen, here
 
         budget = clock.QUICK if args.quick else clock.Budget()
-        cases = chosen(args.suite, args.quick)
+        cases = chosen(args.suite, args.quick, here())
         if not cases:
             raise ValueError("collectives need several devices; on a CPU give --devices 4")
         before, after = harness.itself()

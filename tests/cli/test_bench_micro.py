@@ -84,6 +84,9 @@ def test_a_modelled_log(tmp_path, capsys):
     assert all(a.p50 <= b.p50 for a, b in zip(copies, copies[1:], strict=False))
     whole = copies[-1]
     assert whole.p50 > whole.bytes / chips.load("trn2")["hbm_bandwidth"]
+    alone, eight = (found[f"load f32 bytes65536 flight{n}"] for n in (1, 8))
+    assert eight.bytes / chips.load("trn2")["hbm_bandwidth"] < eight.p50 < alone.p50 / 2
+    assert plots.pictures([alone, eight]).keys() == {"memory"}
     assert bench("compare", str(out), str(out)) == 0
     assert f"0 of {sum(bool(m.samples) for m in found.values())} cases differ" in (
         capsys.readouterr().out
@@ -95,7 +98,8 @@ def test_a_modelled_log(tmp_path, capsys):
 def test_a_compiled_log(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "v6e.jsonl"
-    command = ["micro", "--suite", "matmul", "--quick", "--chip", "v6e", "--out", str(out)]
+    suites = "matmul,on_chip"
+    command = ["micro", "--suite", suites, "--quick", "--chip", "v6e", "--out", str(out)]
     assert bench(*command) == 0
     chip = chips.load("v6e")
     for m in log.read(out):
@@ -132,6 +136,7 @@ def test_the_shipped_logs_give_the_shipped_chip(tmp_path):
             ["micro", "--suite", "launch", "--chip", "trn2", "--out", "OUT"],
             "--suite launch: known here: matmul, elementwise, memory",
         ),
+        (["micro", "--suite", "load", "--out", "OUT"], "--suite load: known here: matmul"),
         (["micro", "--chip", "cpu", "--out", "OUT"], "nothing here compiles or models for cpu"),
         (["fit", "LOG"], "write it as: lsd bench fit FILE.jsonl [FILE.jsonl ...] -o CHIP.json"),
         (["fit", "LOG", "-o", "OUT"], "the log lacks copy, frame, matmul"),

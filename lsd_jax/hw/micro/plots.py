@@ -65,15 +65,17 @@ def products(found: list[Measurement]) -> Figure | None:
 
 def over_size(found: list[Measurement]) -> Figure | None:
     """Bytes a second over the size of an array: a fall is the end of a memory."""
-    some = [m for m in found if m.suite in ("memory", "transfer", "collective")]
-    if not some:
+    suites = ("memory", "on_chip", "load", "transfer", "collective", "remote")
+    lines: dict[str, list[Measurement]] = {}
+    for m in found:
+        if m.suite in suites:
+            at_once, ring = m.shapes.get("arrays", m.shapes.get("flight", 1)), m.shapes.get("ring")
+            label = m.op + (f", {at_once} at once" if at_once > 1 else "")
+            lines.setdefault(label + (f", {ring} devices" if ring else ""), []).append(m)
+    if not lines:
         return None
-    figure, axes = _axes(found, "Copies", "bytes of an array", "bytes a second")
-    lines = sorted({(m.op, m.shapes.get("arrays", 1), m.shapes.get("ring", 1)) for m in some})
-    for op, arrays, ring in lines:
-        of = [m for m in some if (m.op, m.shapes.get("arrays", 1), m.shapes.get("ring", 1))
-              == (op, arrays, ring)]  # fmt: skip
-        label = op + (f", {arrays} at once" if arrays > 1 else "") + (f", {ring}" * (ring > 1))
+    figure, axes = _axes(found, "Copies", "bytes of an array or piece", "bytes a second")
+    for label, of in sorted(lines.items()):
         of.sort(key=lambda m: m.shapes["bytes"])
         axes.plot(
             [m.shapes["bytes"] for m in of], [m.bytes / m.seconds for m in of], ".-", label=label

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
+
 from lsd_jax.hw.micro.case import Case
-from lsd_jax.hw.micro.suites import blocks, frames, machine, matrices, vectors
+from lsd_jax.hw.micro.suites import blocks, frames, machine, matrices, near, vectors
 
 SUITES: dict[str, Callable[[bool], list[Case]]] = {
     "matmul": matrices.matmul,
     "convolution": matrices.convolution,
     "elementwise": vectors.elementwise,
     "memory": vectors.memory,
+    "on_chip": near.on_chip,
+    "load": near.load,
     "layout": vectors.layout,
     "attention": blocks.attention,
     "blocks": blocks.blocks,
@@ -19,9 +23,19 @@ SUITES: dict[str, Callable[[bool], list[Case]]] = {
     "launch": machine.launch,
     "transfer": machine.transfer,
     "collective": machine.collective,
+    "remote": near.remote,
     "compile": machine.compilation,
 }
 """By name, `suite(quick)` gives its cases; quick ones are a part of all."""
+
+ON_TPU = ("on_chip", "load", "remote")
+"""Those whose kernels run on a TPU alone."""
+
+
+def here() -> tuple[str, ...]:
+    """The suites that can be measured on what JAX finds."""
+    tpu = jax.default_backend() == "tpu"
+    return tuple(name for name in SUITES if tpu or name not in ON_TPU)
 
 
 def chosen(names: str | None, quick: bool, among: tuple[str, ...] | None = None) -> list[Case]:

@@ -1,0 +1,93 @@
+"""Memory beside the engines, copies that fill it, and copies between chips: on an accelerator
+alone, by kernels of its own."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lsd_jax.hw.micro.case import Case
+from lsd_jax.hw.micro.suites.matrices import spec
+
+KERNELS = "pallas_kernels.tpu.copies"
+LOADED = 1 << 26
+"""Bytes of a load: enough for a launch to be next to nothing."""
+MOST_ROOM = 1 << 24
+"""Bytes of on-chip memory that pieces under way may take: all chips have them."""
+TOUCHED = 1 << 25
+"""Bytes that `touch` reads and writes in all, where it does not have more at once."""
+_ROW = 512  # bytes of 128 float32
+
+
+def load(quick: bool) -> list[Case]:
+    """Bytes from HBM into the memory on the chip, over the size of a piece and how many are under
+    way at once."""
+    powers, flights = ((16,), (1, 8)) if quick else ((12, 14, 16, 18, 20), (1, 2, 4, 8, 16))
+    return [
+        load_case(1 << power, flight)
+        for power in powers
+        for flight in flights
+        if flight << power <= MOST_ROOM
+    ]
+
+
+def load_case(size: int, flight: int) -> Case:
+    """`LOADED` bytes in pieces of `size`, `flight` of them under way."""
+    pieces = spec("f32", LOADED // size, size // _ROW, 128)
+    return Case(
+        "load", "load", {"bytes": size, "flight": flight}, "f32", 0, LOADED,
+        partial(_kernel("load"), flight=flight), (pieces,),
+    )  # fmt: skip
+
+
+def on_chip(quick: bool) -> list[Case]:
+    """Reads and writes of the memory on the chip, up to sizes that no chip has."""
+    return [touch_case(1 << power) for power in ((16, 22) if quick else range(16, 28))]
+
+
+def touch_case(size: int) -> Case:
+    """Reads and writes `size` bytes there, over and over."""
+    turns = max(1, TOUCHED // size)
+    return Case(
+        "on_chip", "touch", {"bytes": size, "turns": turns}, "f32",
+        turns * size // 4, 2 * turns * size,
+        partial(_kernel("touch"), rows=size // _ROW, turns=turns), (spec("f32", 8, 128),),
+    )  # fmt: skip
+
+
+def remote(quick: bool) -> list[Case]:
+    """Copies from each device to the next, started by the device itself, over bytes and the length
+    of the ring; none on a single device."""
+    rings = [r for r in (2, 4, 8, 16, 32, 64) if r <= len(jax.devices())]
+    rings, powers = (rings[-1:], (12, 20)) if quick else (rings, (12, 14, 16, 18, 20, 22, 24))
+    return [remote_case(1 << power, ring) for power in powers for ring in rings]
+
+
+def remote_case(size: int, ring: int) -> Case:
+    """`size` bytes a device on the first `ring` devices."""
+    mesh = Mesh(np.array(jax.devices()[:ring]), ("ring",))
+    whole = jax.ShapeDtypeStruct(
+        (ring * size // _ROW, 128), jnp.float32, sharding=NamedSharding(mesh, P("ring"))
+    )
+    handed = jax.shard_map(
+        partial(_kernel("shift"), axis="ring"),
+        mesh=mesh, in_specs=P("ring"), out_specs=P("ring"), check_vma=False,
+    )  # fmt: skip
+    shapes = {"bytes": size, "ring": ring}
+    return Case("remote", "remote_copy", shapes, "f32", 0, size, handed, (whole,))
+
+
+def _kernel(name: str) -> Callable:
+    """A kernel by its name; imported when it is run or compiled."""
+
+    def run(*arrays, **options):
+        return pkgutil.resolve_name(f"{KERNELS}:{name}")(*arrays, **options)
+
+    return run
