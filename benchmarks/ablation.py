@@ -16,7 +16,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +36,13 @@ VARIANTS = {
         ["history.corrupted=0.5", "history.rolled_out=0.25", "history.drift_penalty=1", *TOLD],
     ),
 }
+HEADINGS = {
+    "psnr_db": "PSNR", "accuracy_footage": "foot-\nage", "accuracy_scene": "scene",
+    "early_db": "early", "late_db": "late", "worst_stream_drop_db": "worst\nloses",
+    "brightness_ratio": "bright-\nness", "contrast_ratio": "con-\ntrast",
+    "recovery_frames": "back\nin",
+}  # fmt: skip
+"""Of the columns; a row has to fit into 80 characters."""
 COLUMNS = ("early_db", "late_db", "worst_stream_drop_db", "brightness_ratio", "contrast_ratio")
 
 
@@ -102,15 +108,22 @@ def row(report: dict) -> dict:
 
 def table(rows: dict[str, dict]) -> Table:
     """A line per variant."""
-    made = Table(title="measured", title_justify="left", box=SIMPLE, collapse_padding=True)
+    made = Table(title="measured", title_justify="left", box=None, padding=(0, 2, 0, 0))
     made.add_column("", no_wrap=True)
     for name in next(iter(rows.values())):
-        words = name.removesuffix("_db").removesuffix("_ratio").replace("_", "\n")
-        made.add_column(words, justify="right")
-    for name, found in rows.items():
-        cells = [f"{x:.2f}" if isinstance(x, float) else str(x) for x in found.values()]
-        made.add_row(name, *cells)
+        made.add_column(HEADINGS.get(name, name), justify="right", no_wrap=True)
+    for variant, found in rows.items():
+        cells = [_cell(name, value) for name, value in found.items()]
+        made.add_row(variant, *cells)
     return made
+
+
+def _cell(name: str, value: float | int | None) -> str:
+    if value is None:
+        return "never"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.1f}" if name.endswith("_db") else f"{value:.2f}"
 
 
 def draw(found: dict[str, dict], path: Path) -> None:
@@ -124,7 +137,7 @@ def draw(found: dict[str, dict], path: Path) -> None:
     axes.set_xlabel("frame")
     axes.set_ylabel("PSNR / dB")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside right upper")
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=100)
 
