@@ -30,7 +30,7 @@ from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.stack import StackShape, streamed_stack
 from lsd_jax.reports import provenance, write_json
 from pallas_kernels import aot
-from pallas_kernels.tpu.cost import READINGS, Readings, total
+from pallas_kernels.tpu.cost import Readings, read, total
 from pallas_kernels.tpu.plan import LANES, Plan
 from pallas_kernels.tpu.planner import (
     LONGEST_CODE,
@@ -67,12 +67,13 @@ def main() -> None:
         parser.error(str(refusal))
     fitted, others = split(rows)
     readings = fit(fitted, chip)
-    before, after = (errors(others, chip, r) for r in (READINGS[width(chip)], readings))
+    now = read(chip)
+    before, after = (errors(others, chip, r) for r in (now, readings))
     table = Table(title=f"cycles on {chip.name}, fitted to {len(fitted)} stacks (compiled)")
     for heading in ("reading", "as it is", "fitted"):
         table.add_column(heading, justify="left" if heading == "reading" else "right")
     for name, value in asdict(readings).items():
-        table.add_row(name, f"{getattr(READINGS[width(chip)], name):.3g}", f"{value:.3g}")
+        table.add_row(name, f"{getattr(now, name):.3g}", f"{value:.3g}")
     shown = [f"mean {np.abs(e).mean():.1%}, worst {np.abs(e).max():.1%}" for e in (before, after)]
     table.caption = f"the {len(others)} others are missed by {shown[0]}; fitted by {shown[1]}"
     Console().print(table)
@@ -166,17 +167,9 @@ def split(rows: list[dict]) -> tuple[list[dict], list[dict]]:
     return [row for row in known if row["cycles"]], [row for row in drawn[::3] if row["cycles"]]
 
 
-def width(chip: Chip) -> int:
-    return int(chip["mxu_width"])
-
-
 def errors(rows: list[dict], chip: Chip, readings: Readings) -> np.ndarray:
     """By how much the model misses each stack with these readings, relative."""
-    kept, READINGS[width(chip)] = READINGS[width(chip)], readings
-    try:
-        modelled = [total(program(p), p, chip).compute_cycles for p in map(plan_of, rows)]
-    finally:
-        READINGS[width(chip)] = kept
+    modelled = [total(program(p), p, chip, readings).compute_cycles for p in map(plan_of, rows)]
     return np.array(modelled, float) / [row["cycles"] for row in rows] - 1
 
 
@@ -189,7 +182,7 @@ def plan_of(row: dict) -> Plan:
 def fit(rows: list[dict], chip: Chip) -> Readings:
     """The readings with the least relative error on these rows, by logarithms, since none is
     negative; from those that there are."""
-    now = READINGS[width(chip)]
+    now = read(chip)
     names = [field.name for field in fields(now) if field.name not in KEPT]
 
     def readings(logarithms: Any) -> Readings:

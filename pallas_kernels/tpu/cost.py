@@ -97,11 +97,13 @@ def read(chip: Chip) -> Readings:
     return READINGS[width]
 
 
-def product(m: Amount, k: Amount, n: Amount, chip: Chip, speed: float = 1.0) -> Amount:
+def product(
+    m: Amount, k: Amount, n: Amount, chip: Chip, readings: Readings, speed: float = 1.0
+) -> Amount:
     """Cycles of `[m, k] @ [k, n]`: a matrix unit is filled in whole, used or not. `speed` is that
     of the operands' dtype over bfloat16's."""
     padded = filled(k, chip) * filled(n, chip)
-    return np.maximum(m / chip["macs_bf16"] / speed, read(chip).push) * padded
+    return np.maximum(m / chip["macs_bf16"] / speed, readings.push) * padded
 
 
 def dense_speed(shape: Shape, chip: Chip) -> float:
@@ -120,17 +122,20 @@ def filled(size: Amount, chip: Chip) -> Amount:
     return up(size, int(chip["mxu_width"]))
 
 
-def both(mxu: Amount, vector: Amount, chip: Chip) -> Amount:
+def both(mxu: Amount, vector: Amount, readings: Readings) -> Amount:
     """Cycles of the matrix and vector units side by side."""
-    return np.maximum(mxu, vector) + read(chip).overlap * np.minimum(mxu, vector)
+    return np.maximum(mxu, vector) + readings.overlap * np.minimum(mxu, vector)
 
 
-def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
-    """What one instruction costs. The bytes of a tile count where it is awaited.
+def cost(
+    instruction: Instruction, plan: Plan, chip: Chip, readings: Readings | None = None
+) -> Cost:
+    """What one instruction costs, by the chip's readings or others. The bytes of a tile count
+    where it is awaited.
 
     A plan may hold arrays in place of numbers; then the cost does, too.
     """
-    s, width, r = plan.shape, plan.group * plan.shape.head_dim, read(chip)
+    s, width, r = plan.shape, plan.group * plan.shape.head_dim, readings or read(chip)
     asked = s.per_kv * width
     rows, blocks = plan.all_rows, plan.blocks
     vector = r.vector / REGISTER
@@ -149,14 +154,14 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
             return Cost((4 + rounding) * rows * s.dim * vector + blocks * r.block)
         case Project():
             parts = s.per_kv + 2
-            mxu = product(plan.rows, s.dim, parts * width, chip, speed)
+            mxu = product(plan.rows, s.dim, parts * width, chip, r, speed)
             elements = (12 * (s.per_kv + 1) + parts * scaling) * plan.rows * width
-            each = both(mxu, elements * vector, chip) + r.block
+            each = both(mxu, elements * vector, r) + r.block
             return Cost(blocks * each, macs=parts * s.rows * s.dim * width)
         case Attend():
             turns = rows // plan.queries
             head = sum(
-                count * attend_cycles(keys, ages, plan, chip)
+                count * attend_cycles(keys, ages, plan, chip, r)
                 for count, keys, ages in (
                     (1, s.ageless, 0),
                     (s.slots, s.tokens, 1),
@@ -168,16 +173,16 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
             macs = 2 * s.rows * (s.keys + s.tokens) * asked
             return Cost(turns * np.where(plan.turned, alone, straight), macs=macs)
         case ProjectOut():
-            mxu = product(plan.rows, asked, s.dim, chip, speed)
+            mxu = product(plan.rows, asked, s.dim, chip, r, speed)
             elements = plan.rows * ((r.update + scaling) * s.dim + rounding * asked)
-            each = both(mxu, elements * vector, chip) + r.block
+            each = both(mxu, elements * vector, r) + r.block
             return Cost(blocks * each, macs=s.rows * s.dim * asked)
         case Mlp():
-            mxu = product(plan.rows, s.dim, plan.chunk, chip, speed)
-            mxu = mxu + product(plan.rows, plan.chunk, s.dim, chip, speed)
+            mxu = product(plan.rows, s.dim, plan.chunk, chip, r, speed)
+            mxu = mxu + product(plan.rows, plan.chunk, s.dim, chip, r, speed)
             hidden = 20 + scaling + rounding
             elements = plan.rows * (hidden * plan.chunk + (r.update + scaling) * s.dim)
-            each = both(mxu, elements * vector, chip) + r.block
+            each = both(mxu, elements * vector, r) + r.block
             return Cost(blocks * each, macs=2 * s.rows * s.dim * plan.chunk)
         case Combine():  # what the links take is counted beside it, `hw.plan.all_reduce_seconds`
             added = COMBINE * rows * s.dim * vector + blocks * r.block
@@ -192,17 +197,16 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
     return Cost()
 
 
-def attend_cycles(keys: Amount, ages: int, plan: Plan, chip: Chip) -> Amount:
+def attend_cycles(keys: Amount, ages: int, plan: Plan, chip: Chip, r: Readings) -> Amount:
     """One query head's queries of a block against the keys of a slot, with their age embedding or
     without."""
-    r, k = read(chip), plan.shape.head_dim
-    queries = plan.queries
+    queries, k = plan.queries, plan.shape.head_dim
     held = filled(k, chip) * up(keys, LANES)  # by the matrix units: keys, and then values
     mxu = 2 * held * np.maximum(queries / chip["macs_bf16"], r.attended_push)
     logits = queries * up(keys, LANES) * r.logit / REGISTER
     others = (4 * ages * keys * k + 2 * queries * k) * r.vector / REGISTER
     halves = (2 * k <= chip["mxu_width"]) & (2 * keys <= chip["mxu_width"])
-    cycles = np.maximum(both(mxu, logits + others, chip), halves * r.half)
+    cycles = np.maximum(both(mxu, logits + others, r), halves * r.half)
     return np.where(keys > 0, cycles, 0.0)
 
 
@@ -225,10 +229,10 @@ class Total:
     code_cycles: Amount  # of straight-line code, which is what a compiler has to schedule
 
 
-def total(program: Program, plan: Plan, chip: Chip) -> Total:
+def total(program: Program, plan: Plan, chip: Chip, readings: Readings | None = None) -> Total:
     """The cost of a program: its computation or its traffic, whichever is longer, after the first
-    tile has come. A plan of arrays gives arrays."""
-    s = plan.shape
+    tile has come; by the chip's readings or others. A plan of arrays gives arrays."""
+    s, r = plan.shape, readings or read(chip)
     streamed = 2 * s.rows * s.dim * s.itemsize  # the residual stream, in and out
     compute = code = macs = 0
 
@@ -239,7 +243,7 @@ def total(program: Program, plan: Plan, chip: Chip) -> Total:
                 straight = node.times if node.over == "tile" else node.times > 0
                 walk(node.body, repeats * node.times, tiles * straight)
                 continue
-            one = cost(node.instruction if isinstance(node, Step) else node, plan, chip)
+            one = cost(node.instruction if isinstance(node, Step) else node, plan, chip, r)
             streamed = streamed + repeats * one.hbm_bytes
             compute = compute + repeats * one.cycles
             macs = macs + repeats * one.macs
@@ -249,7 +253,7 @@ def total(program: Program, plan: Plan, chip: Chip) -> Total:
             code = code + tiles * one.cycles / turns
 
     walk(program, 1, 1)
-    r, width = read(chip), plan.group * s.head_dim
+    width = plan.group * s.head_dim
     first_weights, first_keys = s.dim * s.weight_itemsize, 2 * s.sessions * s.keys * s.itemsize
     largest = np.maximum((s.per_kv + 2) * first_weights, first_keys) * width
     compute = compute + r.once + r.start * (r.copy_latency + largest / r.copy_rate)
