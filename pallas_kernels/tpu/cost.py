@@ -5,7 +5,7 @@ The planner compares plans by it. Cycles that are reported as `compiled` come fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,22 +53,18 @@ class Readings:
     copy_rate: float  # bytes a cycle of one copy from HBM
 
 
-READINGS = {
-    128: Readings(
-        push=8.3e-4, attended_push=1.8e-5, vector=0.002, logit=4.22, overlap=0.002, half=0,
-        block=328, tile=117, once=0, update=24, rounding=14, start=0.7, copy_latency=1600,
-        copy_rate=491,
-    ),
-    256: Readings(
-        push=4.58e-4, attended_push=9.68e-4, vector=0.144, logit=1.71, overlap=0.157, half=128,
-        block=299, tile=15.2, once=228, update=11.2, rounding=11.6, start=0.75, copy_latency=1040,
-        copy_rate=776,
-    ),
-}  # fmt: skip
-"""By the width of the chip's matrix units. Of 256: what `python -m benchmarks.readings_tpu` fits to
-stacks that libtpu 0.0.52 compiled for a v6e, in plans of ours and worse ones. Of 128: fitted by
-hand to an earlier kernel, by libtpu 0.0.51 for a v5e. `python -m benchmarks.prediction_tpu` checks
-both on other shapes. Copies: our reading of the same compiler's profile of single ones."""
+FITTED = Readings(
+    push=4.58e-4, attended_push=9.68e-4, vector=0.144, logit=1.71, overlap=0.157, half=128,
+    block=299, tile=15.2, once=228, update=11.2, rounding=11.6, start=0.75, copy_latency=1040,
+    copy_rate=776,
+)  # fmt: skip
+READINGS = {128: replace(FITTED, start=0.7, copy_latency=1600, copy_rate=491), 256: FITTED}
+"""By the width of the chip's matrix units: what `python -m benchmarks.readings_tpu` fits to stacks
+that libtpu 0.0.52 compiled for a v6e, in plans of ours and worse ones. A v5e runs the same kernel,
+and its matrix units have numbers of their own beside these: its stacks are missed by as little,
+while readings fitted to some of them miss the others by more. Copies: our reading of the same
+compiler's profile of single ones. `python -m benchmarks.prediction_tpu` checks both on other
+shapes."""
 
 REGISTER = 1024  # elements of a vector register
 SCALING = 3  # of an element of a product of int8: from int32, and by two scales
