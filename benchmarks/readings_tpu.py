@@ -30,7 +30,7 @@ from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.stack import StackShape, streamed_stack
 from lsd_jax.reports import provenance, write_json
 from pallas_kernels import aot
-from pallas_kernels.tpu.cost import READINGS, Readings, total
+from pallas_kernels.tpu.cost import Readings, read, total
 from pallas_kernels.tpu.plan import LANES, Plan
 from pallas_kernels.tpu.planner import (
     LONGEST_CODE,
@@ -48,13 +48,15 @@ LARGE = (("lucy_v6e", 8), ("lucy_1080p", 8), ("base", 1))
 LONGEST = 120_000  # modelled cycles of a stack: beyond that a profile takes minutes
 WORSE = 1.5  # than the planner's, at most, where tiles are drawn
 KEPT = ("start", "copy_latency", "copy_rate")  # of the first copies alone: read off, not fitted
+TOKENS = (64, 128, 192, 256, 256, 320, 384, 512, 576, 768, 1024)
+AGELESS = (64, 128, 128, 144, 256)
 LEAST = 1e-6  # of a reading, which is fitted by its logarithm
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--chip", default="v6e", choices=aot.TOPOLOGIES)
-    parser.add_argument("--stacks", type=int, default=60)
+    parser.add_argument("--stacks", type=int, help="default: those that the log holds, or 60")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, help="default: benchmarks/stacks/CHIP.json")
     parser.add_argument("--json")
@@ -67,12 +69,13 @@ def main() -> None:
         parser.error(str(refusal))
     fitted, others = split(rows)
     readings = fit(fitted, chip)
-    before, after = (errors(others, chip, r) for r in (READINGS[width(chip)], readings))
+    now = read(chip)
+    before, after = (errors(others, chip, r) for r in (now, readings))
     table = Table(title=f"cycles on {chip.name}, fitted to {len(fitted)} stacks (compiled)")
     for heading in ("reading", "as it is", "fitted"):
         table.add_column(heading, justify="left" if heading == "reading" else "right")
     for name, value in asdict(readings).items():
-        table.add_row(name, f"{getattr(READINGS[width(chip)], name):.3g}", f"{value:.3g}")
+        table.add_row(name, f"{getattr(now, name):.3g}", f"{value:.3g}")
     shown = [f"mean {np.abs(e).mean():.1%}, worst {np.abs(e).max():.1%}" for e in (before, after)]
     table.caption = f"the {len(others)} others are missed by {shown[0]}; fitted by {shown[1]}"
     Console().print(table)
@@ -86,12 +89,13 @@ def main() -> None:
     write_json(args.json, report | provenance() | {"libtpu": aot.libtpu_version()})
 
 
-def compiled(chip: Chip, count: int, seed: int, log: Path) -> list[dict]:
-    """Rows of a layer of each of `LARGE` and of so many random stacks: shape, tiles, cycles or why
-    there are none; kept in `log`. Raises ValueError where those that it holds were made otherwise
-    than the missing ones would be."""
+def compiled(chip: Chip, count: int | None, seed: int, log: Path) -> list[dict]:
+    """Rows of a layer of each of `LARGE` and of so many random stacks, without `count` those that
+    `log` holds or 60: shape, tiles, cycles or why there are none; kept in `log`. Raises ValueError
+    where those that it holds were made otherwise than the missing ones would be."""
     held = json.loads(log.read_text()) if log.is_file() else {"rows": []}
-    rows, whole = held["rows"], len(LARGE) + count
+    rows = held["rows"]
+    whole = (len(rows) or len(LARGE) + 60) if count is None else len(LARGE) + count
     head = {"chip": chip.name, "kind": "compiled", "seed": seed}
     if len(rows) < whole:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -126,14 +130,14 @@ def draw(rng: random.Random, chip: Chip) -> Plan:
     while True:
         head_dim = rng.choice((128, 128, 128, 256))
         per_kv = rng.choice((1, 1, 1, 1, 2, 3))
-        tokens = rng.choice((64, 128, 192, 256, 256, 320, 384, 512, 576, 768, 1024))
+        tokens = rng.choice([n for n in TOKENS if profiled(n, chip)])
         dim, mlp = LANES * rng.randint(2, 14), LANES * rng.randint(4, 44)
         slots, heads = rng.randint(1, 8), rng.randint(1, 12)
         eight = "int8" if rng.random() < 0.15 and chip["ops_int8"] else ""
         width = heads * per_kv * head_dim
         if not (0.7 * dim <= mlp <= 4.5 * dim and 0.4 * dim <= width <= 1.3 * dim):
             continue
-        ageless = rng.choice((64, 128, 128, 144, 256))
+        ageless = rng.choice([n for n in AGELESS if profiled(n, chip)])
         shape = StackShape(
             1, tokens, dim, 2, heads, head_dim, mlp, ageless, slots, slots + 1, 1, "bfloat16",
             eight, 0, per_kv,
@@ -145,6 +149,12 @@ def draw(rng: random.Random, chip: Chip) -> Plan:
         if best.total.compute_cycles > LONGEST:
             continue
         return best.plan if rng.random() < 0.5 else worse(best.plan, rng, chip)
+
+
+def profiled(keys: int, chip: Chip) -> bool:
+    """Whether the compiler's profiler takes attention to so many: on matrix units of 128 it stops
+    at a product in bfloat16 that is masked, as that of keys is which fill no whole registers."""
+    return chip["mxu_width"] > LANES or keys % LANES == 0
 
 
 def worse(plan: Plan, rng: random.Random, chip: Chip) -> Plan:
@@ -166,17 +176,9 @@ def split(rows: list[dict]) -> tuple[list[dict], list[dict]]:
     return [row for row in known if row["cycles"]], [row for row in drawn[::3] if row["cycles"]]
 
 
-def width(chip: Chip) -> int:
-    return int(chip["mxu_width"])
-
-
 def errors(rows: list[dict], chip: Chip, readings: Readings) -> np.ndarray:
     """By how much the model misses each stack with these readings, relative."""
-    kept, READINGS[width(chip)] = READINGS[width(chip)], readings
-    try:
-        modelled = [total(program(p), p, chip).compute_cycles for p in map(plan_of, rows)]
-    finally:
-        READINGS[width(chip)] = kept
+    modelled = [total(program(p), p, chip, readings).compute_cycles for p in map(plan_of, rows)]
     return np.array(modelled, float) / [row["cycles"] for row in rows] - 1
 
 
@@ -189,7 +191,7 @@ def plan_of(row: dict) -> Plan:
 def fit(rows: list[dict], chip: Chip) -> Readings:
     """The readings with the least relative error on these rows, by logarithms, since none is
     negative; from those that there are."""
-    now = READINGS[width(chip)]
+    now = read(chip)
     names = [field.name for field in fields(now) if field.name not in KEPT]
 
     def readings(logarithms: Any) -> Readings:

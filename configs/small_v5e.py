@@ -1,9 +1,9 @@
-"""256x256, 52.0 M parameters, 0.343 ms a frame on v5e (modelled),
-as `small` takes with 29.0 M. Nobody has trained it yet.
+"""256x256, 52.0 M parameters, 0.355 ms a frame on v5e (modelled),
+where `small` takes 0.346 with 29.0 M. Nobody has trained it yet.
 
 Found by
 
-    lsd search --chip v5e --config small --fps 2900 --set model.window=4 --set model.sinks=1
+    lsd search --chip v5e --config small --fps 2800 --set model.window=4 --set model.sinks=1
 """
 
 from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig

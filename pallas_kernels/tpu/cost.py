@@ -5,7 +5,7 @@ The planner compares plans by it. Cycles that are reported as `compiled` come fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,22 +53,18 @@ class Readings:
     copy_rate: float  # bytes a cycle of one copy from HBM
 
 
-READINGS = {
-    128: Readings(
-        push=8.3e-4, attended_push=1.8e-5, vector=0.002, logit=4.22, overlap=0.002, half=0,
-        block=328, tile=117, once=0, update=24, rounding=14, start=0.7, copy_latency=1600,
-        copy_rate=491,
-    ),
-    256: Readings(
-        push=4.58e-4, attended_push=9.68e-4, vector=0.144, logit=1.71, overlap=0.157, half=128,
-        block=299, tile=15.2, once=228, update=11.2, rounding=11.6, start=0.75, copy_latency=1040,
-        copy_rate=776,
-    ),
-}  # fmt: skip
-"""By the width of the chip's matrix units. Of 256: what `python -m benchmarks.readings_tpu` fits to
-stacks that libtpu 0.0.52 compiled for a v6e, in plans of ours and worse ones. Of 128: fitted by
-hand to an earlier kernel, by libtpu 0.0.51 for a v5e. `python -m benchmarks.prediction_tpu` checks
-both on other shapes. Copies: our reading of the same compiler's profile of single ones."""
+FITTED = Readings(
+    push=4.58e-4, attended_push=9.68e-4, vector=0.144, logit=1.71, overlap=0.157, half=128,
+    block=299, tile=15.2, once=228, update=11.2, rounding=11.6, start=0.75, copy_latency=1040,
+    copy_rate=776,
+)  # fmt: skip
+READINGS = {128: replace(FITTED, start=0.7, copy_latency=1600, copy_rate=491), 256: FITTED}
+"""By the width of the chip's matrix units: what `python -m benchmarks.readings_tpu` fits to stacks
+that libtpu 0.0.52 compiled for a v6e, in plans of ours and worse ones. A v5e runs the same kernel,
+and its matrix units have numbers of their own beside these: its stacks are missed by as little,
+while readings fitted to some of them miss the others by more. Copies: our reading of the same
+compiler's profile of single ones. `python -m benchmarks.prediction_tpu` checks both on other
+shapes."""
 
 REGISTER = 1024  # elements of a vector register
 SCALING = 3  # of an element of a product of int8: from int32, and by two scales
@@ -97,11 +93,13 @@ def read(chip: Chip) -> Readings:
     return READINGS[width]
 
 
-def product(m: Amount, k: Amount, n: Amount, chip: Chip, speed: float = 1.0) -> Amount:
+def product(
+    m: Amount, k: Amount, n: Amount, chip: Chip, readings: Readings, speed: float = 1.0
+) -> Amount:
     """Cycles of `[m, k] @ [k, n]`: a matrix unit is filled in whole, used or not. `speed` is that
     of the operands' dtype over bfloat16's."""
     padded = filled(k, chip) * filled(n, chip)
-    return np.maximum(m / chip["macs_bf16"] / speed, read(chip).push) * padded
+    return np.maximum(m / chip["macs_bf16"] / speed, readings.push) * padded
 
 
 def dense_speed(shape: Shape, chip: Chip) -> float:
@@ -120,17 +118,20 @@ def filled(size: Amount, chip: Chip) -> Amount:
     return up(size, int(chip["mxu_width"]))
 
 
-def both(mxu: Amount, vector: Amount, chip: Chip) -> Amount:
+def both(mxu: Amount, vector: Amount, readings: Readings) -> Amount:
     """Cycles of the matrix and vector units side by side."""
-    return np.maximum(mxu, vector) + read(chip).overlap * np.minimum(mxu, vector)
+    return np.maximum(mxu, vector) + readings.overlap * np.minimum(mxu, vector)
 
 
-def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
-    """What one instruction costs. The bytes of a tile count where it is awaited.
+def cost(
+    instruction: Instruction, plan: Plan, chip: Chip, readings: Readings | None = None
+) -> Cost:
+    """What one instruction costs, by the chip's readings or others. The bytes of a tile count
+    where it is awaited.
 
     A plan may hold arrays in place of numbers; then the cost does, too.
     """
-    s, width, r = plan.shape, plan.group * plan.shape.head_dim, read(chip)
+    s, width, r = plan.shape, plan.group * plan.shape.head_dim, readings or read(chip)
     asked = s.per_kv * width
     rows, blocks = plan.all_rows, plan.blocks
     vector = r.vector / REGISTER
@@ -149,14 +150,14 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
             return Cost((4 + rounding) * rows * s.dim * vector + blocks * r.block)
         case Project():
             parts = s.per_kv + 2
-            mxu = product(plan.rows, s.dim, parts * width, chip, speed)
+            mxu = product(plan.rows, s.dim, parts * width, chip, r, speed)
             elements = (12 * (s.per_kv + 1) + parts * scaling) * plan.rows * width
-            each = both(mxu, elements * vector, chip) + r.block
+            each = both(mxu, elements * vector, r) + r.block
             return Cost(blocks * each, macs=parts * s.rows * s.dim * width)
         case Attend():
             turns = rows // plan.queries
             head = sum(
-                count * attend_cycles(keys, ages, plan, chip)
+                count * attend_cycles(keys, ages, plan, chip, r)
                 for count, keys, ages in (
                     (1, s.ageless, 0),
                     (s.slots, s.tokens, 1),
@@ -168,16 +169,16 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
             macs = 2 * s.rows * (s.keys + s.tokens) * asked
             return Cost(turns * np.where(plan.turned, alone, straight), macs=macs)
         case ProjectOut():
-            mxu = product(plan.rows, asked, s.dim, chip, speed)
+            mxu = product(plan.rows, asked, s.dim, chip, r, speed)
             elements = plan.rows * ((r.update + scaling) * s.dim + rounding * asked)
-            each = both(mxu, elements * vector, chip) + r.block
+            each = both(mxu, elements * vector, r) + r.block
             return Cost(blocks * each, macs=s.rows * s.dim * asked)
         case Mlp():
-            mxu = product(plan.rows, s.dim, plan.chunk, chip, speed)
-            mxu = mxu + product(plan.rows, plan.chunk, s.dim, chip, speed)
+            mxu = product(plan.rows, s.dim, plan.chunk, chip, r, speed)
+            mxu = mxu + product(plan.rows, plan.chunk, s.dim, chip, r, speed)
             hidden = 20 + scaling + rounding
             elements = plan.rows * (hidden * plan.chunk + (r.update + scaling) * s.dim)
-            each = both(mxu, elements * vector, chip) + r.block
+            each = both(mxu, elements * vector, r) + r.block
             return Cost(blocks * each, macs=2 * s.rows * s.dim * plan.chunk)
         case Combine():  # what the links take is counted beside it, `hw.plan.all_reduce_seconds`
             added = COMBINE * rows * s.dim * vector + blocks * r.block
@@ -192,17 +193,16 @@ def cost(instruction: Instruction, plan: Plan, chip: Chip) -> Cost:
     return Cost()
 
 
-def attend_cycles(keys: Amount, ages: int, plan: Plan, chip: Chip) -> Amount:
+def attend_cycles(keys: Amount, ages: int, plan: Plan, chip: Chip, r: Readings) -> Amount:
     """One query head's queries of a block against the keys of a slot, with their age embedding or
     without."""
-    r, k = read(chip), plan.shape.head_dim
-    queries = plan.queries
+    queries, k = plan.queries, plan.shape.head_dim
     held = filled(k, chip) * up(keys, LANES)  # by the matrix units: keys, and then values
     mxu = 2 * held * np.maximum(queries / chip["macs_bf16"], r.attended_push)
     logits = queries * up(keys, LANES) * r.logit / REGISTER
     others = (4 * ages * keys * k + 2 * queries * k) * r.vector / REGISTER
     halves = (2 * k <= chip["mxu_width"]) & (2 * keys <= chip["mxu_width"])
-    cycles = np.maximum(both(mxu, logits + others, chip), halves * r.half)
+    cycles = np.maximum(both(mxu, logits + others, r), halves * r.half)
     return np.where(keys > 0, cycles, 0.0)
 
 
@@ -225,10 +225,10 @@ class Total:
     code_cycles: Amount  # of straight-line code, which is what a compiler has to schedule
 
 
-def total(program: Program, plan: Plan, chip: Chip) -> Total:
+def total(program: Program, plan: Plan, chip: Chip, readings: Readings | None = None) -> Total:
     """The cost of a program: its computation or its traffic, whichever is longer, after the first
-    tile has come. A plan of arrays gives arrays."""
-    s = plan.shape
+    tile has come; by the chip's readings or others. A plan of arrays gives arrays."""
+    s, r = plan.shape, readings or read(chip)
     streamed = 2 * s.rows * s.dim * s.itemsize  # the residual stream, in and out
     compute = code = macs = 0
 
@@ -239,7 +239,7 @@ def total(program: Program, plan: Plan, chip: Chip) -> Total:
                 straight = node.times if node.over == "tile" else node.times > 0
                 walk(node.body, repeats * node.times, tiles * straight)
                 continue
-            one = cost(node.instruction if isinstance(node, Step) else node, plan, chip)
+            one = cost(node.instruction if isinstance(node, Step) else node, plan, chip, r)
             streamed = streamed + repeats * one.hbm_bytes
             compute = compute + repeats * one.cycles
             macs = macs + repeats * one.macs
@@ -249,7 +249,7 @@ def total(program: Program, plan: Plan, chip: Chip) -> Total:
             code = code + tiles * one.cycles / turns
 
     walk(program, 1, 1)
-    r, width = read(chip), plan.group * s.head_dim
+    width = plan.group * s.head_dim
     first_weights, first_keys = s.dim * s.weight_itemsize, 2 * s.sessions * s.keys * s.itemsize
     largest = np.maximum((s.per_kv + 2) * first_weights, first_keys) * width
     compute = compute + r.once + r.start * (r.copy_latency + largest / r.copy_rate)

@@ -8,9 +8,14 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from lsd_jax import config as configs
+from lsd_jax import ring
 from lsd_jax.hw.chips import load
 from lsd_jax.hw.stack import share, streamed_stack
+from lsd_jax.ops import dispatch
+from lsd_jax.ops import remember as ops
+from lsd_jax.ops.commit import Retention
 from lsd_jax.ops.denoise_stack import denoise_stack
+from lsd_jax.ops.remember import pinned_alone
 from lsd_jax.quantize import quantize_stack
 from pallas_kernels import aot, bench
 from pallas_kernels.tpu.cost import total
@@ -18,11 +23,12 @@ from pallas_kernels.tpu.denoise_stack import by_kernel, shape_of
 from pallas_kernels.tpu.launch import launch
 from pallas_kernels.tpu.plan import Plan, filling
 from pallas_kernels.tpu.planner import choose, choose_cycles, choose_for, fastest
+from pallas_kernels.tpu.remember import remember
 from pallas_kernels.tpu.schedule import program
 from tests.pallas_kernels import races
 from tests.pallas_kernels.examples import arguments, noticed
 from tests.pallas_kernels.test_aot import needs_libtpu
-from tests.pallas_kernels.test_megakernel import TOLERANCE, assert_near
+from tests.pallas_kernels.test_megakernel import TOLERANCE, assert_near, remembering
 
 
 def plan_of(args, group=1, chunk=128, rows=16, queries=16):
@@ -70,6 +76,42 @@ def test_weights_in_eight_bits():
     x, weights, *rest = exact
     args = x, quantize_stack(weights, "float32"), *rest
     assert_near(run(args, plan_of(args)), jax.jit(denoise_stack)(*exact), 3e-2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "tiles"),
+    [
+        ("float32", dict(b=2, heads=4, mlp=512), dict(group=2)),
+        ("float32", dict(layers=1), dict()),  # nothing to exchange
+        ("bfloat16", dict(layers=3, rows=3, p=24, g=2), dict()),
+    ],
+)
+def test_keys_and_values_that_are_to_be_remembered(dtype, shape, tiles):
+    """The last layer ends with them, each core's of its own heads."""
+    args, exact = arguments(dtype, slots=0, **shape), arguments(slots=0, **shape)
+    plan = remembering(plan_of(args, **tiles))
+    x, *ours = run(args, plan)
+    assert_near(ours, jax.jit(denoise_stack)(*exact)[1:], TOLERANCE[dtype])
+    if plan.shape.layers == 1:
+        np.testing.assert_array_equal(x, args[0])
+
+
+def test_a_frame_is_remembered_on_both_cores_as_the_specification_says():
+    x, weights, kv, _, modulation, rope = arguments(b=2, heads=2)
+    bias = ring.bias(pinned_alone(kv))
+    retention = Retention(sinks=0, periods=(), grid=(4, 8))
+    given = x, weights, kv, bias, modulation, rope, retention
+
+    def both_cores(*args, places):
+        assert places
+        return run(args, remembering(plan_of(args)))
+
+    ours, fine = remember(*given, stack=both_cores)
+    with dispatch.using("xla"):
+        theirs, well = ops.remember(*given)
+    np.testing.assert_array_equal(fine, well)
+    np.testing.assert_array_equal(ours.age, theirs.age)
+    assert_near((ours.k, ours.v), (theirs.k, theirs.v), 1e-4)
 
 
 def test_both_cores_have_the_same_residual_stream_to_the_last_bit():
