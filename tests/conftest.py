@@ -44,7 +44,7 @@ jax.tree_util.register_dataclass = _unchecked
 from lsd_jax.config import Config, ModelConfig, TrainConfig  # noqa: E402
 
 LONGEST = (
-    "test_rollouts.py", "test_sharding.py", "test_shortcut.py", "test_megakernel.py",
+    "test_rollouts.py", "test_step.py", "test_shortcut.py", "test_megakernel.py",
     "test_rendered.py", "test_tensor_parallel.py", "test_prune.py", "test_search.py",
     "test_denoising.py", "test_stream.py",
 )  # fmt: skip
