@@ -6,6 +6,8 @@ PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 	&& echo $$python && break; done)
 BIN := .venv/bin
 
+unexport PYTHONDONTWRITEBYTECODE  # what one process of the tests has compiled serves the others
+
 .PHONY: demo serve test test-slow lint types check sample soak install clean
 
 demo: install

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 
 QUICK = "--xla_backend_optimization_level=0"
 """Most of what tests cost is compiling, and LLVM's optimisations were three quarters of that."""
@@ -28,7 +29,15 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jaxtyping.install_import_hook("lsd_jax", "beartype.beartype")
+ROOT = Path(__file__).parent.parent
+SHAPED = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "lsd_jax").rglob("*.py")
+    if "from jaxtyping" in path.read_text()
+]
+"""Modules that name shapes. A check costs tens of microseconds, which planning and searching call
+for a million times, with numbers alone."""
+jaxtyping.install_import_hook(SHAPED, "beartype.beartype")
 
 
 def _unchecked(cls, *args, _register=jax.tree_util.register_dataclass, **options):
@@ -44,7 +53,7 @@ jax.tree_util.register_dataclass = _unchecked
 from lsd_jax.config import Config, ModelConfig, TrainConfig  # noqa: E402
 
 LONGEST = (
-    "test_rollouts.py", "test_sharding.py", "test_shortcut.py", "test_megakernel.py",
+    "test_rollouts.py", "test_step.py", "test_shortcut.py", "test_megakernel.py",
     "test_rendered.py", "test_tensor_parallel.py", "test_prune.py", "test_search.py",
     "test_denoising.py", "test_stream.py",
 )  # fmt: skip

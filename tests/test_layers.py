@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,3 +84,9 @@ def test_upsample_interpolates_as_pictures_are_resized(size, finer):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *size, 5)), jnp.float32)
     resized = jax.image.resize(x, (2, *finer, 5), "bilinear")
     np.testing.assert_allclose(upsample(x, finer), resized, rtol=1e-6, atol=1e-6)
+
+
+def test_a_wrong_shape_is_an_error_at_the_call():
+    """As long as the tests run: the session's hook checks what annotations say."""
+    with pytest.raises(jaxtyping.TypeCheckError, match="patchify"):
+        layers.patchify(jnp.zeros((4, 4, 3)), 2)

@@ -1,7 +1,4 @@
-"""Runs the megakernel with one fault in its program, and prints what was noticed.
-
-python tests/pallas_kernels/broken.py FAULT
-"""
+"""Runs the megakernel with one fault after another in its program, and prints what was noticed."""
 
 import json
 import os
@@ -39,7 +36,12 @@ def without(nodes, fault):
     return tuple(found)
 
 
-def main(fault: str) -> None:
+FAULTS = ("none", "single_buffer", "missing_wait", "wrong_slot", "beyond")
+
+
+def noticed(fault: str) -> dict:
+    """Of the program with that fault."""
+    pltpu.reset_tpu_interpret_mode_state()
     args = arguments(mlp=384, layers=2)
     plan = plan_of(args)
     if fault == "beyond":
@@ -58,8 +60,8 @@ def main(fault: str) -> None:
     except Exception as failure:
         error = str(failure)[:200]
     raced = error is None and bool(races.found())
-    print(json.dumps({"raced": raced, "nan": nan, "error": error}))
+    return {"raced": raced, "nan": nan, "error": error}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    print(json.dumps({fault: noticed(fault) for fault in FAULTS}))

@@ -13,6 +13,7 @@ from lsd_jax import config as configs
 from lsd_jax.hw import chips
 from pallas_kernels import aot, aot_worker, bench_attention
 from pallas_kernels.tpu.plan import Shape
+from tests.marks import slow
 from tests.pallas_kernels.test_aot import empty_cache, needs_libtpu
 
 __all__ = ["empty_cache"]  # a fixture
@@ -21,8 +22,10 @@ SMALL = Shape(1, 192, 256, 1, 1, 128, 512, 48, 2, 3, 1, "bfloat16", per_kv=2)
 
 
 @needs_libtpu
-@pytest.mark.parametrize("chip", ["v6e", "v5e"])
-@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize(
+    ("chip", "gradients"),
+    [("v6e", True), ("v5e", False), slow("v6e", False), slow("v5e", True)],
+)
 def test_the_compiler_takes_it_with_queries_and_keys_that_fill_no_tile(chip, gradients):
     options = {"implementation": "pallas", "gradients": gradients, **asdict(SMALL)}
     found = aot.compile_for(chip, bench_attention.CASE, options, profile=False)

@@ -25,6 +25,7 @@ from pallas_kernels.tpu.plan import Plan, filling
 from pallas_kernels.tpu.planner import choose, choose_cycles, choose_for, fastest
 from pallas_kernels.tpu.remember import remember
 from pallas_kernels.tpu.schedule import program
+from tests.marks import slow
 from tests.pallas_kernels import races
 from tests.pallas_kernels.examples import arguments, noticed
 from tests.pallas_kernels.test_aot import needs_libtpu
@@ -49,11 +50,11 @@ def run(args, plan, **options):
 @pytest.mark.parametrize(
     ("dtype", "shape", "tiles"),
     [
-        ("float32", dict(heads=4, mlp=512), dict()),
+        slow("float32", dict(heads=4, mlp=512), dict()),
         ("float32", dict(b=2, heads=2), dict(rows=64)),  # one block
         ("bfloat16", dict(b=2, heads=4, mlp=512), dict(rows=32, group=2, chunk=256)),
-        ("float32", dict(heads=2, g=2), dict()),  # queries share keys
-        ("bfloat16", dict(rows=3), dict()),  # 24 tokens, filled up to 32 rows
+        slow("float32", dict(heads=2, g=2), dict()),
+        ("bfloat16", dict(rows=3, g=2), dict()),  # 24 tokens, filled up to 32 rows; keys are shared
     ],
 )
 def test_equals_the_specification(dtype, shape, tiles):
@@ -132,7 +133,7 @@ def test_both_cores_have_the_same_residual_stream_to_the_last_bit():
 @pytest.mark.parametrize("fault", ["none", "unheard", "one place", "whole"])
 def test_cores_that_do_not_wait_are_caught(fault):
     """In a process of its own: what waits for a core that never tells would not end."""
-    seen = noticed("two_cores.py", fault)
+    seen = noticed("two_cores.py")[fault]
     clean = {"raced": False, "near": True, "error": None}
     assert (seen == clean) == (fault == "none"), seen
     assert seen["raced"] == (fault != "none"), seen  # two cores that write the same place, too
@@ -186,15 +187,19 @@ def test_a_row_of_both_cores_is_one_of_what_each_does(monkeypatch):
 
 
 @needs_libtpu
-def test_a_megakernel_on_both_cores_compiles_and_halves_a_large_stack(tmp_path, monkeypatch):
-    """In one launch, in which the profiler sees one core; on both without being asked to."""
+@pytest.mark.parametrize("profile", [False, slow(True)])
+def test_a_megakernel_on_both_cores_compiles_and_halves_a_large_stack(
+    profile, tmp_path, monkeypatch
+):
+    """In one launch, in which the profiler sees one core; on both without being asked to. How fast
+    takes a profile, and another of one core."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shape = replace(streamed_stack(configs.load("reference")), layers=1)
     options = {"implementation": "pallas", **asdict(shape)}
-    alone, both = (
-        aot.compile_for("v5p", bench.STACK, options | chosen) for chosen in ({"cores": 1}, {})
-    )
-    assert both.kernels == both.launches == 1 and both.cycles and alone.cycles
-    assert 0.5 * alone.cycles < both.cycles < 0.85 * alone.cycles
+    both = aot.compile_for("v5p", bench.STACK, options, profile=profile)
+    assert both.kernels == both.launches == 1
     place = 2 * 2 * shape.tokens * shape.dim * 2
-    assert place <= both.temp_bytes < 2 * place and alone.temp_bytes == 0
+    assert place <= both.temp_bytes < 2 * place
+    if profile:
+        alone = aot.compile_for("v5p", bench.STACK, options | {"cores": 1})
+        assert 0.5 * alone.cycles < both.cycles < 0.85 * alone.cycles and not alone.temp_bytes

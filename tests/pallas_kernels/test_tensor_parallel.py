@@ -21,6 +21,7 @@ from pallas_kernels.tpu.interpret import interpret
 from pallas_kernels.tpu.plan import Plan, filling
 from pallas_kernels.tpu.planner import choose, choose_cycles, limit_bytes
 from pallas_kernels.tpu.tensor_parallel import over_chips
+from tests.marks import slow
 from tests.pallas_kernels import races
 from tests.pallas_kernels.examples import arguments, noticed
 from tests.pallas_kernels.test_megakernel import TOLERANCE, assert_near
@@ -52,11 +53,11 @@ def run(args, plan, **options):
 @pytest.mark.parametrize(
     ("chips", "dtype", "shape", "tiles"),
     [
-        (2, "float32", dict(heads=4, mlp=512), dict()),
+        slow(2, "float32", dict(heads=4, mlp=512), dict()),
         (2, "float32", dict(b=2, heads=2), dict(rows=64, chunk=128)),  # one block, of two owners
         (4, "bfloat16", dict(b=2, heads=4, mlp=512), dict(rows=32)),
-        (2, "float32", dict(heads=2, g=2), dict()),
-        (2, "bfloat16", dict(rows=3), dict()),  # 24 tokens, filled up to 16 for each chip
+        slow(2, "float32", dict(heads=2, g=2), dict()),
+        (2, "bfloat16", dict(rows=3, g=2), dict()),  # 24 tokens, filled up to 16 for each chip
         (4, "float32", dict(b=2, rows=3, columns=7, heads=4, mlp=512), dict(queries=8)),
     ],
 )
@@ -113,7 +114,7 @@ def test_the_mesh_in_use_says_how_many_chips_there_are():
 @pytest.mark.parametrize("fault", ["none", "unheard"])
 def test_eight_chips_and_chips_that_do_not_wait(fault):
     """In a process of its own, which needs more virtual devices than it uses."""
-    seen = noticed("eight_chips.py", fault)
+    seen = noticed("eight_chips.py")[fault]
     assert (seen == {"raced": False, "near": True, "error": None}) == (fault == "none"), seen
 
 

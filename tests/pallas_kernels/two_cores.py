@@ -1,12 +1,10 @@
-"""Runs the megakernel on two simulated cores, maybe wrongly, and prints what was noticed.
-
-python tests/pallas_kernels/two_cores.py FAULT
-"""
+"""Runs the megakernel on two simulated cores, rightly and wrongly, and prints what was noticed."""
 
 import json
 import os
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Each core's thread blocks while it waits for the other's, so one device has too few of them.
@@ -28,14 +26,24 @@ from tests.pallas_kernels import races  # noqa: E402
 from tests.pallas_kernels.examples import arguments  # noqa: E402
 
 
-def main(fault: str) -> None:
-    if fault == "unheard":  # a core goes on without the other's share, and hears of it at the end
-        cores.told = lambda machine: None
-        kernel.EMIT[schedule.Store] = store_late
-    if fault == "one place":  # a share is written where the other core may still read the last one
-        cores.PARTS = SamePlace(cores.PARTS)
-    if fault == "whole":  # both cores compute the first one's heads and features
-        setattr(kernel.Machine, "core", 0)  # noqa: B010
+def main() -> None:
+    seen = {"none": noticed()}
+    # A core goes on without the other's share, and hears of it at the end.
+    late = patch.dict(kernel.EMIT, {schedule.Store: store_late})
+    with patch.object(cores, "told", lambda machine: None), late:
+        seen["unheard"] = noticed()
+    # A share is written where the other core may still read the last one.
+    with patch.object(cores, "PARTS", SamePlace(cores.PARTS)):
+        seen["one place"] = noticed()
+    # Both cores compute the first one's heads and features.
+    with patch.object(kernel.Machine, "core", 0):
+        seen["whole"] = noticed()
+    print(json.dumps(seen))
+
+
+def noticed() -> dict:
+    """Of the kernel as it is now."""
+    pltpu.reset_tpu_interpret_mode_state()
     args = arguments(heads=2, mlp=256, layers=1)
     x, weights, kv, _, modulation, _ = args
     part = share(shape_of(x, weights, kv, modulation), 2)
@@ -50,7 +58,7 @@ def main(fault: str) -> None:
     except Exception as failure:
         error = str(failure)[:200]
     raced = error is None and bool(races.found())
-    print(json.dumps({"raced": raced, "near": near, "error": error}))
+    return {"raced": raced, "near": near, "error": error}
 
 
 class SamePlace(tuple):
@@ -67,4 +75,4 @@ def store_late(machine, node, layer, tile):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

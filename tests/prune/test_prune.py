@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsd_jax import config as configs
-from lsd_jax import sharding
 from lsd_jax.checkpoint import save_weights
 from lsd_jax.cli import prune as command
 from lsd_jax.hw import chips
@@ -25,7 +24,6 @@ from lsd_jax.prune.score import Scores, importance
 from lsd_jax.prune.structured import cut
 from lsd_jax.search import fast
 from lsd_jax.train.history import history_loss
-from lsd_jax.train.step import init_state
 
 
 @pytest.fixture(scope="module")
@@ -163,23 +161,6 @@ def test_the_pattern_lies_along_what_is_summed(small_config, small_params):
         assert ((groups != 0).sum(1) == 2).all()
     with pytest.raises(ValueError, match="groups of four"):
         two_four.pattern(jnp.ones((1, 6, 1)), (1,))
-
-
-def test_training_keeps_the_zeros(small_config, small_params, small_batch, shared_step):
-    train = dataclasses.replace(small_config.train, keep_zeros=True, learning_rate=5e-3)
-    config = dataclasses.replace(small_config, train=train)
-    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    sparse = two_four.sparsify(small_params)
-    state = init_state(config, mesh, sparse)
-    run = shared_step(config, history_loss, mesh)
-    batch = jax.device_put(small_batch, jax.NamedSharding(mesh, sharding.BATCH))
-    for _ in range(3):
-        state, _ = run(state, batch)
-    for tree in (state.params, state.ema):
-        for name in two_four.SUMMED:
-            zeros = np.asarray(sparse["stack"][name]) == 0
-            x = np.asarray(tree["stack"][name])
-            assert not x[zeros].any() and np.any(x[~zeros] != sparse["stack"][name][~zeros])
 
 
 def lost_one_by_one(scores, kept_layers, kept_heads, kept_mlp):

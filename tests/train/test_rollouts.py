@@ -11,7 +11,9 @@ import pytest
 from lsd_jax import sharding, stream
 from lsd_jax.codec import PixelCodec
 from lsd_jax.conditioning import taken_back
+from lsd_jax.data import rendered
 from lsd_jax.model import build
+from lsd_jax.prune import two_four
 from lsd_jax.train import rollouts
 from lsd_jax.train.history import drift, history_loss, imperfect
 from lsd_jax.train.rollouts import GROUPS, Rollouts
@@ -21,9 +23,9 @@ from lsd_jax.train.step import init_state
 
 @pytest.fixture(scope="module")
 def config(small_config):
-    """Three of eight clips are the model's own."""
+    """Three of eight clips are the model's own, some of which are told to carry on."""
     history = dataclasses.replace(small_config.history, corrupted=0.25, rolled_out=0.375)
-    train = dataclasses.replace(small_config.train, frames=2, prompt_drop=0.0)
+    train = dataclasses.replace(small_config.train, frames=2, prompt_drop=0.0, carry_on=0.6)
     return dataclasses.replace(small_config, history=history, train=train)
 
 
@@ -37,7 +39,7 @@ def stage(config, mesh):
     return prepare("history", config, None, mesh)
 
 
-def test_every_age_is_met_and_a_life_is_one_world(config, mesh):
+def test_every_age_is_met_and_a_life_is_one_world(config, mesh, monkeypatch):
     bank = Rollouts(config, mesh)
     ages = {g: [] for g in range(GROUPS)}
     for step in range(GROUPS * 128):
@@ -46,21 +48,25 @@ def test_every_age_is_met_and_a_life_is_one_world(config, mesh):
     for group, seen in ages.items():
         lives = 128 // 2**group
         assert seen == [(life, age) for life in range(lives) for age in range(2**group)]
-    # Group 1 lives for two clips: its first two visits are one clip of twice the length.
+    # Group 1 lives for two clips: its second visit goes on with the plan of its first.
+    asked, render = [], rendered.render
+
+    def noted(plan, model, after):
+        asked.append((plan, after))
+        return render(plan, model, after)
+
+    monkeypatch.setattr(rendered, "render", noted)
     first, second, next_life = (bank.clips(1 + GROUPS * visit) for visit in range(3))
-    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, frames=4))
-    whole = Rollouts(longer, mesh).clips(1)
-    both = np.concatenate([first.source, second.source], axis=1)
-    np.testing.assert_array_equal(both, whole.source)
+    assert [after for _, after in asked] == [0, config.train.frames, 0]
+    jax.tree.map(np.testing.assert_array_equal, asked[0][0], asked[1][0])
     np.testing.assert_array_equal(first.condition.prompt, second.condition.prompt)
-    assert np.any(np.asarray(next_life.source) != np.asarray(first.source))
+    for other in (second, next_life):
+        assert np.any(np.asarray(other.source) != np.asarray(first.source))
 
 
-def test_the_bank_shows_what_the_streaming_step_shows(config, small_params, mesh):
+def test_the_bank_shows_what_the_streaming_step_shows(config, stage, small_params):
     """Two visits of one group equal one stream of both clips, some of which are told to carry on
     from the second on; the other clips show the truth."""
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, carry_on=0.6))
-    stage = prepare("history", config, None, mesh)
     model = stream.prepare(build(config.model, small_params), config)
     seeds = jnp.arange(3, dtype=jnp.int32) + 3
     state = jax.jit(partial(stream.init_state, config))(seeds)
@@ -142,16 +148,28 @@ def test_drift_is_the_growth_of_the_error(config, small_model, small_batch, monk
     assert float(found) == pytest.approx((0.25 - 0.04 + 0) / 2, rel=1e-3)
 
 
-def test_a_step_of_everything(config, stage, small_params, shared_step, mesh):
+def test_a_stage_of_everything_teaches(config, stage, small_params, shared_step, mesh):
+    """Own streams, corruptions, levels that are told, the penalty on drift; and weights that begin
+    as zeros stay zeros."""
     history = dataclasses.replace(config.history, drift_penalty=1.0, level_input=True)
-    config = dataclasses.replace(config, history=history)
-    state = init_state(config, mesh, small_params)
+    train = dataclasses.replace(config.train, keep_zeros=True, learning_rate=5e-3, steps=8)
+    config = dataclasses.replace(config, history=history, train=train)
+    sparse = two_four.sparsify(small_params)
+    state = init_state(config, mesh, sparse)
     run = shared_step(config, history_loss, mesh)
-    for step in range(2):
-        batch = jax.device_put(stage.batches(step), jax.NamedSharding(mesh, sharding.BATCH))
-        state, metrics = run(state, stage.show(step, state.ema, batch))
+    batch = stage.show(0, state.ema, stage.batches(0))
+    batch = jax.device_put(batch, jax.NamedSharding(mesh, sharding.BATCH))
+    losses = []
+    for _ in range(8):
+        state, metrics = run(state, batch)
+        losses.append(float(metrics["loss"]))
     assert int(state.skipped) == 0 and float(metrics["drift"]) >= 0
-    assert float(metrics["loss"]) > 0
+    assert np.mean(losses[-2:]) < 0.9 * np.mean(losses[:2])
+    for tree in (state.params, state.ema):
+        for name in two_four.SUMMED:
+            zeros = np.asarray(sparse["stack"][name]) == 0
+            x = np.asarray(tree["stack"][name])
+            assert not x[zeros].any() and np.any(x[~zeros] != sparse["stack"][name][~zeros])
 
 
 def test_settings_that_leave_nothing_are_refused(config, mesh):

@@ -14,6 +14,7 @@ from lsd_jax.train.denoising import Seen
 from lsd_jax.train.shortcut import shortcut_loss
 from lsd_jax.train.step import init_state
 from lsd_jax.types import KVBuffer
+from tests.marks import slow
 
 ROWS = 24
 MESH = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
@@ -110,7 +111,7 @@ def test_guidance_goes_beyond_the_prompt(seen, asked):
 
 
 @pytest.mark.parametrize(
-    ("name", "with_teacher"), [("shortcut", False), ("shortcut", True), ("distill", True)]
+    ("name", "with_teacher"), [("shortcut", False), slow("shortcut", True), ("distill", True)]
 )
 def test_a_model_is_distilled(
     name, with_teacher, small_config, small_params, small_batch, shared_step, tmp_path
