@@ -39,11 +39,11 @@ VARIANTS = {
 HEADINGS = {
     "psnr_db": "PSNR", "accuracy_footage": "foot-\nage", "accuracy_scene": "scene",
     "early_db": "early", "late_db": "late", "worst_stream_drop_db": "worst\nloses",
-    "brightness_ratio": "bright-\nness", "contrast_ratio": "con-\ntrast",
+    "behind_db": "be-\nhind", "worst_behind_db": "worst\nbehind", "contrast_ratio": "con-\ntrast",
     "recovery_frames": "back\nin",
 }  # fmt: skip
 """Of the columns; a row has to fit into 80 characters."""
-COLUMNS = ("early_db", "late_db", "worst_stream_drop_db", "brightness_ratio", "contrast_ratio")
+COLUMNS = ("early_db", "late_db", "worst_stream_drop_db", "contrast_ratio")
 
 
 def main() -> None:
@@ -101,14 +101,20 @@ def row(report: dict) -> dict:
     drift, accuracy = report["drift"], report["prompt_accuracy"]
     found = {"psnr_db": report["psnr_db"]["mean"], "accuracy_footage": accuracy["footage"]}
     found["accuracy_scene"] = accuracy["scene"]
-    return found | {name: drift[name] for name in COLUMNS} | {
-        "recovery_frames": report["recovery_frames"]
-    }  # fmt: skip
+    return (
+        found
+        | {name: drift[name] for name in COLUMNS}
+        | {
+            "behind_db": drift["cold"]["behind_db"],
+            "worst_behind_db": drift["cold"]["worst_behind_db"],
+            "recovery_frames": report["recovery_frames"],
+        }
+    )
 
 
 def table(rows: dict[str, dict]) -> Table:
     """A line per variant."""
-    made = Table(title="measured", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    made = Table(title="measured", title_justify="left", box=None, padding=(0, 1, 0, 0))
     made.add_column("", no_wrap=True)
     for name in next(iter(rows.values())):
         made.add_column(HEADINGS.get(name, name), justify="right", no_wrap=True)

@@ -80,7 +80,8 @@ def _plan(
         budget = clock.QUICK if args.quick else clock.Budget()
         cases = chosen(args.suite, args.quick, here())
         if not cases:
-            raise ValueError("collectives need several devices; on a CPU give --devices 4")
+            hint = "; on a CPU give --devices 4" * (jax.default_backend() == "cpu")
+            raise ValueError(f"--suite {args.suite} needs several devices{hint}")
         before, after = harness.itself()
 
         def measured(case):

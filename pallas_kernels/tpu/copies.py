@@ -12,13 +12,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.tpu.loops import Index, aligned, loop
+from pallas_kernels.tpu.loops import Index, aligned, loop, moved
+from pallas_kernels.tpu.plan import LANES, SUBLANES
 
-LANES = 128
-SUBLANES = 8
-"""A tile of float32 is `SUBLANES x LANES`, the least that is moved."""
 BLOCK = 512
-"""Rows of one turn of `touch`: long enough for a loop to cost nothing beside it."""
+"""Rows that one turn of `touch` goes over, written out; more would only be more code."""
 
 Interpret = bool | pltpu.InterpretParams
 _HBM, _VMEM = (pl.BlockSpec(memory_space=space) for space in (pltpu.HBM, pltpu.VMEM))
@@ -61,7 +59,7 @@ def load(
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_room(flight * rows)),
         interpret=interpret,
         name="load",
-    )(x if interpret else pltpu.with_memory_space_constraint(x, pltpu.HBM))
+    )(_streamed(x, interpret))
 
 
 def touch(
@@ -70,9 +68,14 @@ def touch(
     """Fills `rows` of VMEM with copies of `x`, then reads, negates and writes them `turns` times.
 
     Returns:
-        The last tile. The compiler refuses rows that it has no VMEM for.
+        The sum of the last tiles of all blocks of `BLOCK` rows.
+
+    Raises ValueError for rows that are not 8, 16 or so up to `BLOCK`, or a multiple of it; the
+    compiler refuses more than it has VMEM for.
     """
     block = min(rows, BLOCK)
+    if rows % block or block % SUBLANES:
+        raise ValueError(f"{rows} rows are no whole blocks of {BLOCK}, nor of tiles")
     blocks = rows // block
 
     def body(tile, out, buffer):
@@ -87,7 +90,12 @@ def touch(
 
         loop(blocks, fill)
         loop(turns * blocks, lambda i: negate(i % blocks))  # the profiler miscounts nested loops
-        out[...] = buffer[rows - SUBLANES :]
+        out[...] = jnp.zeros_like(out)
+
+        def add(i: Index) -> None:
+            out[...] += buffer[pl.ds(aligned((i + 1) * block - SUBLANES, SUBLANES), SUBLANES)]
+
+        loop(blocks, add)
 
     return pl.pallas_call(
         body,
@@ -111,23 +119,25 @@ def shift(
         at, devices = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
         after, before = ((at + step) % devices for step in (1, devices - 1))
         ready = pltpu.get_barrier_semaphore()
-        for neighbour in (after, before):  # nobody writes into one that is not here yet
-            pl.semaphore_signal(ready, 1, device_id={axis: neighbour})
-        pl.semaphore_wait(ready, 2)
-        copy = pltpu.make_async_remote_copy(here, out, sent, received, device_id={axis: after})
-        copy.start()
-        copy.wait()
+        pl.semaphore_signal(ready, 1, device_id={axis: before})  # which writes into this one
+        pl.semaphore_wait(ready, 1)
+        moved(pltpu.make_async_remote_copy(here, out, sent, received, device_id={axis: after}))
 
     return pl.pallas_call(
         body,
-        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        out_shape=pltpu.HBM(x.shape, x.dtype),
         in_specs=[_HBM],
         out_specs=_HBM,
         scratch_shapes=[pltpu.SemaphoreType.DMA] * 2,
         compiler_params=pltpu.CompilerParams(collective_id=0),
         interpret=interpret,
         name="shift",
-    )(x)
+    )(_streamed(x, interpret))
+
+
+def _streamed(x: Array, interpret: Interpret) -> Array:
+    """`x` in HBM, where the compiler may else put it elsewhere in front of the kernel."""
+    return x if interpret else pltpu.with_memory_space_constraint(x, pltpu.HBM)
 
 
 def _room(rows: int) -> int:

@@ -87,6 +87,10 @@ def test_a_modelled_log(tmp_path, capsys):
     alone, eight = (found[f"load f32 bytes65536 flight{n}"] for n in (1, 8))
     assert eight.bytes / chips.load("trn2")["hbm_bandwidth"] < eight.p50 < alone.p50 / 2
     assert plots.pictures([alone, eight]).keys() == {"memory"}
+    near = [m for m in found.values() if m.suite == "on_chip"]
+    assert plots.pictures(near).keys() == {"memory"}  # it is no roof to other cases
+    small, large = (m.bytes / m.p50 for m in near)
+    assert chips.load("trn2")["hbm_bandwidth"] < small < large
     assert bench("compare", str(out), str(out)) == 0
     assert f"0 of {sum(bool(m.samples) for m in found.values())} cases differ" in (
         capsys.readouterr().out

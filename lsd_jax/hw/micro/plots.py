@@ -24,11 +24,12 @@ def pictures(found: Sequence[Measurement]) -> dict[str, bytes]:
 
 def roofline(found: list[Measurement]) -> Figure | None:
     """Operations a second over operations a byte, under the best rates of the log itself."""
-    dots = [m for m in found if m.operations and m.bytes and m.method == "loop"]
+    looped = [m for m in found if m.method == "loop" and m.suite not in ("on_chip", "remote")]
+    dots = [m for m in looped if m.operations and m.bytes]
     if not dots:
         return None
     peak = max(m.operations / m.seconds for m in dots)
-    bandwidth = max((m.bytes / m.seconds for m in found if m.method == "loop"), default=0)
+    bandwidth = max(m.bytes / m.seconds for m in looped)
     figure, axes = _axes(found, "Roofline", "operations a byte", "operations a second")
     for suite in sorted({m.suite for m in dots}):
         some = [m for m in dots if m.suite == suite]
@@ -66,16 +67,16 @@ def products(found: list[Measurement]) -> Figure | None:
 def over_size(found: list[Measurement]) -> Figure | None:
     """Bytes a second over the size of an array: a fall is the end of a memory."""
     suites = ("memory", "on_chip", "load", "transfer", "collective", "remote")
-    lines: dict[str, list[Measurement]] = {}
+    lines: dict[tuple[str, int, int], list[Measurement]] = {}
     for m in found:
         if m.suite in suites:
-            at_once, ring = m.shapes.get("arrays", m.shapes.get("flight", 1)), m.shapes.get("ring")
-            label = m.op + (f", {at_once} at once" if at_once > 1 else "")
-            lines.setdefault(label + (f", {ring} devices" if ring else ""), []).append(m)
+            at_once = m.shapes.get("arrays", m.shapes.get("flight", 1))
+            lines.setdefault((m.op, at_once, m.shapes.get("ring", 1)), []).append(m)
     if not lines:
         return None
     figure, axes = _axes(found, "Copies", "bytes of an array or piece", "bytes a second")
-    for label, of in sorted(lines.items()):
+    for (op, at_once, ring), of in sorted(lines.items()):
+        label = op + f", {at_once} at once" * (at_once > 1) + f", {ring} devices" * (ring > 1)
         of.sort(key=lambda m: m.shapes["bytes"])
         axes.plot(
             [m.shapes["bytes"] for m in of], [m.bytes / m.seconds for m in of], ".-", label=label

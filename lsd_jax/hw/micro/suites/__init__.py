@@ -7,15 +7,15 @@ from collections.abc import Callable
 import jax
 
 from lsd_jax.hw.micro.case import Case
-from lsd_jax.hw.micro.suites import blocks, frames, machine, matrices, near, vectors
+from lsd_jax.hw.micro.suites import blocks, frames, machine, matrices, moves, vectors
 
 SUITES: dict[str, Callable[[bool], list[Case]]] = {
     "matmul": matrices.matmul,
     "convolution": matrices.convolution,
     "elementwise": vectors.elementwise,
     "memory": vectors.memory,
-    "on_chip": near.on_chip,
-    "load": near.load,
+    "on_chip": moves.on_chip,
+    "load": moves.load,
     "layout": vectors.layout,
     "attention": blocks.attention,
     "blocks": blocks.blocks,
@@ -23,7 +23,7 @@ SUITES: dict[str, Callable[[bool], list[Case]]] = {
     "launch": machine.launch,
     "transfer": machine.transfer,
     "collective": machine.collective,
-    "remote": near.remote,
+    "remote": moves.remote,
     "compile": machine.compilation,
 }
 """By name, `suite(quick)` gives its cases; quick ones are a part of all."""

@@ -1,5 +1,5 @@
-"""Memory beside the engines, copies that fill it, and copies between chips: on an accelerator
-alone, by kernels of its own."""
+"""Bytes moved by kernels of our own, on an accelerator alone: into the memory on its chip, within
+it, and from chip to chip."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def on_chip(quick: bool) -> list[Case]:
 
 
 def touch_case(size: int) -> Case:
-    """Reads and writes `size` bytes there, over and over."""
+    """Writes `size` bytes there, then reads and writes them over and over."""
     turns = max(1, TOUCHED // size)
     return Case(
         "on_chip", "touch", {"bytes": size, "turns": turns}, "f32",
-        turns * size // 4, 2 * turns * size,
+        turns * size // 4, (2 * turns + 1) * size,
         partial(_kernel("touch"), rows=size // _ROW, turns=turns), (spec("f32", 8, 128),),
     )  # fmt: skip
 
