@@ -79,12 +79,8 @@ def all_three():
     specs = P(), P(), P(AXIS)
     shapes = (64, 128, 128), (8, 128), (512, 128)
     arguments = tuple(jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)
-    return (
-        jax.shard_map(run, in_specs=specs, out_specs=specs, check_vma=False),
-        arguments,
-        (),
-        specs,
-    )
+    shared = jax.shard_map(run, in_specs=specs, out_specs=specs, check_vma=False)
+    return shared, arguments, (), specs
 
 
 @needs_libtpu
