@@ -53,14 +53,14 @@ jax.tree_util.register_dataclass = _unchecked
 from lsd_jax.config import Config, ModelConfig, TrainConfig  # noqa: E402
 
 LONGEST = (
-    "test_rollouts.py", "test_step.py", "test_shortcut.py", "test_megakernel.py",
-    "test_rendered.py", "test_tensor_parallel.py", "test_prune.py", "test_search.py",
-    "test_denoising.py", "test_stream.py",
+    "test_rollouts.py", "test_megakernel.py", "test_step.py", "test_tensor_parallel.py",
+    "test_shortcut.py", "test_cores.py", "test_rendered.py", "test_nki_stack.py",
+    "test_stream.py", "test_loop.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    """Files of a minute first: one that a worker begins last leaves the other idle."""
+    """Files of most of a minute first: one that a worker begins last leaves the other idle."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
