@@ -6,8 +6,6 @@ PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 	&& echo $$python && break; done)
 BIN := .venv/bin
 
-unexport PYTHONDONTWRITEBYTECODE  # what one process of the tests has compiled serves the others
-
 .PHONY: demo serve test test-slow lint types check sample soak install clean
 
 demo: install
@@ -15,6 +13,10 @@ demo: install
 
 serve: install
 	$(BIN)/lsd serve
+
+# An empty one has Python write bytecode, so that what one process of the tests has compiled serves
+# the hundreds that they start.
+test test-slow: export PYTHONDONTWRITEBYTECODE :=
 
 test: install
 	$(BIN)/python -m pytest -m "not slow"

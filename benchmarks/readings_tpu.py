@@ -56,7 +56,7 @@ LEAST = 1e-6  # of a reading, which is fitted by its logarithm
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--chip", default="v6e", choices=aot.TOPOLOGIES)
-    parser.add_argument("--stacks", type=int, help="default: those that the log holds, or 60")
+    parser.add_argument("--stacks", type=int, help="default: what the log was begun for, or 60")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, help="default: benchmarks/stacks/CHIP.json")
     parser.add_argument("--json")
@@ -90,12 +90,13 @@ def main() -> None:
 
 
 def compiled(chip: Chip, count: int | None, seed: int, log: Path) -> list[dict]:
-    """Rows of a layer of each of `LARGE` and of so many random stacks, without `count` those that
-    `log` holds or 60: shape, tiles, cycles or why there are none; kept in `log`. Raises ValueError
-    where those that it holds were made otherwise than the missing ones would be."""
+    """Rows of a layer of each of `LARGE` and of so many random stacks, without `count` as many as
+    `log` was begun for, or 60: shape, tiles, cycles or why there are none; kept in `log`. Raises
+    ValueError where those that it holds were made otherwise than the missing ones would be."""
     held = json.loads(log.read_text()) if log.is_file() else {"rows": []}
     rows = held["rows"]
-    whole = (len(rows) or len(LARGE) + 60) if count is None else len(LARGE) + count
+    count = held.get("stacks", 60) if count is None else count
+    whole = len(LARGE) + count
     head = {"chip": chip.name, "kind": "compiled", "seed": seed}
     if len(rows) < whole:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,7 @@ def compiled(chip: Chip, count: int | None, seed: int, log: Path) -> list[dict]:
         except ValueError as refusal:
             row["why"] = str(refusal)
         rows.append(row)
-        write_json(str(log), head | {"rows": rows})
+        write_json(str(log), head | {"stacks": count, "rows": rows})
     return rows[:whole]
 
 
@@ -152,8 +153,8 @@ def draw(rng: random.Random, chip: Chip) -> Plan:
 
 
 def profiled(keys: int, chip: Chip) -> bool:
-    """Whether the compiler's profiler takes attention to so many: on matrix units of 128 it stops
-    at a product in bfloat16 that is masked, as that of keys is which fill no whole registers."""
+    """Whether the compiler's profiler is known to take attention to so many: on matrix units of 128
+    it stopped at each stack tried whose keys fill no whole registers."""
     return chip["mxu_width"] > LANES or keys % LANES == 0
 
 

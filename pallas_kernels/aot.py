@@ -35,6 +35,7 @@ LARGE = 8
 
 LIMIT_S = 900
 _ROOT = Path(__file__).parent.parent
+_LOGGED = re.compile(r"^[A-Z]\d{4} [\d:.]+ +\d+ ")  # severity, date, time and process
 _ABORTED = (-signal.SIGABRT, -signal.SIGSEGV)  # how the profiler stops: a failed check, or a fault
 
 
@@ -150,7 +151,7 @@ def _reason(status: int, stderr: str) -> str:
     if status == -signal.SIGKILL:
         return f"{how}, most likely for want of memory: give it more, or a smaller case"
     said = [line for line in stderr.splitlines() if re.match(r"\w.*(failed|Error)", line)]
-    return f"{how}, {said[0][:300]}" if said else how
+    return f"{how}, {_LOGGED.sub('', said[0])[:300]}" if said else how
 
 
 def _key(wanted: dict) -> str:

@@ -61,9 +61,9 @@ FITTED = Readings(
 READINGS = {128: replace(FITTED, start=0.7, copy_latency=1600, copy_rate=491), 256: FITTED}
 """By the width of the chip's matrix units: what `python -m benchmarks.readings_tpu` fits to stacks
 that libtpu 0.0.52 compiled for a v6e, in plans of ours and worse ones. A v5e runs the same kernel,
-and its matrix units have numbers of their own beside these: its stacks are missed by as little,
-while readings fitted to some of them miss the others by more. Copies: our reading of the same
-compiler's profile of single ones. `python -m benchmarks.prediction_tpu` checks both on other
+and what its matrix units do is in its `macs_bf16` and `mxu_width`: its stacks are missed by as
+little. No stack of a v5p was tried for this. Copies: our reading of the same compiler's profile of
+single ones. `python -m benchmarks.prediction_tpu` checks both on other
 shapes."""
 
 REGISTER = 1024  # elements of a vector register
@@ -193,10 +193,10 @@ def cost(
     return Cost()
 
 
-def attend_cycles(keys: Amount, ages: int, plan: Plan, chip: Chip, r: Readings) -> Amount:
+def attend_cycles(keys: Amount, ages: int, plan: Plan, chip: Chip, readings: Readings) -> Amount:
     """One query head's queries of a block against the keys of a slot, with their age embedding or
     without."""
-    queries, k = plan.queries, plan.shape.head_dim
+    queries, k, r = plan.queries, plan.shape.head_dim, readings
     held = filled(k, chip) * up(keys, LANES)  # by the matrix units: keys, and then values
     mxu = 2 * held * np.maximum(queries / chip["macs_bf16"], r.attended_push)
     logits = queries * up(keys, LANES) * r.logit / REGISTER

@@ -13,6 +13,10 @@ def case(end: str):
     if end == "ImportError":
         raise ImportError("gone")
     if end != "SIGABRT" or "profile" in os.environ["LIBTPU_INIT_ARGS"]:
-        print("F0000 profiler.cc:1] Check failed: known", file=sys.stderr, flush=True)
+        print(
+            "F1231 23:59:59.000001    4321 profiler.cc:1] Check failed: known",
+            file=sys.stderr,
+            flush=True,
+        )
         os.kill(os.getpid(), signal.Signals[end])
     return jnp.sin, (jax.ShapeDtypeStruct((8, 128), jnp.dtype("float32")),), ()

@@ -188,7 +188,7 @@ def test_a_row_of_both_cores_is_one_of_what_each_does(monkeypatch):
 
 @needs_libtpu
 @pytest.mark.parametrize("profile", [False, slow(True)])
-def test_a_megakernel_on_both_cores_compiles_and_halves_a_large_stack(
+def test_a_megakernel_on_both_cores_compiles_to_one_launch_and_is_faster(
     profile, tmp_path, monkeypatch
 ):
     """In one launch, in which the profiler sees one core; on both without being asked to. How fast

@@ -113,7 +113,8 @@ def test_the_mesh_in_use_says_how_many_chips_there_are():
 
 @pytest.mark.parametrize("fault", ["none", "unheard"])
 def test_eight_chips_and_chips_that_do_not_wait(fault):
-    """In a process of its own, which needs more virtual devices than it uses."""
+    """In a process of its own, which needs more virtual devices than it uses. Two that do not wait
+    show what eight would."""
     seen = noticed("eight_chips.py")[fault]
     assert (seen == {"raced": False, "near": True, "error": None}) == (fault == "none"), seen
 
