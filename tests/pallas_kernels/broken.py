@@ -64,4 +64,5 @@ def noticed(fault: str) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps({fault: noticed(fault) for fault in FAULTS}))
+    for each in FAULTS:
+        print(json.dumps({each: noticed(each)}), flush=True)

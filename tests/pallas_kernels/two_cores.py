@@ -27,18 +27,21 @@ from tests.pallas_kernels.examples import arguments  # noqa: E402
 
 
 def main() -> None:
-    seen = {"none": noticed()}
+    tell("none")
     # A core goes on without the other's share, and hears of it at the end.
     late = patch.dict(kernel.EMIT, {schedule.Store: store_late})
     with patch.object(cores, "told", lambda machine: None), late:
-        seen["unheard"] = noticed()
+        tell("unheard")
     # A share is written where the other core may still read the last one.
     with patch.object(cores, "PARTS", SamePlace(cores.PARTS)):
-        seen["one place"] = noticed()
+        tell("one place")
     # Both cores compute the first one's heads and features.
     with patch.object(kernel.Machine, "core", 0):
-        seen["whole"] = noticed()
-    print(json.dumps(seen))
+        tell("whole")
+
+
+def tell(fault: str) -> None:
+    print(json.dumps({fault: noticed()}), flush=True)
 
 
 def noticed() -> dict:
