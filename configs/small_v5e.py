@@ -1,5 +1,5 @@
 """256x256, 52.0 M parameters, 0.355 ms a frame on v5e (modelled),
-where `small` takes 0.346 with 29.0 M. Nobody has trained it yet.
+where `small` takes 0.346 with 29.0 M. Trained for a hundred steps, no more (docs/plan.md).
 
 Found by
 

@@ -1,5 +1,5 @@
 """256x256, 42.2 M parameters, 0.226 ms a frame on v6e (modelled),
-as `small` takes with 29.0 M. Nobody has trained it yet.
+as `small` takes with 29.0 M. Trained for a hundred steps, no more (docs/plan.md).
 
 Found by
 

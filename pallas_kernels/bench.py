@@ -223,8 +223,11 @@ def profiled_part(shape: StackShape, chip: Chip, plan: Plan | None) -> tuple[int
     none is small enough. `plan` has the megakernel's tiles; XLA's versions have none to divide.
     """
     most = next(cycles for tokens, cycles in PROFILED_CYCLES.items() if shape.tokens <= tokens)
-    own = replace(plan or choose(shape, chip.name).plan, shape=shape, chips=1, cores=1)
-    a_layer = total(program(own), own, chip).compute_cycles / shape.layers
+    try:
+        own = replace(plan or choose(shape, chip.name).plan, shape=shape, chips=1, cores=1)
+        a_layer = total(program(own), own, chip).compute_cycles / shape.layers
+    except NotImplementedError:  # XLA takes shapes that the megakernel refuses
+        a_layer = least_cycles(shape, chip) / shape.layers
     if a_layer <= most:
         return min(shape.layers, int(most / a_layer)), 1
     tiles = math.gcd(plan.groups, plan.chunks) if plan else 1

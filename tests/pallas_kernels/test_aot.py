@@ -350,6 +350,8 @@ def test_of_many_layers_few_are_profiled(monkeypatch):
     config, chip = configs.load("reference"), chips.load("v6e")
     shape = stack_of(config.model, config.stream.compute_dtype)
     assert bench.profiled_part(shape, chip, None) == (shape.layers, 1)
+    refused = replace(shape, dim=500)
+    assert bench.profiled_part(refused, chip, None) == (shape.layers, 1)
 
 
 def test_of_a_layer_that_is_too_long_a_part_is_profiled(monkeypatch):
