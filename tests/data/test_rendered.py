@@ -194,8 +194,9 @@ def test_footage_groups_split_evenly(count):
     assert count % max(len(groups), 1) == 0 and len(groups) <= rendered.GROUPS
 
 
-def test_a_batch_of_footage_alone(small_config, train):
-    settings = dataclasses.replace(train, scene_fraction=0.0, frames=1)
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_batches_of_one_kind(small_config, train, fraction):
+    settings = dataclasses.replace(train, scene_fraction=fraction, frames=1)
     batch = rendered.rendered_batch(small_config.model, settings, 0, 2)
     assert batch.target.shape == (2, 1, 32, 32, 3)
     assert np.any(batch.target != batch.source)

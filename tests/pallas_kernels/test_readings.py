@@ -30,9 +30,10 @@ def missed(rows, chip, **other):
 
 def test_stacks_that_were_not_fitted_are_missed_by_little():
     """None of a v5e's was: its readings are those of a v6e."""
-    for chip, rows, count in ((V6E, OTHERS[V6E], 20), (V5E, FITTED[V5E] + OTHERS[V5E], 37)):
+    every = FITTED[V5E] + OTHERS[V5E]
+    for chip, rows, count, worst in ((V6E, OTHERS[V6E], 20, 0.16), (V5E, every, 37, 0.17)):
         off = missed(rows, chip)
-        assert len(off) >= count and off.mean() < 0.06 and off.max() < 0.17
+        assert len(off) >= count and off.mean() < 0.06 and off.max() < worst
 
 
 OFF = (V6E, "push"), (V6E, "vector"), *itertools.product((V6E, V5E), ("attended_push", "block"))

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsd_jax import sharding
 from lsd_jax.train import corruptions
-from lsd_jax.train.history import imperfect
+from lsd_jax.train.history import history_loss, imperfect
+from lsd_jax.train.step import init_state
 
 CLIPS, FRAMES, SIZE, GRID = 64, 4, 32, (4, 4)
 
@@ -108,3 +110,19 @@ def test_a_share_of_the_clips_is_wrong_and_the_level_says_how_much(truth, small_
     assert 0.2 < wrong.any(1).mean() < 0.6 and 0.5 < wrong[wrong.any(1)].mean()
     rms = np.sqrt(np.square(np.asarray(past - clean)).mean((2, 3, 4)))
     np.testing.assert_allclose(level, np.minimum(rms, 1) if told else 0 * rms, atol=1e-6)
+
+
+@pytest.mark.slow  # test_rollouts teaches the stage with all that it may have each time
+def test_corruptions_alone_teach(small_config, small_params, small_batch, shared_step):
+    settings = dataclasses.replace(small_config.train, learning_rate=5e-3, steps=12)
+    history = dataclasses.replace(small_config.history, corrupted=1.0, level_input=True)
+    config = dataclasses.replace(small_config, train=settings, history=history)
+    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    state = init_state(config, mesh, small_params)
+    run = shared_step(config, history_loss, mesh)
+    batch = jax.device_put(small_batch, jax.NamedSharding(mesh, sharding.BATCH))
+    losses = []
+    for _ in range(12):
+        state, metrics = run(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all() and np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
