@@ -101,15 +101,9 @@ def row(report: dict) -> dict:
     drift, accuracy = report["drift"], report["prompt_accuracy"]
     found = {"psnr_db": report["psnr_db"]["mean"], "accuracy_footage": accuracy["footage"]}
     found["accuracy_scene"] = accuracy["scene"]
-    return (
-        found
-        | {name: drift[name] for name in COLUMNS}
-        | {
-            "behind_db": drift["cold"]["behind_db"],
-            "worst_behind_db": drift["cold"]["worst_behind_db"],
-            "recovery_frames": report["recovery_frames"],
-        }
-    )
+    found |= {name: drift[name] for name in COLUMNS}
+    found |= {name: drift["cold"][name] for name in ("behind_db", "worst_behind_db")}
+    return found | {"recovery_frames": report["recovery_frames"]}
 
 
 def table(rows: dict[str, dict]) -> Table:
@@ -117,7 +111,7 @@ def table(rows: dict[str, dict]) -> Table:
     made = Table(title="measured", title_justify="left", box=None, padding=(0, 1, 0, 0))
     made.add_column("", no_wrap=True)
     for name in next(iter(rows.values())):
-        made.add_column(HEADINGS.get(name, name), justify="right", no_wrap=True)
+        made.add_column(HEADINGS[name], justify="right", no_wrap=True)
     for variant, found in rows.items():
         cells = [_cell(name, value) for name, value in found.items()]
         made.add_row(variant, *cells)

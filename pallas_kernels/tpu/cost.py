@@ -63,8 +63,7 @@ READINGS = {128: replace(FITTED, start=0.7, copy_latency=1600, copy_rate=491), 2
 that libtpu 0.0.52 compiled for a v6e, in plans of ours and worse ones. A v5e runs the same kernel,
 and what its matrix units do is in its `macs_bf16` and `mxu_width`: its stacks are missed by as
 little. No stack of a v5p was tried for this. Copies: our reading of the same compiler's profile of
-single ones. `python -m benchmarks.prediction_tpu` checks both on other
-shapes."""
+single ones. `python -m benchmarks.prediction_tpu` checks both on other shapes."""
 
 REGISTER = 1024  # elements of a vector register
 SCALING = 3  # of an element of a product of int8: from int32, and by two scales

@@ -29,7 +29,12 @@ from tests.marks import slow
 from tests.pallas_kernels import races
 from tests.pallas_kernels.examples import arguments, noticed
 from tests.pallas_kernels.test_aot import needs_libtpu
-from tests.pallas_kernels.test_megakernel import TOLERANCE, assert_near, remembering
+from tests.pallas_kernels.test_megakernel import (
+    TOLERANCE,
+    assert_near,
+    assert_remembers,
+    remembering,
+)
 
 
 def plan_of(args, group=1, chunk=128, rows=16, queries=16):
@@ -89,12 +94,9 @@ def test_weights_in_eight_bits():
 )
 def test_keys_and_values_that_are_to_be_remembered(dtype, shape, tiles):
     """The last layer ends with them, each core's of its own heads."""
-    args, exact = arguments(dtype, slots=0, **shape), arguments(slots=0, **shape)
-    plan = remembering(plan_of(args, **tiles))
-    x, *ours = run(args, plan)
-    assert_near(ours, jax.jit(denoise_stack)(*exact)[1:], TOLERANCE[dtype])
+    plan, given, x = assert_remembers(run, plan_of, dtype, shape, tiles)
     if plan.shape.layers == 1:
-        np.testing.assert_array_equal(x, args[0])
+        np.testing.assert_array_equal(x, given)
 
 
 def test_a_frame_is_remembered_on_both_cores_as_the_specification_says():

@@ -227,6 +227,16 @@ def remembering(plan):
     return dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, places=1))
 
 
+def assert_remembers(run, plan_of, dtype, shape, tiles):
+    """That a pass ends with the specification's keys and values; gives its plan, the residual
+    stream that went in, and the one that came out."""
+    args, exact = arguments(dtype, slots=0, **shape), arguments(slots=0, **shape)
+    plan = remembering(plan_of(args, **tiles))
+    x, *ours = run(args, plan)
+    assert_near(ours, jax.jit(denoise_stack)(*exact)[1:], TOLERANCE[dtype])
+    return plan, args[0], x
+
+
 @pytest.mark.parametrize(
     ("dtype", "shape", "tiles"),
     [
@@ -236,10 +246,7 @@ def remembering(plan):
     ],
 )
 def test_keys_and_values_that_are_to_be_remembered(dtype, shape, tiles):
-    args, exact = arguments(dtype, slots=0, **shape), arguments(slots=0, **shape)
-    plan = remembering(plan_of(args, **tiles))
-    _, *ours = run(args, plan)
-    assert_near(ours, jax.jit(denoise_stack)(*exact)[1:], TOLERANCE[dtype])
+    plan, _, _ = assert_remembers(run, plan_of, dtype, shape, tiles)
     last = {
         type(step.instruction)
         for step in schedule.steps(schedule.program(plan))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -12,6 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 from lsd_jax.hw.micro.case import Case
 from lsd_jax.hw.micro.suites.matrices import spec
+
+SHARED = P("ring")
+"""How what is shared lies: its first axis over the devices of a ring."""
 
 
 def launch(quick: bool) -> list[Case]:
@@ -68,24 +72,39 @@ COLLECTIVES = {
 
 def collective(quick: bool) -> list[Case]:
     """Collectives over bytes a device and the length of the ring; none on a single device."""
-    devices = len(jax.devices())
-    rings = [r for r in (2, 4, 8, 16, 32, 64) if r <= devices]
-    rings, powers = (rings[-1:], (12, 20)) if quick else (rings, (12, 16, 20, 24))
-    return [collective_case(op, 1 << p, r) for op in COLLECTIVES for p in powers for r in rings]
+    powers = (12, 20) if quick else (12, 16, 20, 24)
+    return [
+        collective_case(op, 1 << power, ring)
+        for op in COLLECTIVES
+        for power in powers
+        for ring in rings(quick)
+    ]
+
+
+def rings(quick: bool) -> list[int]:
+    """Lengths of rings that the devices here can form, the longest of them last and alone where it
+    is to be quick."""
+    found = [ring for ring in (2, 4, 8, 16, 32, 64) if ring <= len(jax.devices())]
+    return found[-1:] if quick else found
+
+
+def around(
+    function: Callable, ring: int, shape: tuple[int, ...], out: P = SHARED
+) -> tuple[Callable, jax.ShapeDtypeStruct]:
+    """`function` of each device's part on the first `ring` devices, and the float32 array of that
+    shape in all whose first axis they share."""
+    mesh = Mesh(np.array(jax.devices()[:ring]), ("ring",))
+    whole = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, SHARED))
+    run = jax.shard_map(function, mesh=mesh, in_specs=SHARED, out_specs=out, check_vma=False)
+    return run, whole
 
 
 def collective_case(op: str, size: int, ring: int) -> Case:
     """`size` bytes a device on the first `ring` devices; `bytes` is what a device sends at least
     in a ring."""
-    mesh = Mesh(np.array(jax.devices()[:ring]), ("ring",))
     parts = {"all_reduce": 2 * (ring - 1) / ring, "shift": 1, "all_gather": ring - 1}
-    whole = jax.ShapeDtypeStruct(
-        (size // 4 * ring,), jnp.float32, sharding=NamedSharding(mesh, P("ring"))
-    )
-    out = P() if op == "all_reduce" else P("ring")
-    run = jax.shard_map(
-        COLLECTIVES[op], mesh=mesh, in_specs=P("ring"), out_specs=out, check_vma=False
-    )
+    out = P() if op == "all_reduce" else SHARED
+    run, whole = around(COLLECTIVES[op], ring, (size // 4 * ring,), out)
     moved = parts.get(op, (ring - 1) / ring) * size
     sizes = {"bytes": size, "ring": ring}
     return Case("collective", op, sizes, "f32", 0, moved, run, (whole,))

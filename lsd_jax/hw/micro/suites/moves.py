@@ -7,13 +7,8 @@ import pkgutil
 from collections.abc import Callable
 from functools import partial
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-
 from lsd_jax.hw.micro.case import Case
+from lsd_jax.hw.micro.suites.machine import around, rings
 from lsd_jax.hw.micro.suites.matrices import spec
 
 KERNELS = "pallas_kernels.tpu.copies"
@@ -65,21 +60,14 @@ def touch_case(size: int) -> Case:
 def remote(quick: bool) -> list[Case]:
     """Copies from each device to the next, started by the device itself, over bytes and the length
     of the ring; none on a single device."""
-    rings = [r for r in (2, 4, 8, 16, 32, 64) if r <= len(jax.devices())]
-    rings, powers = (rings[-1:], (12, 20)) if quick else (rings, (12, 14, 16, 18, 20, 22, 24))
-    return [remote_case(1 << power, ring) for power in powers for ring in rings]
+    powers = (12, 20) if quick else (12, 14, 16, 18, 20, 22, 24)
+    return [remote_case(1 << power, ring) for power in powers for ring in rings(quick)]
 
 
 def remote_case(size: int, ring: int) -> Case:
     """`size` bytes a device on the first `ring` devices."""
-    mesh = Mesh(np.array(jax.devices()[:ring]), ("ring",))
-    whole = jax.ShapeDtypeStruct(
-        (ring * size // _ROW, 128), jnp.float32, sharding=NamedSharding(mesh, P("ring"))
-    )
-    handed = jax.shard_map(
-        partial(_kernel("shift"), axis="ring"),
-        mesh=mesh, in_specs=P("ring"), out_specs=P("ring"), check_vma=False,
-    )  # fmt: skip
+    kernel = partial(_kernel("shift"), axis="ring")
+    handed, whole = around(kernel, ring, (ring * size // _ROW, 128))
     shapes = {"bytes": size, "ring": ring}
     return Case("remote", "remote_copy", shapes, "f32", 0, size, handed, (whole,))
 
