@@ -2,7 +2,8 @@
 # What each part of history augmentation adds: a model of 0.4 M parameters at 32x32 is trained on clips
 # whose history is true, and from there as often as there are parts, each on the same budget.
 #
-#     recipes/ablation.sh       one core: an hour and a half, most of it for the drift penalty
+#     recipes/ablation.sh                     one core: an hour and a half, most of it for the drift penalty
+#     recipes/ablation.sh --frames 10000      an hour and ten minutes more, for streams ten times as long
 #
 # Run it again to go on where it stopped. Arguments go to benchmarks.ablation, such as --only plain.
 set -euo pipefail

@@ -121,8 +121,16 @@ def launched(
     found: Any = pl.kernel(
         body,
         out_type=(*results.values(), *copied.values()),
-        mesh=pltpu.create_tensorcore_mesh(CORE, num_cores=plan.cores),
+        mesh=_mesh(plan.cores),
         scratch_types=list(kept.values()),
         **options,
     )(*given.values(), *streamed.values())
     return dict(zip((*results, *dump), found, strict=True))
+
+
+def _mesh(cores: int) -> Any:
+    """Of the cores of one chip, by the name that this version of JAX has for it."""
+    since_0_11: Any = getattr(pltpu, "TensorCoreMesh", None)
+    if since_0_11:
+        return since_0_11(axis_name=CORE, num_cores=cores)
+    return pltpu.create_tensorcore_mesh(CORE, num_cores=cores)

@@ -58,8 +58,8 @@ def noticed(fault: str) -> dict:
         out = jax.jit(lambda *args: launch(plan, nodes, *args, interpret=simulated))(*args)
         nan = bool(np.isnan(np.asarray(out["x_out"])).any())
     except Exception as failure:
-        error = str(failure)[:200]
-    raced = error is None and bool(races.found())
+        error = failure
+    raced, error = races.found(error), error and str(error)[:200]
     return {"raced": raced, "nan": nan, "error": error}
 
 

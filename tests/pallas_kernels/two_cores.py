@@ -59,8 +59,8 @@ def noticed() -> dict:
         theirs = np.asarray(jax.jit(denoise_stack)(*args)[0])
         near = bool(np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max())
     except Exception as failure:
-        error = str(failure)[:200]
-    raced = error is None and bool(races.found())
+        error = failure
+    raced, error = races.found(error), error and str(error)[:200]
     return {"raced": raced, "near": near, "error": error}
 
 
