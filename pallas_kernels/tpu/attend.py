@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 from lsd_jax.ops.dispatch import gradients_wanted
 from lsd_jax.ops.partition import AXIS, BATCH_AXES
 from pallas_kernels.tpu.chip import chip_here
-from pallas_kernels.tpu.flash import Interpret, Tiles, flash
+from pallas_kernels.tpu.flash import Tiles, flash
+from pallas_kernels.tpu.loops import Interpret
 from pallas_kernels.tpu.plan import LANES
 from pallas_kernels.tpu.planner import limit_bytes
 

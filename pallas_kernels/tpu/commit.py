@@ -26,7 +26,7 @@ from lsd_jax.ops.partition import one_chip
 from lsd_jax.types import EMPTY, SINK, KVBuffer
 from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.kernel import dot
-from pallas_kernels.tpu.loops import loop
+from pallas_kernels.tpu.loops import Interpret, in_hbm, loop
 from pallas_kernels.tpu.plan import LANES
 from pallas_kernels.tpu.planner import limit_bytes
 
@@ -60,7 +60,7 @@ def launch(
     v: Float[Array, "l b t h k"],
     retention: Retention,
     vmem_limit_bytes: int | None = None,
-    interpret: pltpu.InterpretParams | bool = False,
+    interpret: Interpret = False,
 ) -> KVBuffer:
     """One `pallas_call`, of buffers with heads before keys, as the megakernel takes them."""
     one_chip("commit")
@@ -84,11 +84,7 @@ def launch(
         for x in (k, v)
     )
     buffers = tuple(jnp.swapaxes(x, 2, 3) for x in (kv.k, kv.v))
-    if not interpret:  # else the compiler may copy all of it to VMEM in front of the kernel
-        frames, buffers = (
-            tuple(pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in xs)
-            for xs in (frames, buffers)
-        )
+    frames, buffers = in_hbm((frames, buffers), interpret)
     names = ("age_in", "memory_in", "mean_in", "k_new", "v_new", "k_in", "v_in")
     out = ("age", "memory", "k", "v")
     sram, vmem, hbm = (

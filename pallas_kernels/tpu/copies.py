@@ -12,13 +12,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.tpu.loops import Index, aligned, loop, moved
+from pallas_kernels.tpu.loops import Index, Interpret, aligned, in_hbm, loop, moved
 from pallas_kernels.tpu.plan import LANES, SUBLANES
 
 BLOCK = 512
 """Rows that one turn of `touch` goes over, written out; more would only be more code."""
 
-Interpret = bool | pltpu.InterpretParams
 _HBM, _VMEM = (pl.BlockSpec(memory_space=space) for space in (pltpu.HBM, pltpu.VMEM))
 
 
@@ -59,7 +58,7 @@ def load(
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_room(flight * rows)),
         interpret=interpret,
         name="load",
-    )(_streamed(x, interpret))
+    )(in_hbm(x, interpret))
 
 
 def touch(
@@ -132,12 +131,7 @@ def shift(
         compiler_params=pltpu.CompilerParams(collective_id=0),
         interpret=interpret,
         name="shift",
-    )(_streamed(x, interpret))
-
-
-def _streamed(x: Array, interpret: Interpret) -> Array:
-    """`x` in HBM, where the compiler may else put it elsewhere in front of the kernel."""
-    return x if interpret else pltpu.with_memory_space_constraint(x, pltpu.HBM)
+    )(in_hbm(x, interpret))
 
 
 def _room(rows: int) -> int:

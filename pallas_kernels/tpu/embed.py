@@ -23,7 +23,7 @@ from lsd_jax.ops.embed import patch_of
 from lsd_jax.ops.partition import one_chip
 from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.kernel import dot
-from pallas_kernels.tpu.loops import loop
+from pallas_kernels.tpu.loops import Interpret, loop
 from pallas_kernels.tpu.pictures import (
     INTERPRETED_ROOM,
     PATCH,
@@ -72,7 +72,7 @@ def launch(
     weights: Float[Array, "pixels d"],
     position: Float[Array, "t d"],
     room: int = INTERPRETED_ROOM,
-    interpret: pltpu.InterpretParams | bool = False,
+    interpret: Interpret = False,
 ) -> Float[Array, "b t d"]:
     """One `pallas_call`, a session after the other, in at most `room` bytes of VMEM."""
     one_chip("embed")

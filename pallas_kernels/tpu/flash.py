@@ -32,7 +32,7 @@ from jaxtyping import Array, Float
 
 from lsd_jax.ops.attend import ATTENDED
 from pallas_kernels.tpu.kernel import LOG2_E, SAFE_EXPONENT
-from pallas_kernels.tpu.loops import Rows
+from pallas_kernels.tpu.loops import Interpret, Rows
 from pallas_kernels.tpu.plan import LANES, Buffer, up
 from pallas_kernels.tpu.planner import SPARE_BYTES
 from pallas_kernels.tpu.softmax import dot
@@ -42,7 +42,6 @@ CHUNKS = (768, 640, 512, 384, 256, 128)  # of keys
 ONE_CHUNK = 1536  # keys, up to which they are one chunk
 OVERHEAD = 96  # rows of a tile that cost as much as a tile does beside its rows
 TOGETHER, TOGETHER_BACK = 10, 5  # chunks in a turn of a loop, at most
-Interpret = bool | pltpu.InterpretParams  # JAX's own interpreter has no effects, as gradients want
 COLD = -1e8  # a bias below it hides its key
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 from pallas_kernels.tpu import cores
 from pallas_kernels.tpu.kernel import Machine
+from pallas_kernels.tpu.loops import Interpret, in_hbm
 from pallas_kernels.tpu.plan import Plan
 from pallas_kernels.tpu.schedule import Program
 
@@ -27,7 +28,7 @@ def launch(
     modulation: Float[Array, "l #b 6 d"],
     rope: Rope,
     vmem_limit_bytes: int | None = None,
-    interpret: pltpu.InterpretParams | bool = False,
+    interpret: Interpret = False,
     dump: tuple[str, ...] = (),
 ) -> dict[str, jax.Array]:
     """Runs `program` on these arguments.
@@ -63,10 +64,7 @@ def launch(
     }
     if not alone:  # it comes and goes by way of `offered`
         streamed["x_in"] = small.pop("x_in")
-    if not interpret:  # else the compiler may copy to VMEM in front of the kernel what it streams
-        streamed = {
-            name: pltpu.with_memory_space_constraint(x, pltpu.HBM) for name, x in streamed.items()
-        }
+    streamed = in_hbm(streamed, interpret)
     age = kv.age if s.slots else jnp.zeros((1, 1), jnp.int32)
     new = (s.layers, s.heads * plan.cores, s.sessions, s.tokens, s.head_dim)
     out = {"x_out": jax.ShapeDtypeStruct(x.shape, x.dtype)}

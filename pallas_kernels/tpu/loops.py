@@ -1,4 +1,4 @@
-"""Loops, rows and copies of a kernel's body."""
+"""Loops, rows and copies of a kernel's body, and where its operands lie."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
+Interpret = bool | pltpu.InterpretParams  # True: JAX's own, which has no effects, as gradients want
 Index = Any  # an int, or a traced one
 Rows = Any  # of pl.ds
 
@@ -31,3 +33,11 @@ def moved(*copies: Any) -> None:
         copy.start()
     for copy in copies:
         copy.wait()
+
+
+def in_hbm(arrays: Any, interpret: Interpret) -> Any:
+    """The same arrays in HBM, where the compiler may else copy what a kernel streams to VMEM in
+    front of it."""
+    if interpret:
+        return arrays
+    return jax.tree.map(lambda x: pltpu.with_memory_space_constraint(x, pltpu.HBM), arrays)

@@ -30,6 +30,7 @@ from pallas_kernels.tpu import detail
 from pallas_kernels.tpu.cells import CELL, SQUARE, STEPS, STRIP, recolour, to_cells, to_pixels
 from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.detail import EDGE, GROUPS, OUT, RING
+from pallas_kernels.tpu.loops import Interpret
 from pallas_kernels.tpu.pictures import INTERPRETED_ROOM, PATCH, PLANES, planes_of, vmem_limit
 from pallas_kernels.tpu.plan import LANES
 from pallas_kernels.tpu.planner import limit_bytes
@@ -125,7 +126,7 @@ def launch(
     weights: ReadoutWeights,
     sizes: Sizes,
     room: int = INTERPRETED_ROOM,
-    interpret: pltpu.InterpretParams | bool = False,
+    interpret: Interpret = False,
 ) -> Float[Array, "b h w c"]:
     """One `pallas_call`, a session after the other, in at most `room` bytes of VMEM."""
     one_chip("readout")
