@@ -59,8 +59,7 @@ def noticed(fault: str) -> dict:
         nan = bool(np.isnan(np.asarray(out["x_out"])).any())
     except Exception as failure:
         error = failure
-    raced, error = races.found(error), error and str(error)[:200]
-    return {"raced": raced, "nan": nan, "error": error}
+    return races.noticed(error) | {"nan": nan}
 
 
 if __name__ == "__main__":

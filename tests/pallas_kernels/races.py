@@ -10,3 +10,9 @@ def found(failure: Exception | None = None) -> bool:
         return "RACE DETECTED" in str(failure)
     state = interpret_pallas_call.races
     return bool(state and state.races_found)
+
+
+def noticed(failure: Exception | None) -> dict:
+    """What scripts of faults print of a kernel that was interpreted: whether it raced, and how it
+    failed."""
+    return {"raced": found(failure), "error": failure and str(failure)[:200]}
