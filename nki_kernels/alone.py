@@ -55,7 +55,7 @@ def arguments(shapes: Shapes, seed: int = 0) -> list[np.ndarray]:
     ring that has wrapped around with one slot cold, no modulation but open gates."""
     s, rng = shapes, np.random.default_rng(seed)
     dtype = np.dtype(ml_dtypes.bfloat16 if s.itemsize == 2 else np.float32)
-    across, width = s.dim // LANE, s.cores * s.heads * LANE
+    across, width = s.dim // LANE, s.cores * s.width
 
     def normals(*shape: int, scale: float = 1.0, dtype: Any = dtype) -> np.ndarray:
         return (rng.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype)
@@ -74,15 +74,16 @@ def arguments(shapes: Shapes, seed: int = 0) -> list[np.ndarray]:
         onehot[:, min((slot + 1) % s.slots + 1, s.ages - 1), slot] = 1
     for j, piece in enumerate(s.buffer_pieces):
         bias[:, :, j] = -1e9 * (piece.slot == s.slots - 1 and s.slots > 1)
-    scales = np.broadcast_to(np.asarray([1, 1, 0, 1, 1, 1, 1], np.float32), (s.layers, LANE, 7))
+    scales = np.ones((s.layers, LANE, 5 + 2 * s.parts), np.float32)
+    scales[..., 2] = 0
     modulation = np.zeros((s.layers, 1, LANE, 6, across), np.float32)
     modulation[:, :, :, [1, 4]] = 1
     modulation[:, :, :, [2, 5]] = (2 * s.layers) ** -0.5
-    turns = np.outer(np.arange(LANE) % (LANE // 2) / LANE, np.arange(s.tokens))
+    turns = np.outer(np.arange(LANE) % (s.head // 2) / LANE, np.arange(s.tokens))
     return [
         normals(s.sessions, LANE, across, s.tokens, dtype=np.float32), weights, normals(*rows),
         normals(*rows), bias, onehot, normals(s.layers, s.ages, width, scale=0.1),
-        normals(s.layers, s.ages, width, scale=0.1), np.ascontiguousarray(scales), modulation,
+        normals(s.layers, s.ages, width, scale=0.1), scales, modulation,
         np.stack([np.cos(turns), np.sin(turns)]).astype(dtype), rotation().astype(dtype),
     ]  # fmt: skip
 

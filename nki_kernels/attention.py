@@ -16,17 +16,17 @@ AHEAD = 2  # score matmuls issued before the product that needs their exp
 
 
 def gather_key_ages(s, c):
-    """key_ages[:, head, slot] = age_k[age of the slot, head]: a product with one-hot ages."""
-    bank = next_of(c, "bank")
-    for head in range(s["heads"]):
+    """key_ages[:, part of a head, slot] = age_k[age of the slot, part], by one-hot ages."""
+    bank, parts = next_of(c, "bank"), s["heads"] * s["parts"]
+    for part in range(parts):
         nisa.nc_matmul(
-            dst=bank[:, head * s["slots"] : (head + 1) * s["slots"]],
-            stationary=c["age_k"][:, head * LANE : (head + 1) * LANE],
+            dst=bank[:, part * s["slots"] : (part + 1) * s["slots"]],
+            stationary=c["age_k"][:, part * LANE : (part + 1) * LANE],
             moving=c["onehot"][:, :, 0], accumulate=False,
         )  # fmt: skip
     nisa.tensor_copy(
         dst=c["key_ages"],
-        src=bank[:, 0 : s["heads"] * s["slots"]].reshape((LANE, s["heads"], s["slots"])),
+        src=bank[:, 0 : parts * s["slots"]].reshape((LANE, parts, s["slots"])),
     )
 
 
@@ -45,13 +45,14 @@ def fetch_chunk(s, c, number):
 
 def attention(s, c, t):
     """Attends with token tile t to every key; leaves the result where its queries were."""
-    heads, pieces = s["heads"], s["pieces"]
-    acc = nl.ndarray((LANE, s["asked"], 4, LANE + 1), dtype=nl.float32, name="acc")
+    heads, pieces, head = s["heads"], s["pieces"], s["head"]
+    acc = nl.ndarray((LANE, s["asked"], 4, head + 1), dtype=nl.float32, name="acc")
     prepared = []
     for _ in range(min(2, len(s["chunks"]))):
-        k = nl.ndarray((LANE, heads, pieces * LANE), dtype=c["dtype"], name="chunk_k")
-        v = nl.ndarray((LANE, pieces, heads, LANE + 1), dtype=c["dtype"], name="chunk_v")
-        nisa.memset(dst=v[:, :, :, LANE : LANE + 1], value=1.0)
+        shape = (LANE, heads * s["parts"], pieces * LANE)
+        k = nl.ndarray(shape, dtype=c["dtype"], name="chunk_k")
+        v = nl.ndarray((LANE, pieces, heads, head + 1), dtype=c["dtype"], name="chunk_v")
+        nisa.memset(dst=v[:, :, :, head : head + 1], value=1.0)
         prepared.append((k, v))
     c["ps"] = [nl.ndarray((LANE, s["columns"]), dtype=c["dtype"], name="p") for _ in range(4)]
     c["at_ps"] = 0
@@ -78,39 +79,39 @@ def attention(s, c, t):
 def prepare_chunk(s, c, number, prepared):
     """Keys of a chunk with features on partitions, values beside their ones; both with age."""
     k, v = prepared
-    chunk, heads = s["chunks"][number], s["heads"]
+    chunk, heads, head = s["chunks"][number], s["heads"], s["head"]
     per = c["half"] // LANE
     ages = {}
     for i in range(len(chunk)):
         _, count, slot = chunk[i]
-        raw = c["raw_v"][0:count, i].reshape((count, heads, LANE))
+        raw = c["raw_v"][0:count, i].reshape((count, heads, head))
         if slot >= 0:
             if str(slot) not in ages:
                 ages[str(slot)] = value_age(s, c, slot)
             age = ages[str(slot)]
             nisa.tensor_tensor(
-                dst=v[0:count, i, :, 0:LANE], data1=raw, op=nl.add,
-                data2=age[0:count].reshape((count, heads, LANE)),
+                dst=v[0:count, i, :, 0:head], data1=raw, op=nl.add,
+                data2=age[0:count].reshape((count, heads, head)),
             )  # fmt: skip
         else:
-            nisa.tensor_copy(dst=v[0:count, i, :, 0:LANE], src=raw)
+            nisa.tensor_copy(dst=v[0:count, i, :, 0:head], src=raw)
     # Neighbouring pieces of one slot leave PSUM together, as they share an age.
     for group in groups(chunk, per):
         first, slot = group[0], chunk[group[0]][2]
         end = (len(group) - 1) * LANE + chunk[group[len(group) - 1]][1]
-        for head in range(heads):
+        for part in range(heads * s["parts"]):
             bank = transpose_bank(c)
             for i in group:
                 count = chunk[i][1]
                 nisa.nc_transpose(
                     dst=bank[:, (i - first) * LANE : (i - first) * LANE + count],
-                    data=c["raw_k"][0:count, i, head * LANE : (head + 1) * LANE],
+                    data=c["raw_k"][0:count, i, part * LANE : (part + 1) * LANE],
                 )
-            out = k[:, head, first * LANE : first * LANE + end]
+            out = k[:, part, first * LANE : first * LANE + end]
             if slot >= 0:
                 nisa.tensor_scalar(
                     dst=out, data=bank[:, 0:end], op0=nl.add,
-                    operand0=c["key_ages"][:, head, slot : slot + 1],
+                    operand0=c["key_ages"][:, part, slot : slot + 1],
                 )  # fmt: skip
             else:
                 nisa.tensor_copy(dst=out, src=bank[:, 0:end])
@@ -147,7 +148,7 @@ def value_age(s, c, slot):
 
 
 def attend_chunk(s, c, t, work, acc, first):
-    """acc += exp(keys.T @ queries / sqrt(128) + bias).T @ [values | 1], over a chunk's pieces.
+    """acc += exp(keys.T @ queries / sqrt(K) + bias).T @ [values | 1], over a chunk's pieces.
 
     `work` holds, for each piece, (keys, their column, values, their row, count, bias column or -1
     for the frame's own keys, whose bias is the layer's shift alone).
@@ -155,63 +156,73 @@ def attend_chunk(s, c, t, work, acc, first):
     """
     steps = [(head, i) for head in range(s["asked"]) for i in range(len(work))]
     weights, results = [], []
+    banks = -(-len(s["lanes"][t]) // lanes_of_a_bank(s))
     for n in range(len(steps) + AHEAD):
         if n < len(steps):
             weights.append(score(s, c, t, steps[n][0], work[steps[n][1]]))
         if n >= AHEAD:
             head, i = steps[n - AHEAD]
             if i == 0:
-                results = [next_of(c, "result"), next_of(c, "result")]
+                results = [next_of(c, "result") for _ in range(banks)]
             weigh(s, c, t, head, work[i], weights[n - AHEAD], results, i == 0)
             if i == len(work) - 1:
                 collect(s, c, t, head, results, acc, first)
 
 
 def score(s, c, t, head, piece):
-    """exp(keys.T @ queries / sqrt(128) + bias) of one piece and query head: [keys, tokens]."""
+    """exp(keys.T @ queries / sqrt(K) + bias) of one piece and query head: [keys, tokens]."""
     columns = s["tiles"][t][1]
     keys, at, _, _, count, bias = piece
     bank = next_of(c, "score")[0:count, 0:columns]
-    nisa.nc_matmul(
-        dst=bank, stationary=keys[:, head // s["per_kv"], at : at + count],
-        moving=c["q"][:, head, 0:columns], accumulate=False,
-    )  # fmt: skip
+    for part in range(s["parts"]):
+        of_keys = head // s["per_kv"] * s["parts"] + part
+        nisa.nc_matmul(
+            dst=bank, stationary=keys[:, of_keys, at : at + count],
+            moving=c["q"][:, head * s["parts"] + part, 0:columns], accumulate=part > 0,
+        )  # fmt: skip
     p = next_of(c, "ps")[0:count, 0:columns]
     added = c["scales"][0:count, 2:3]
     if bias >= 0:
         added = c["shifted_bias"][0:count, bias : bias + 1]
-    nisa.activation(dst=p, op=nl.exp, data=bank, scale=LANE**-0.5, bias=added)
+    nisa.activation(dst=p, op=nl.exp, data=bank, scale=s["head"] ** -0.5, bias=added)
     return p
 
 
 def weigh(s, c, t, head, piece, p, results, first):
-    """results += p.T @ [values | 1]: 128 tokens by 129 columns, two to a bank."""
+    """results += p.T @ [values | 1]: 128 tokens by 129 columns, two to a bank, or by 257."""
     _, _, values, row, count, _ = piece
-    lanes = s["lanes"][t]
+    lanes, per, size = s["lanes"][t], lanes_of_a_bank(s), s["head"] + 1
     for i in range(len(lanes)):
         at, n = lanes[i]
-        column = i % 2 * (LANE + 1)
+        column = i % per * size
         nisa.nc_matmul(
-            dst=results[i // 2][0:n, column : column + LANE + 1], stationary=p[:, at : at + n],
+            dst=results[i // per][0:n, column : column + size], stationary=p[:, at : at + n],
             moving=values[0:count, row, head // s["per_kv"], :], accumulate=not first,
         )  # fmt: skip
 
 
+def lanes_of_a_bank(s):
+    """Runs of 128 tokens whose results stand in one bank."""
+    return 2 // s["parts"]
+
+
 def collect(s, c, t, head, results, acc, first):
     """Adds one head's results over a chunk to what earlier chunks gave."""
-    lanes = s["lanes"][t]
-    for i in range(0, len(lanes), 2):
+    lanes, per = s["lanes"][t], lanes_of_a_bank(s)
+    for i in range(0, len(lanes), per):
         n = lanes[i][1]
-        pair = 2 if i + 1 < len(lanes) and lanes[i + 1][1] == n else 1
-        add_result(acc, results[i // 2], head, i, pair, n, first)
-        if pair == 1 and i + 1 < len(lanes):
-            add_result(acc, results[i // 2], head, i + 1, 1, lanes[i + 1][1], first)
+        bank, following = results[i // per], i + 1 < len(lanes) and per > 1
+        pair = 2 if following and lanes[i + 1][1] == n else 1
+        add_result(s, acc, bank, head, i, pair, n, first)
+        if pair == 1 and following:
+            add_result(s, acc, bank, head, i + 1, 1, lanes[i + 1][1], first)
 
 
-def add_result(acc, bank, head, lane, lanes, n, first):
+def add_result(s, acc, bank, head, lane, lanes, n, first):
     """One or two neighbouring lanes of `collect`, in one instruction."""
-    column = lane % 2 * (LANE + 1)
-    result = bank[0:n, column : column + lanes * (LANE + 1)].reshape((n, lanes, LANE + 1))
+    size = s["head"] + 1
+    column = lane % lanes_of_a_bank(s) * size
+    result = bank[0:n, column : column + lanes * size].reshape((n, lanes, size))
     to = acc[0:n, head, lane : lane + lanes]
     if first:
         nisa.tensor_copy(dst=to, src=result)
@@ -223,27 +234,33 @@ def divide(s, c, t, acc):
     """Divides by the sums, and puts features on partitions again, in place of the queries or, to
     be multiplied in eight bits, beside them."""
     lanes = s["lanes"][t]
-    per = c["half"] // LANE
     sums = nl.ndarray((LANE, s["asked"], 4), dtype=nl.float32, name="sums")
     for i in range(len(lanes)):
         n = lanes[i][1]
-        nisa.reciprocal(dst=sums[0:n, :, i], data=acc[0:n, :, i, LANE])
+        nisa.reciprocal(dst=sums[0:n, :, i], data=acc[0:n, :, i, s["head"]])
     for head in range(s["asked"]):
-        for first in range(0, len(lanes), per):
-            bank = transpose_bank(c)
-            last = min(first + per, len(lanes))
-            for i in range(first, last):
-                at, n = lanes[i]
-                rows = next_of(c, "square")[0:n]
-                nisa.tensor_scalar(
-                    dst=rows, data=acc[0:n, head, i, 0:LANE], op0=nl.multiply,
-                    operand0=sums[0:n, head, i : i + 1],
-                )  # fmt: skip
-                to = (i - first) * LANE
-                nisa.nc_transpose(dst=bank[:, to : to + n], data=rows)
-            begin = lanes[first][0]
-            end = lanes[last - 1][0] + lanes[last - 1][1]
-            nisa.tensor_copy(
-                dst=c["attended"][:, head, begin:end], src=bank[:, 0 : end - begin],
-                engine=nisa.engine.scalar,
+        for part in range(s["parts"]):
+            divide_part(s, c, t, acc, sums, head, part)
+
+
+def divide_part(s, c, t, acc, sums, head, part):
+    """128 features of one head of `divide`; `sums` are reciprocal already."""
+    lanes, per = s["lanes"][t], c["half"] // LANE
+    for first in range(0, len(lanes), per):
+        bank = transpose_bank(c)
+        last = min(first + per, len(lanes))
+        for i in range(first, last):
+            at, n = lanes[i]
+            rows = next_of(c, "square")[0:n]
+            nisa.tensor_scalar(
+                dst=rows, data=acc[0:n, head, i, part * LANE : (part + 1) * LANE],
+                op0=nl.multiply, operand0=sums[0:n, head, i : i + 1],
             )  # fmt: skip
+            to = (i - first) * LANE
+            nisa.nc_transpose(dst=bank[:, to : to + n], data=rows)
+        begin = lanes[first][0]
+        end = lanes[last - 1][0] + lanes[last - 1][1]
+        nisa.tensor_copy(
+            dst=c["attended"][:, head * s["parts"] + part, begin:end], src=bank[:, 0 : end - begin],
+            engine=nisa.engine.scalar,
+        )  # fmt: skip

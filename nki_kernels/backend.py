@@ -19,7 +19,7 @@ from lsd_jax.ops.partition import one_chip
 from lsd_jax.ops.remember import finite, pinned_alone
 from lsd_jax.types import KVBuffer, Rope, StackWeights
 from nki_kernels import _compat, pack
-from nki_kernels.plan import LANE, Shapes
+from nki_kernels.plan import Shapes
 from nki_kernels.remember import kernel_of
 
 _ahead: ContextVar[int] = ContextVar("ahead", default=0)
@@ -119,7 +119,7 @@ def _call(x, weights, kv, bias, modulation, rope, execute):
     shapes = pack.shapes_of(x, weights, kv, cores=weights.cores)
     first, *rest = pack.pack_call(x, weights, kv, bias, modulation, rope, shapes)
     out, k, v = execute(shapes, first, weights.matrices, *rest)
-    rows = (shapes.layers, shapes.sessions, shapes.tokens, -1, LANE)
+    rows = (shapes.layers, shapes.sessions, shapes.tokens, -1, shapes.head)
     heads = kv.k.shape[3]  # cores may have computed more, with zeros
     k, v = (a.reshape(rows)[..., :heads, :].astype(x.dtype) for a in (k, v))
     return pack.tokens_first(out).astype(x.dtype), k, v
@@ -142,7 +142,7 @@ def _remember(x, weights, kv, bias, modulation, rope, retention, execute):
     age, starts = places(kv, tokens, retention.sinks)
     shapes = replace(shapes, ring=keys, places=starts.shape[1])
     first, *rest = pack.pack_call(x, weights, alone, bias, modulation, rope, shapes)
-    ring = [a.reshape(layers, sessions, keys, heads * LANE) for a in (kv.k, kv.v)]
+    ring = [a.reshape(layers, sessions, keys, heads * shapes.head) for a in (kv.k, kv.v)]
     out, *ring = execute(shapes, first, weights.matrices, *rest, *ring, starts.reshape(1, -1))
     k, v = (a.reshape(kv.k.shape) for a in ring)
     older = replace(kv, k=k, v=v)  # ages as they were

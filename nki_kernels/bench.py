@@ -175,7 +175,7 @@ def arguments(shapes: Shapes) -> list[np.ndarray]:
     """Arguments of the kernel on one rank, `denoise_stack.body` names them: of the shapes and
     dtypes that `pack` gives them, without JAX, and without their memory."""
     stack, layers, sessions, tokens = shapes.stack, shapes.layers, shapes.sessions, shapes.tokens
-    across, width = shapes.dim // LANE, shapes.heads * shapes.cores * LANE
+    across, width = shapes.dim // LANE, shapes.cores * shapes.width
 
     def of(*sizes: int, dtype: str = stack.dtype) -> np.ndarray:
         return np.broadcast_to(np.zeros((), dtype), sizes)
@@ -190,7 +190,7 @@ def arguments(shapes: Shapes) -> list[np.ndarray]:
         of(sessions, LANE, len(shapes.buffer_pieces) or 1, dtype="float32"),
         of(sessions, shapes.ages, shapes.slots or 1, LANE),
         *(ages, ages),
-        of(layers, LANE, 7, dtype="float32"),
+        of(layers, LANE, 5 + 2 * shapes.parts, dtype="float32"),
         of(layers, stack.modulations, LANE, 6, across, dtype="float32"),
         of(2, LANE, tokens),
         of(LANE, LANE),

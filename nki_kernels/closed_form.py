@@ -48,7 +48,7 @@ def amounts(s: Shapes) -> dict[str, float]:
     pieces = -(-s.ageless // LANE) + s.slots * own
     chunks = tiles * (len(s.buffer_chunks) + -(-own // s.buffering[0]))
     stores = 2 * sum((count >= LANE) + (count % LANE > 0) for _, count in s.token_tiles)
-    heads = (s.heads + s.asked) / 2  # of the four projections, on average
+    heads = s.parts * (s.heads + s.asked) / 2  # in lanes, of the four projections, on average
     projected, hidden = s.tokens * across * heads, s.tokens * across * inner
     weights = across * (4 * heads + 2 * inner)
     eight = bool(s.weight_dtype)
@@ -66,10 +66,11 @@ def amounts(s: Shapes) -> dict[str, float]:
         "hidden": hidden * (not eight),
         "hidden in eight bits": hidden * eight,
         "attended": s.tokens * s.asked * pieces,
+        "attended in a second part": s.tokens * s.asked * (s.parts - 1) * (pieces + own),
         "own": s.tokens * s.asked * own,
         "weights": weights * tiles * (not eight),
         "waited for weights": max(0.0, fetched - multiplied),
-        "pieces": s.heads * pieces,
+        "pieces": s.heads * s.parts * pieces,
         "slot": s.slots,
         "written again": stores * (s.places - 1),
         "meeting": tiles * (s.ranks > 1),
@@ -93,6 +94,6 @@ def _seconds(shape: StackShape, chip: Chip, ranks: int) -> float:
     layer = sum(LAYER_NS[name] * amount for name, amount in amounts(mine).items())
     layers: float = shape.layers
     if mine.ring:  # of the last layer keys and values alone
-        matrices = 2 * (mine.heads + mine.asked) * LANE + 2 * mine.mlp
-        layers -= 1 - 2 * mine.heads * LANE / matrices
+        matrices = 2 * (mine.heads + mine.asked) * mine.head + 2 * mine.mlp
+        layers -= 1 - 2 * mine.width / matrices
     return (FIRST_NS + layers * layer) * 1e-9 * PE_CLOCK / chip["pe_clock"]

@@ -1,7 +1,8 @@
 """The whole denoiser as one NKI kernel: all layers, one launch, activations never leave SBUF.
 
-Dimensions: as in `lsd_jax.types`; lane = 128 = partitions = width of a head; W = H * 128 of one
-    rank; D1 = D / 128; J pieces of up to 128 keys of the buffer; blocks of weights: `plan.Shapes`.
+Dimensions: as in `lsd_jax.types`; lane = 128 = partitions; a head is one or two parts of 128
+    features, K in all; W = H * K of one rank; D1 = D / 128; J pieces of up to 128 keys of the
+    buffer; blocks of weights: `plan.Shapes`.
 
 Memory: the residual stream stays in SBUF as float32 with features on partitions; weights pass
     through a ring of blocks, and the buffer's keys and values through a ring of pieces, both
@@ -17,7 +18,7 @@ Pseudocode::
         for each token tile:
             h = the same; q = rotate(rms_norm(h @ Wq) * q_scale)
             for each chunk of keys (the frame's own from SBUF, then the buffer + age):
-                for each head, piece: p = exp(k.T @ q / sqrt(128) + bias); o += p.T @ [v | 1]
+                for each head, piece: p = exp(k.T @ q / sqrt(K) + bias); o += p.T @ [v | 1]
             x += gate * ((o / its last column) @ Wout)
             h = rms_norm(x) * (1 + scale) + shift
             x += gate * (gelu(h @ Wup) @ Wdown)
@@ -33,6 +34,7 @@ from __future__ import annotations
 from nki_kernels._compat import nccl, nisa, nki, nl
 from nki_kernels.attention import attention, fetch_chunk, gather_key_ages
 from nki_kernels.plan import LANE, TOKENS, Shapes
+from nki_kernels.projections import drain, project_keys, project_queries, project_values
 from nki_kernels.tiles import (
     contract,
     inverse_rms,
@@ -40,7 +42,6 @@ from nki_kernels.tiles import (
     next_block,
     next_of,
     tiles,
-    transpose_bank,
     weight_order,
 )
 
@@ -90,9 +91,9 @@ def constants(shapes: Shapes) -> dict:
     return {
         "layers": shapes.layers, "sessions": shapes.sessions, "tokens": shapes.tokens,
         "across": shapes.dim // LANE, "dim": shapes.dim, "heads": shapes.heads,
-        "per_kv": shapes.per_kv, "asked": shapes.asked,
-        "width": shapes.heads * LANE, "inner": shapes.mlp // LANE, "slots": shapes.slots,
-        "ages": shapes.ages, "ranks": shapes.ranks, "cores": shapes.cores,
+        "per_kv": shapes.per_kv, "asked": shapes.asked, "parts": shapes.parts,
+        "head": shapes.head, "width": shapes.width, "inner": shapes.mlp // LANE,
+        "slots": shapes.slots, "ages": shapes.ages, "ranks": shapes.ranks, "cores": shapes.cores,
         "eight": bool(shapes.weight_dtype), "ring": shapes.ring, "places": shapes.places,
         "pieces": pieces, "blocks": blocks,
         "block": shapes.block, "columns": min(TOKENS, shapes.tokens),
@@ -124,8 +125,8 @@ def body(
     """All layers over all sessions.
 
     Dimensions: L layers, B sessions, T tokens of a frame, N keys of the buffer, S frame slots,
-        A ages, J pieces of up to 128 keys, D1 = features / 128, W = 128 * heads of one core;
-        cores: 2 where two act as one (LNC), else 1; C is the compute dtype.
+        A ages, J pieces of up to 128 keys, D1 = features / 128, W = all features of the
+        heads of one core; cores: 2 where two act as one (LNC), else 1; C is the compute dtype.
 
     Args (all @ HBM):
         s: `constants` of the shapes.
@@ -135,13 +136,13 @@ def body(
         bias: [B, 128, J] float32, added to the logits of each key of each piece.
         onehot: [B, A, S, 128] C, 1 where a slot has that age, repeated 128 times.
         age_k, age_v: [L, A, cores * W] C.
-        scales: [L, 128, 7] float32, learned scales of queries and keys, times those of their
+        scales: [L, 128, 7 or 9] float32, learned scales of queries and keys, times those of their
             matrices; what is added to all logits of the layer; scales of the matrices of q, k,
-            v and up, 1 where they have none.
+            v and up, 1 where they have none; of heads of two parts the second's learned scales.
         modulation: [L, B or 1, 128, 6, D1] float32: shift, 1 + scale, gate, twice; gates times
             the scales of the matrices in front of them.
-        rope: [2, 128, T] C, cosines and sines, each half of the head alike.
-        rotation: [128, 128] C, stationary of `(low, high) -> (-high, low)`.
+        rope: [2, 128, T] C, cosines and sines, each half of a head alike, or one part.
+        rotation: [128, 128] C, stationary of `(low, high) -> (-high, low)` in one part.
 
     Returns:
         x after the last layer, as it came; k_new, v_new: [L, B, T, cores * W] C.
@@ -195,7 +196,7 @@ def all_layers(
     nisa.dma_copy(dst=c["sin"], src=rope[1])
     nisa.dma_copy(dst=c["rotation"], src=rotation)
     nisa.memset(dst=c["ones"], value=1.0)
-    nisa.memset(dst=c["values"][:, :, :, LANE : LANE + 1], value=1.0)
+    nisa.memset(dst=c["values"][:, :, :, s["head"] : s["head"] + 1], value=1.0)
     for b in range(s["sessions"]):
         nisa.dma_copy(dst=c["x"], src=x[b])
         if len(s["buffer"]) > 0:
@@ -260,149 +261,6 @@ def normalise(s, c, t, first):
             op0=nl.multiply, operand0=c["modulation"][:, first + 1, d : d + 1],
             op1=nl.add, operand1=c["modulation"][:, first, d : d + 1], engine=nisa.engine.scalar,
         )  # fmt: skip
-
-
-def project_heads(s, c, t, kind, scale, dst, at):
-    """`dst[:, head, at : at + columns]` = rotate(rms_norm(h @ W) * scale), head by head.
-
-    The next head's matmuls stand before this head's norm, so TensorE need not wait for it.
-    """
-    columns = s["tiles"][t][1]
-    make_temporaries(s, c)
-    waiting = []
-    for first, count in s["split"][kind]:
-        w = next_block(s, c, kind, count)
-        for i in range(count):
-            raw = next_of(c, "bank")[:, 0:columns]
-            contract(s, raw, w[:, i], c["h"][:, :, 0:columns], s["across"])
-            square, scaled = next_of(c, "narrow")[:, 0:columns], next_of(c, "narrow")[:, 0:columns]
-            of_matrix = c["scales"][:, scale + 3 : scale + 4]
-            nisa.activation(dst=square, op=nl.square, data=raw, scale=of_matrix)
-            nisa.tensor_scalar(
-                dst=scaled, data=raw, op0=nl.multiply, operand0=c["scales"][:, scale : scale + 1]
-            )
-            waiting.append((first + i, square, scaled))
-            if len(waiting) > 1:
-                finish_head(s, c, t, waiting[len(waiting) - 2], dst, at)
-    finish_head(s, c, t, waiting[len(waiting) - 1], dst, at)
-
-
-def finish_head(s, c, t, head, dst, at):
-    """The norm and rotation of one head: (its number, squares, scaled values)."""
-    number, square, scaled = head
-    start, columns = s["tiles"][t]
-    total, turned = next_of(c, "bank")[:, 0:columns], next_of(c, "bank")[:, 0:columns]
-    nisa.nc_matmul(dst=total, stationary=c["ones"], moving=square, accumulate=False)
-    nisa.nc_matmul(dst=turned, stationary=c["rotation"], moving=scaled, accumulate=False)
-    inverse = inverse_rms(c, total, LANE, columns)
-    low, high = next_of(c, "narrow")[:, 0:columns], next_of(c, "narrow")[:, 0:columns]
-    cos, sin = c["cos"][:, start : start + columns], c["sin"][:, start : start + columns]
-    nisa.tensor_tensor(dst=low, data1=scaled, data2=cos, op=nl.multiply)
-    nisa.tensor_tensor(dst=high, data1=turned, data2=sin, op=nl.multiply)
-    nisa.tensor_tensor(dst=low, data1=low, data2=high, op=nl.add)
-    nisa.tensor_tensor(
-        dst=dst[:, number, at : at + columns], data1=low, data2=inverse, op=nl.multiply
-    )
-
-
-def project_queries(s, c, t):
-    """Queries of token tile t; what is attended to takes their place, if it has their dtype."""
-    shape = (LANE, s["asked"], s["columns"])
-    c["q"] = nl.ndarray(shape, dtype=c["dtype"], name="q")
-    c["attended"] = c["q"]
-    if s["eight"]:
-        c["attended"] = nl.ndarray(shape, dtype=c["weight_dtype"], name="attended")
-    project_heads(s, c, t, "q", 0, c["q"], 0)
-
-
-def project_keys(s, c, t, layer, b):
-    """Keys of token tile t: kept in SBUF for attention, and stored with tokens in rows."""
-    start, _ = s["tiles"][t]
-    lanes = s["lanes"][t]
-    rows = nl.ndarray((LANE, len(lanes), s["width"]), dtype=c["dtype"], name="rows")
-    project_heads(s, c, t, "k", 1, c["keys"], start)
-    per = c["half"] // LANE
-    for i in range(len(lanes)):
-        at, count = lanes[i]
-        for first in range(0, s["heads"], per):
-            last = min(first + per, s["heads"])
-            bank = transpose_bank(c)
-            for head in range(first, last):
-                nisa.nc_transpose(
-                    dst=bank[0:count, (head - first) * LANE : (head - first + 1) * LANE],
-                    data=c["keys"][:, head, start + at : start + at + count],
-                )
-            nisa.tensor_copy(
-                dst=rows[0:count, i, first * LANE : last * LANE],
-                src=bank[0:count, 0 : (last - first) * LANE], engine=nisa.engine.scalar,
-            )  # fmt: skip
-    drain(s, c)
-    c["pending"] += [(t, c["k_to"], layer, b, rows)]
-
-
-def project_values(s, c, t, layer, b):
-    """Values of token tile t, tokens on partitions: beside their ones in SBUF, and stored."""
-    start, _ = s["tiles"][t]
-    own = [piece for piece in s["own"] if start <= piece[1] < start + s["tiles"][t][1]]
-    rows = nl.ndarray((LANE, len(own), s["width"]), dtype=c["dtype"], name="rows")
-    for first, count in s["split"]["v"]:
-        w = next_block(s, c, "v", count)
-        for i in range(len(own)):
-            at, n = own[i][1] - start, own[i][2]
-            bank = next_of(c, "bank")[0:n, 0 : count * LANE]
-            contract(s, bank, c["h"][:, :, at : at + n], w, s["across"])
-            nisa.tensor_scalar(
-                dst=rows[0:n, i, first * LANE : (first + count) * LANE], data=bank,
-                op0=nl.multiply, operand0=c["scales"][0:n, 5:6], engine=nisa.engine.scalar,
-            )  # fmt: skip
-    for i in range(len(own)):
-        number, _, n = own[i]
-        nisa.tensor_copy(
-            dst=c["values"][0:n, number, :, 0:LANE],
-            src=rows[0:n, i].reshape((n, s["heads"], LANE)),
-        )
-    drain(s, c)
-    c["pending"] += [(t, c["v_to"], layer, b, rows)]
-
-
-def drain(s, c):
-    """Sends the keys and values that are pending on their way to HBM.
-
-    Nothing in the kernel reads them there, and their rows in SBUF are used once. They go when the
-    next projection is done, and so are ready by then: what is fetched after them need not wait.
-    """
-    for t, to, layer, b, rows in c["pending"]:
-        store(s, c, t, to, layer, b, rows)
-    c["pending"] = []
-
-
-def store(s, c, t, to, layer, b, rows):
-    """Sends the keys or values of token tile t to `to [L, B, N, cores * W]`, from `starts` on where
-    that is the ring.
-
-    Full lanes go together: a place known at run time may be any to whoever orders DMAs, so that
-    each of them waits for the one before.
-    """
-    start, columns = s["tiles"][t]
-    width = s["cores"] * s["width"]
-    plane = (layer * s["sessions"] + b) * (s["ring"] if s["ring"] > 0 else s["tokens"])
-    full = columns // LANE
-    parts = [(0, full, LANE)] if full > 0 else []
-    if columns % LANE > 0:
-        parts.append((full, 1, columns % LANE))
-    for lane, lanes, count in parts:
-        pattern = [[width, count], [LANE * width, lanes], [1, s["width"]]]
-        first = (plane + start + lane * LANE) * width + nl.program_id(0) * s["width"]
-        src = rows[0:count, lane : lane + lanes]
-        if s["ring"] == 0:
-            nisa.dma_copy(dst=to.ap(pattern=pattern, offset=first), src=src, name="store")
-        else:
-            for i in range(b * s["places"], (b + 1) * s["places"]):
-                place = to.ap(
-                    pattern=pattern, offset=first, scalar_offset=c["starts"][0:1, i : i + 1],
-                    indirect_dim=2,
-                )  # fmt: skip
-                nisa.dma_copy(dst=place, src=src, name="store")
 
 
 def add_to_residual(s, c, t, d, partial, gate):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nki_kernels.plan import LANE, Shapes
+from nki_kernels.plan import LANE, SECOND, Shapes
 
 EPSILON = 1e-6
 
@@ -23,14 +23,14 @@ def denoise_stack_ref(
              rope, rotation)  # fmt: skip
     (x, weights, k_buffer, v_buffer, bias, onehot, age_k, age_v, scales, modulation, rope,
      rotation) = (np.asarray(a).astype(np.float32) for a in given)  # fmt: skip
-    heads, tokens = shapes.heads * shapes.cores, shapes.tokens
+    heads, head, tokens = shapes.heads * shapes.cores, shapes.head, shapes.tokens
 
     def narrow(values):
         """As it is multiplied by a matrix."""
         eight = np.dtype(shapes.weight_dtype or np.float32)
         return values.astype(eight).astype(np.float32)
 
-    cos, sin = (table.T[:, None] for table in rope)  # [T, 1, 128]
+    cos, sin = (np.tile(table.T[:, None], shapes.parts) for table in rope)  # [T, 1, K]
     out, k_new, v_new = np.zeros_like(x), [], []
     for b in range(shapes.sessions):
         y = x[b].transpose(2, 1, 0).reshape(tokens, shapes.dim)  # [T, D]
@@ -45,28 +45,32 @@ def denoise_stack_ref(
                 return np.concatenate(cores, axis=0 if kind in ("out", "down") else 1)
 
             def turned(values, column, layer=layer):
-                raw = values.reshape(tokens, -1, LANE) * scales[layer, :, column + 3]
-                learned = scales[layer, :, column] / scales[layer, :, column + 3]
-                values = normed(raw) * learned
-                return values * cos + (values @ rotation) * sin
+                own = scales[layer, :, column::SECOND][:, : shapes.parts].T.ravel()
+                of_matrix = scales[layer, 0, column + 3]
+                raw = values.reshape(tokens, -1, head) * of_matrix
+                values = normed(raw) * own / of_matrix
+                if shapes.parts == 1:
+                    return values * cos + (values @ rotation) * sin
+                low, high = np.split(values, 2, axis=-1)
+                return values * cos + np.concatenate([-high, low], axis=-1) * sin
 
             h = narrow(normed(y) * scale_a + shift_a)
             q, k = turned(h @ matrix("q"), 0), turned(h @ matrix("k"), 1)
-            v = (h @ matrix("v") * scales[layer, 0, 5]).reshape(tokens, heads, LANE)
+            v = (h @ matrix("v") * scales[layer, 0, 5]).reshape(tokens, heads, head)
             k_new.append(k)
             v_new.append(v)
             keys, values, logit_bias = [k], [v], [np.zeros(tokens, np.float32)]
             for j, piece in enumerate(shapes.buffer_pieces):
                 rows = piece.start + piece.step * np.arange(piece.count)
-                added_k = added_v = np.zeros(heads * LANE, np.float32)
+                added_k = added_v = np.zeros(heads * head, np.float32)
                 if piece.slot >= 0:
                     chosen = onehot[b, :, piece.slot, 0]
                     added_k, added_v = chosen @ age_k[layer], chosen @ age_v[layer]
-                keys.append((k_buffer[layer, b, rows] + added_k).reshape(-1, heads, LANE))
-                values.append((v_buffer[layer, b, rows] + added_v).reshape(-1, heads, LANE))
+                keys.append((k_buffer[layer, b, rows] + added_k).reshape(-1, heads, head))
+                values.append((v_buffer[layer, b, rows] + added_v).reshape(-1, heads, head))
                 logit_bias.append(bias[b, : piece.count, j])
-            q = q.reshape(tokens, heads, shapes.per_kv, LANE)
-            logits = np.einsum("thgk,nhk->hgtn", q, np.concatenate(keys)) * LANE**-0.5
+            q = q.reshape(tokens, heads, shapes.per_kv, head)
+            logits = np.einsum("thgk,nhk->hgtn", q, np.concatenate(keys)) * head**-0.5
             logits += np.concatenate(logit_bias) + scales[layer, 0, 2]
             share = np.exp(logits - logits.max(-1, keepdims=True))
             share /= share.sum(-1, keepdims=True)
@@ -76,7 +80,7 @@ def denoise_stack_ref(
             gelu = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
             y = y + gate_m * (narrow(gelu) @ matrix("down"))
         out[b] = y.reshape(tokens, -1, LANE).transpose(2, 1, 0)
-    shape = (shapes.sessions, shapes.layers, tokens, heads * LANE)
+    shape = (shapes.sessions, shapes.layers, tokens, heads * head)
     k_new, v_new = (np.stack(a).reshape(shape).swapaxes(0, 1) for a in (k_new, v_new))
     return out, k_new, v_new
 

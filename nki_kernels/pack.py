@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +42,12 @@ def packed(weights: StackWeights, cores: int = 1) -> PackedWeights:
 
     Raises NotImplementedError for what the kernel cannot do.
     """
-    layers, ages, heads, _ = weights.age_k.shape
+    layers, ages, heads, head_dim = weights.age_k.shape
     dim, mlp = weights.up.shape[1:]
     dtype = weights.age_k.dtype.name
     stack = StackShape(
-        1, LANE, dim, layers, heads, LANE, mlp, 0, 0, ages, 1, dtype, weight_dtype_of(weights),
-        per_kv=per_kv_of(weights),
+        1, LANE, dim, layers, heads, head_dim, mlp, 0, 0, ages, 1, dtype,
+        weight_dtype_of(weights), per_kv=per_kv_of(weights),
     )  # fmt: skip
     shapes = share(stack, cores=cores)
     matrices = pack_weights(weights, shapes)
@@ -144,7 +145,7 @@ def pack_call(
     layers, sessions = shapes.layers, shapes.sessions
     heads = shapes.heads * shapes.cores  # two cores that act as one see the heads of both
     own = slice(rank * heads, (rank + 1) * heads)
-    across, width = shapes.dim // LANE, heads * LANE
+    across, width = shapes.dim // LANE, shapes.cores * shapes.width
 
     def rows(buffer: Array) -> Array:
         return _share(buffer, 3, own).reshape(layers, sessions, shapes.keys, width).astype(dtype)
@@ -167,12 +168,17 @@ def pack_call(
         gates = jnp.stack([same, same, of_results[3], same, same, of_results[5]], axis=1)
         mod = mod * gates[:, None, :, None]
     mod = mod.reshape(layers, -1, 6, across, LANE).transpose(0, 1, 4, 2, 3)
-    shift = jnp.broadcast_to(-logit_shift(weights)[:, None], weights.q_scale.shape)
-    learned = (scale.astype(jnp.float32) for scale in (weights.q_scale, weights.k_scale))
-    raw = [jnp.broadcast_to(of_results[i][:, None], shift.shape) for i in (0, 1, 2, 4)]
-    learned = [scale * of for scale, of in zip(learned, raw, strict=False)]
-    scales = jnp.stack([*learned, shift, *raw], axis=-1)
-    turns = [jnp.concatenate([t, t], axis=1).T.astype(dtype) for t in (rope.cos, rope.sin)]
+    whole = (layers, LANE)
+    shift = jnp.broadcast_to(-logit_shift(weights)[:, None], whole)
+    raw = [jnp.broadcast_to(of_results[i][:, None], whole) for i in (0, 1, 2, 4)]
+    learned = [
+        scale.astype(jnp.float32).reshape(layers, -1, LANE) * of[:, None]
+        for scale, of in zip((weights.q_scale, weights.k_scale), raw, strict=False)
+    ]
+    first, *second = ([scale[:, part] for scale in learned] for part in range(shapes.parts))
+    scales = jnp.stack([*first, shift, *raw, *chain(*second)], axis=-1)
+    turns = [t.T.astype(dtype) for t in (rope.cos, rope.sin)]  # of half a head
+    turns = [jnp.tile(t, (LANE // len(t), 1)) for t in turns]
     return (
         features_first(x),
         rows(kv.k),
@@ -201,7 +207,7 @@ def logit_shift(weights: AnyWeights) -> Array:
         for scale in (weights.q_scale, weights.k_scale)
     )
     age = jnp.max(jnp.linalg.norm(weights.age_k.astype(jnp.float32), axis=-1), axis=(1, 2))
-    return jnp.maximum(q * (LANE**0.5 * k + age) - SAFE_LOGIT, 0.0)
+    return jnp.maximum(q * (weights.q_scale.shape[-1] ** 0.5 * k + age) - SAFE_LOGIT, 0.0)
 
 
 def features_first(x: Array) -> Array:
@@ -218,7 +224,7 @@ def tokens_first(x: Array) -> Array:
 
 
 def rotation() -> np.ndarray:
-    """The stationary matrix that takes a head's (low, high) halves to (-high, low)."""
+    """The stationary matrix that takes the (low, high) halves of a head of 128 to (-high, low)."""
     half = LANE // 2
     matrix = np.zeros((LANE, LANE), np.float32)
     matrix[half + np.arange(half), np.arange(half)] = -1

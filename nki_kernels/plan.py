@@ -7,11 +7,12 @@ from functools import cached_property
 
 from lsd_jax.hw.stack import StackShape
 
-LANE = 128  # partitions, the contraction of one matmul, and the width of a head
+LANE = 128  # partitions, and the contraction of one matmul
 TOKENS = 512  # columns of one matmul, one PSUM bank of float32
 KINDS = ("k", "v", "q", "out", "up", "down")
 SMALLEST_BLOCK = 4096  # bytes a partition, which keep DMA efficient
 FP8 = "float8_e4m3"
+SECOND = 7  # columns of the scales from a head's first part to its second
 
 
 class TooLarge(NotImplementedError):
@@ -50,11 +51,22 @@ class Shapes:
     ring: int = 0  # keys of the buffer that the frame's go into; 0: they are given back
     places: int = 1  # of the ring that they are written to
     per_kv: int = 1  # query heads to each head of keys and values
+    parts: int = 1  # of 128 features, that a head is: 1 or 2
 
     @property
     def asked(self) -> int:
         """Query heads; those of one head of keys and values are neighbours."""
         return self.per_kv * self.heads
+
+    @property
+    def head(self) -> int:
+        """Features of a head."""
+        return self.parts * LANE
+
+    @property
+    def width(self) -> int:
+        """Features of a rank's keys, and of its values."""
+        return self.heads * self.head
 
     @property
     def weight_itemsize(self) -> int:
@@ -63,10 +75,10 @@ class Shapes:
 
     def check(self, head_dim: int) -> None:
         """Raises NotImplementedError, naming the nearest size that works, or TooLarge."""
-        if head_dim != LANE:
+        if head_dim not in (LANE, 2 * LANE):
             raise NotImplementedError(
                 f"head_dim={head_dim}: the NKI kernel takes heads of {LANE}, as wide as the tensor "
-                f"engine; set model.head_width={LANE}"
+                f"engine, and of {2 * LANE}; set model.head_width to one of them"
             )
         for name in ("dim", "mlp"):
             size = getattr(self, name)
@@ -77,8 +89,8 @@ class Shapes:
                 )
         if self.ages > LANE:
             raise NotImplementedError(f"window={self.ages - 1}: at most {LANE - 1} works")
-        if self.heads * self.slots > TOKENS:
-            raise TooLarge(f"{self.heads * self.slots} head-slot pairs; at most {TOKENS} work")
+        if (pairs := self.heads * self.slots) > (most := TOKENS // self.parts):
+            raise TooLarge(f"{pairs} head-slot pairs; at most {most} work")
         if self.heads < 1:
             raise NotImplementedError("a rank needs at least one head; use fewer ranks")
 
@@ -86,7 +98,7 @@ class Shapes:
     def stack(self) -> StackShape:
         """One rank's share of the seam."""
         return StackShape(
-            self.sessions, self.tokens, self.dim, self.layers, self.heads, LANE, self.mlp,
+            self.sessions, self.tokens, self.dim, self.layers, self.heads, self.head, self.mlp,
             self.ageless, self.slots, self.ages, 1, "bfloat16" if self.itemsize == 2 else "float32",
             self.weight_dtype, per_kv=self.per_kv,
         )  # fmt: skip
@@ -96,7 +108,7 @@ class Shapes:
         """Contraction of each kind of matrix, in lanes."""
         across = self.dim // LANE
         return {
-            "k": across, "v": across, "q": across, "out": self.asked, "up": across,
+            "k": across, "v": across, "q": across, "out": self.asked * self.parts, "up": across,
             "down": self.mlp // LANE,
         }  # fmt: skip
 
@@ -104,7 +116,8 @@ class Shapes:
     def outputs(self) -> dict[str, int]:
         """Output tiles (of 128) of each kind of matrix."""
         return {
-            "k": self.heads, "v": self.heads, "q": self.asked, "out": self.dim // LANE,
+            "k": self.heads * self.parts, "v": self.heads * self.parts,
+            "q": self.asked * self.parts, "out": self.dim // LANE,
             "up": self.mlp // LANE, "down": self.dim // LANE,
         }  # fmt: skip
 
@@ -222,28 +235,29 @@ class Shapes:
         """Bytes of a partition at the fullest moment, an upper bound; see `denoise_stack.tiles`."""
         size, eight, across = self.itemsize, self.weight_itemsize, self.dim // LANE
         columns = min(TOKENS, self.tokens)
-        width = self.heads * LANE
+        width, asked = self.width, self.asked * self.head
         lanes = sum(len(self.lanes(*tile)) for tile in self.token_tiles)
-        with_ones = self.heads * (LANE + 1)
+        with_ones = width + self.heads
         always = (
             4 * across * self.tokens  # residual
-            + size * self.heads * self.tokens  # keys
+            + size * width // LANE * self.tokens  # keys
             + size * lanes * with_ones  # values
             + eight * blocks * self.block
             + size * 2 * pieces * width  # pieces of the buffer as they come
             + size * 2 * self.tokens  # cosines, sines
             + size * (2 + pieces + 1) * width  # age tables, and rows of them
-            + 4 * (6 * across + self.heads * self.slots + 2 * (self.keys // LANE + self.slots + 1))
+            + 4
+            * (6 * across + width // LANE * self.slots + 2 * (self.keys // LANE + self.slots + 1))
             + size * (self.slots + 6) * LANE
             + 1024  # scales and the like
         )
         h = eight * across * columns  # normalised input
-        temporaries = (8 * size + 8 * 4) * columns
+        temporaries = (8 * self.parts * size + 8 * 4) * columns
         rows = 4 * size * width  # keys or values with tokens in rows
-        queries = size * self.asked * columns
+        queries = size * asked // LANE * columns
         attention = (
             2 * size * pieces * (width + with_ones)
-            + 4 * 4 * self.asked * (LANE + 2)  # results and their sums
+            + 4 * 4 * (asked + 2 * self.asked)  # results and their sums
             + 4 * size * columns  # weights of one piece
         )
         hidden = eight * (self.mlp // LANE) * columns
@@ -251,7 +265,7 @@ class Shapes:
         # and the other core's, and 128 features of both
         shares += (size * across + 2 * 4) * columns * (self.cores > 1)
         if self.weight_dtype:  # queries in eight bits after attention
-            queries += eight * self.asked * columns
+            queries += eight * asked // LANE * columns
         phases = (
             temporaries + h + 2 * rows, temporaries + h + queries + rows, queries + attention,
             queries + shares, temporaries + h, h + hidden, hidden + shares,

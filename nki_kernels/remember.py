@@ -84,9 +84,9 @@ def body(
     """The layers over a finished frame, and its keys and values in the ring.
 
     Dimensions: L layers, B sessions, T tokens of a frame, P pinned keys, N keys of the whole
-        buffer, A ages, J pieces of up to 128 pinned keys, D1 = features / 128, W = 128 * heads of
-        one core; places: 1, or 2 where there are sinks; cores: 2 where two act as one (LNC), else
-        1; C is the compute dtype.
+        buffer, A ages, J pieces of up to 128 pinned keys, D1 = features / 128, W = all features of
+        the heads of one core; places: 1, or 2 where there are sinks; cores: 2 where two act as
+        one (LNC), else 1; C is the compute dtype.
 
     Args (all @ HBM):
         s: `constants` of the shapes.
@@ -96,13 +96,13 @@ def body(
         bias: [B, 128, J] float32, added to the logits of each key of each piece.
         onehot: [B, A, 1, 128] C, not read, for a pinned key has no age.
         age_k, age_v: [L, A, cores * W] C, not read either.
-        scales: [L, 128, 7] float32, learned scales of queries and keys, times those of their
+        scales: [L, 128, 7 or 9] float32, learned scales of queries and keys, times those of their
             matrices; what is added to all logits of the layer; scales of the matrices of q, k,
-            v and up, 1 where they have none.
+            v and up, 1 where they have none; of heads of two parts the second's learned scales.
         modulation: [L, B or 1, 128, 6, D1] float32: shift, 1 + scale, gate, twice; gates times
             the scales of the matrices in front of them.
-        rope: [2, 128, T] C, cosines and sines, each half of the head alike.
-        rotation: [128, 128] C, stationary of `(low, high) -> (-high, low)`.
+        rope: [2, 128, T] C, cosines and sines, each half of a head alike, or one part.
+        rotation: [128, 128] C, stationary of `(low, high) -> (-high, low)` in one part.
         k_ring, v_ring: [L, B, N, cores * W] C, the KV buffer; written and given back.
         starts: [1, B * places] int32, the key from which on a session's frame is written.
 

@@ -44,7 +44,7 @@ class DoesNotFit(NotImplementedError):
     @cached_property
     def most_slots(self) -> int:
         """The most frame slots that as many heads as a rank has may have."""
-        return TOKENS // -(-self.stack.heads // self.ranks)
+        return TOKENS * LANE // (self.stack.head_dim * -(-self.stack.heads // self.ranks))
 
     @property
     def remedy(self) -> str:
@@ -112,6 +112,7 @@ def shapes_of_rank(stack: StackShape, ranks: int, cores: int, limits: dict[str, 
         ring=stack.places * stack.tokens,
         places=max(stack.places, 1),
         per_kv=stack.per_kv,
+        parts=max(1, stack.head_dim // LANE),
         **limits,
     )
     shapes.check(stack.head_dim)

@@ -14,18 +14,20 @@ EPSILON = 1e-6  # of the RMS norms, as lsd_jax.layers has it
 
 def tiles(s, dtype, weight_dtype):
     """All tiles that live as long as the kernel; `plan.Shapes.sbuf_needed` adds up their bytes."""
-    tokens, heads, across = s["tokens"], s["heads"], s["across"]
+    tokens, heads, parts, across = s["tokens"], s["heads"], s["parts"], s["across"]
     c = {
         "dtype": dtype, "weight_dtype": weight_dtype, "taken": 0, "issued": 0,
         "x": nl.ndarray((LANE, across, tokens), dtype=nl.float32, name="x"),
-        "keys": nl.ndarray((LANE, heads, tokens), dtype=dtype, name="keys"),
-        "values": nl.ndarray((LANE, len(s["own"]), heads, LANE + 1), dtype=dtype, name="values"),
+        "keys": nl.ndarray((LANE, heads * parts, tokens), dtype=dtype, name="keys"),
+        "values": nl.ndarray(
+            (LANE, len(s["own"]), heads, s["head"] + 1), dtype=dtype, name="values"
+        ),
         "cos": nl.ndarray((LANE, tokens), dtype=dtype, name="cos"),
         "sin": nl.ndarray((LANE, tokens), dtype=dtype, name="sin"),
         "rotation": nl.ndarray((LANE, LANE), dtype=dtype, name="rotation"),
         "ones": nl.ndarray((LANE, LANE), dtype=dtype, name="ones"),
         "modulation": nl.ndarray((LANE, 6, across), dtype=nl.float32, name="modulation"),
-        "scales": nl.ndarray((LANE, 7), dtype=nl.float32, name="scales"),
+        "scales": nl.ndarray((LANE, 5 + 2 * parts), dtype=nl.float32, name="scales"),
     }  # fmt: skip
     if len(s["buffer"]) > 0:
         for name in ("bias", "shifted_bias"):
@@ -38,7 +40,7 @@ def tiles(s, dtype, weight_dtype):
         c["onehot"] = nl.ndarray((ages, slots, LANE), dtype=dtype, name="onehot")
         c["age_k"] = nl.ndarray((ages, width), dtype=dtype, name="age_k")
         c["age_v"] = nl.ndarray((ages, width), dtype=dtype, name="age_v")
-        c["key_ages"] = nl.ndarray((LANE, heads, slots), dtype=nl.float32, name="key_ages")
+        c["key_ages"] = nl.ndarray((LANE, heads * parts, slots), dtype=nl.float32, name="key_ages")
         make_ring(c, "value_age", s["pieces"] + 1, (LANE, width), dtype)
     make_ring(c, "block", s["blocks"], (LANE, s["block"]), weight_dtype)
     make_ring(c, "square", 4, (LANE, LANE), dtype)
@@ -49,7 +51,7 @@ def tiles(s, dtype, weight_dtype):
 def make_temporaries(s, c):
     """Tiles for a norm or a projection; made anew, so that attention has their room."""
     shape = (LANE, s["columns"])
-    make_ring(c, "narrow", 8, shape, c["dtype"])
+    make_ring(c, "narrow", 8 * s["parts"], shape, c["dtype"])
     make_ring(c, "wide", 4, shape, nl.float32)
     make_ring(c, "norm", 4, shape, nl.float32)  # outlive the turns of "wide"
 

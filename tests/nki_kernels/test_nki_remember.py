@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_nki_stack import BASE_LAYER, SHARED, SMALLER, TRN2, errors, model_call
+from test_nki_stack import BASE_LAYER, SHARED, SMALLER, TRN2, WIDE, errors, model_call
 
 from lsd_jax import ring
 from lsd_jax.ops import dispatch
@@ -50,6 +50,7 @@ def remembered(backend, config, call):
         (SINKS, [[0, -1, 2, 1, 3], [0, 0, -1, 1, -1]]),  # a free sink, and none
         (ODD, [[1, 2, -1]]),
         (SHARED, [[3, 1, 2]]),
+        (WIDE, [[3, 1, 2]]),
     ],
 )
 def test_the_ring_is_what_xla_makes_it(config, ages):
@@ -93,14 +94,17 @@ def test_what_cannot_be_written_in_place_is_left_to_xla(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("layers", "cores", "per_kv"), [(1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2)]
+    ("layers", "cores", "per_kv", "head"),
+    [(1, 1, 1, 128), (2, 1, 1, 128), (2, 2, 1, 128), (2, 2, 2, 128), (2, 2, 1, 256)],
 )
-def test_equals_its_own_reference(layers, cores, per_kv):
+def test_equals_its_own_reference(layers, cores, per_kv, head):
     """Two cores that act as one write their heads' columns of the same rows."""
-    config = dataclasses.replace(SINKS, layers=layers, heads=2 * per_kv, kv_heads=2, head_width=128)
+    config = dataclasses.replace(
+        SINKS, layers=layers, heads=2 * per_kv, kv_heads=2, head_width=head
+    )
     shapes = bench.shapes_of(config, TRN2, cores, cores, commit=True)
     shapes = dataclasses.replace(shapes, itemsize=4, sessions=2)
-    ring_shape = (layers, 2, config.keys, cores * shapes.heads * 128)
+    ring_shape = (layers, 2, config.keys, cores * shapes.width)
     ring = np.random.default_rng(1).standard_normal(ring_shape, np.float32)
     starts = np.int32([[config.keys - 64, 96, 64, 64]])  # one session has a sink free
     given = [*alone.arguments(shapes), ring, -ring, starts]

@@ -88,7 +88,7 @@ def simulated(call, **limits):
     shapes = pack.shapes_of(call[0], call[1], call[2], **limits)
     done = sim.run(make_kernel(shapes), kernel_arguments(call, shapes))
     x, k, v = done.outputs[0]
-    heads = (shapes.layers, shapes.sessions, shapes.tokens, shapes.heads, 128)
+    heads = (shapes.layers, shapes.sessions, shapes.tokens, shapes.heads, shapes.head)
     return (pack.tokens_first(jnp.asarray(x)), k.reshape(heads), v.reshape(heads)), done, shapes
 
 
@@ -105,6 +105,7 @@ def errors(ours, theirs):
 
 TINY = load("tiny").model
 SMALLER = dataclasses.replace(TINY, layers=2, mlp=512)
+WIDE = dataclasses.replace(SMALLER, dim=384, heads=3, head_width=256)  # two parts each
 SHARED = dataclasses.replace(SMALLER, heads=6, kv_heads=2, head_width=128)
 
 
@@ -121,6 +122,12 @@ SHARED = dataclasses.replace(SMALLER, heads=6, kv_heads=2, head_width=128)
             [[1, 2, -1]],
         ),  # 552 tokens
         (SHARED, [[3, -1, 2]]),
+        (WIDE, [[3, -1, 2]]),
+        (dataclasses.replace(WIDE, heads=4, kv_heads=2, sinks=1), [[0, -1, 2, 1], [0, 3, -1, -1]]),
+        (
+            dataclasses.replace(WIDE, height=384, width=368, layers=1, memory=0, heads=1),
+            [[1, 2, -1]],
+        ),
     ],
 )
 def test_equals_the_seam_in_float32(config, ages):
@@ -186,8 +193,9 @@ def test_one_layer_of_base_is_within_tolerance_and_quick():
     assert used <= shapes.sbuf_needed(*shapes.buffering) <= shapes.sbuf_bytes
 
 
-def test_equals_its_own_reference():
-    call = model_call(dataclasses.replace(SMALLER, sinks=1), [[0, 3, -1, 1]])
+@pytest.mark.parametrize("config", [SMALLER, WIDE])
+def test_equals_its_own_reference(config):
+    call = model_call(dataclasses.replace(config, sinks=1), [[0, 3, -1, 1]])
     shapes = pack.shapes_of(call[0], call[1], call[2])
     arguments = kernel_arguments(call, shapes)
     ours = sim.run(make_kernel(shapes), arguments).outputs[0]
@@ -195,9 +203,10 @@ def test_equals_its_own_reference():
         assert errors(a, b)[1] < 2e-6
 
 
-def test_large_scales_do_not_overflow():
+@pytest.mark.parametrize("config", [SMALLER, WIDE])
+def test_large_scales_do_not_overflow(config):
     """Scales of 3 and keys that equal their queries: logits reach 101.8, and exp takes 88.7."""
-    x, weights, kv, *rest = model_call(SMALLER, [[1, -1, 2]])
+    x, weights, kv, *rest = model_call(config, [[1, -1, 2]])
     weights = dataclasses.replace(
         weights,
         qkv=weights.qkv.at[:, :, 1].set(weights.qkv[:, :, 0]),
@@ -205,7 +214,7 @@ def test_large_scales_do_not_overflow():
         k_scale=jnp.full_like(weights.k_scale, 3.0),
     )
     call = (x, weights, kv, *rest)
-    assert np.all(pack.logit_shift(weights) > 9 * 128**0.5 - 66)
+    assert np.all(pack.logit_shift(weights) > 9 * config.head_dim**0.5 - 66)
     ours, _, shapes = simulated(call)
     reference = denoise_stack_ref(shapes, *kernel_arguments(call, shapes))
     assert errors(pack.tokens_first(jnp.asarray(reference[0])), ours[0])[1] < 2e-5
@@ -258,7 +267,7 @@ def in_eight_bits(call, dtype="float32"):
 
 
 @pytest.mark.parametrize(
-    "config", [dataclasses.replace(SMALLER, dim=384, heads=5, head_width=128), SHARED]
+    "config", [dataclasses.replace(SMALLER, dim=384, heads=5, head_width=128), SHARED, WIDE]
 )
 def test_weights_in_eight_bits(config):
     """Two lanes at a time, an odd one (of five heads) alone; rounded where the seam rounds."""
@@ -277,8 +286,10 @@ def test_weights_in_eight_bits(config):
 
 
 @pytest.mark.parametrize("together", [dict(ranks=2), dict(cores=2)])
-def test_ranks_share_weights_in_eight_bits(together):
-    call = in_eight_bits(model_call(UNEVEN, [[1, -1, 2]]))
+@pytest.mark.parametrize("head", [128, 256])
+def test_ranks_share_weights_in_eight_bits(head, together):
+    config = dataclasses.replace(UNEVEN, head_width=head)
+    call = in_eight_bits(model_call(config, [[1, -1, 2]]))
     shapes = pack.shapes_of(call[0], call[1], call[2], **together)
     if shapes.cores > 1:
         done = sim.run(make_kernel(shapes)[2], kernel_arguments(call, shapes))
@@ -303,8 +314,9 @@ def test_eight_bits_are_faster_on_a_tensor_engine_that_pairs_them():
 UNEVEN = dataclasses.replace(SMALLER, heads=3, head_width=128, mlp=640, layers=1)
 
 
-def test_ranks_share_heads_and_mlp_evenly_or_not():
-    call = model_call(UNEVEN, [[1, -1, 2]])
+@pytest.mark.parametrize("head", [128, 256])
+def test_ranks_share_heads_and_mlp_evenly_or_not(head):
+    call = model_call(dataclasses.replace(UNEVEN, head_width=head), [[1, -1, 2]])
     shapes = pack.shapes_of(call[0], call[1], call[2], ranks=2)
     assert (shapes.heads, shapes.mlp) == (2, 384)
     arguments = [kernel_arguments(call, shapes, rank) for rank in range(2)]
@@ -314,12 +326,13 @@ def test_ranks_share_heads_and_mlp_evenly_or_not():
     assert times[0] == pytest.approx(times[1], rel=1e-3)
 
 
-def test_two_cores_act_as_one():
-    call = model_call(UNEVEN, [[1, -1, 2]])
+@pytest.mark.parametrize("head", [128, 256])
+def test_two_cores_act_as_one(head):
+    call = model_call(dataclasses.replace(UNEVEN, head_width=head), [[1, -1, 2]])
     shapes = pack.shapes_of(call[0], call[1], call[2], cores=2)
     done = sim.run(make_kernel(shapes)[2], kernel_arguments(call, shapes))
     x, k, v = done.outputs[0]
-    halves = [(x, k[..., h : h + 256], v[..., h : h + 256]) for h in (0, 256)]
+    halves = [(x, a, b) for a, b in zip(*(np.split(y, 2, axis=-1) for y in (k, v)), strict=True)]
     assert_shares(halves, call, shapes)
     assert len(done.traces) == 2
 
@@ -328,7 +341,7 @@ def assert_shares(outputs, call, shapes):
     x, *theirs = seam(*call)
     for out in outputs:
         assert errors(pack.tokens_first(jnp.asarray(out[0])), x)[1] < 2e-6
-    heads = (shapes.layers, shapes.sessions, shapes.tokens, shapes.heads, 128)
+    heads = (shapes.layers, shapes.sessions, shapes.tokens, shapes.heads, shapes.head)
     for i, truth in enumerate(theirs):
         ours = np.concatenate([out[i + 1].reshape(heads) for out in outputs], axis=3)
         assert errors(ours[:, :, :, : truth.shape[3]], truth)[1] < 2e-6
@@ -343,7 +356,7 @@ def sizes(**changed):
 @pytest.mark.parametrize(
     ("shapes", "head_dim", "message"),
     [
-        (sizes(), 64, "head_dim=64.*set model.head_width=128"),
+        (sizes(), 64, "head_dim=64.*heads of 128, .* and of 256; set model.head_width"),
         (sizes(dim=320), 128, "dim=320 is no multiple of 128; the nearest that works is 256"),
         (sizes(mlp=500), 128, "mlp=500 .*nearest that works is 512"),
         (sizes(ages=129), 128, "window=128: at most 127"),
