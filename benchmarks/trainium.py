@@ -25,7 +25,7 @@ FRAMES = (
     ("base", "trn2", ("nki", 1, 1)),
     ("base", "trn2", ("nki-lnc2", 2, 2)),
     ("base", "trn2", ("nki", 2, 1)),
-    ("base", "trn2", ("nki", 8, 1)),
+    ("base", "trn2", ("nki", 4, 1)),
     ("lucy_1080p", "trn2", ("nki", 16, 1)),
     ("lucy_1080p", "trn3", ("nki", 16, 1)),
 )
