@@ -1,7 +1,7 @@
 """What one launch for a frame could save on a TPU: what each launch of the megakernel pays once.
 
     python -m benchmarks.one_launch --chip v6e --config reference
-    python -m benchmarks.one_launch --chip v6e --config base_v6e --layers 1
+    python -m benchmarks.one_launch --chip v6e --config base --layers 1
 
 A frame launches the megakernel for each pass, and for what it remembers. Of both, n whole layers
 and 2n are compiled, in the tiles of the whole stack: twice n less 2n is what joining two launches

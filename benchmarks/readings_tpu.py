@@ -43,8 +43,9 @@ from pallas_kernels.tpu.planner import (
 from pallas_kernels.tpu.schedule import program
 
 CASE = "pallas_kernels.tpu.cases:planned"
-LARGE = (("lucy_v6e", 8), ("lucy_1080p", 8), ("base", 1))
-"""Of these configs a layer, as one of so many chips has it."""
+NARROW = ["model.heads=10", "model.head_width=128", "model.mlp=5120"]
+LARGE = (("lucy_v6e", [], 8), ("lucy_1080p", [], 8), ("base", NARROW, 1))
+"""Of these configs, so set, a layer as one of so many chips has it: two with heads of 128."""
 LONGEST = 120_000  # modelled cycles of a stack: beyond that a profile takes minutes
 WORSE = 1.5  # than the planner's, at most, where tiles are drawn
 KEPT = ("start", "copy_latency", "copy_rate")  # of the first copies alone: read off, not fitted
@@ -121,8 +122,9 @@ def compiled(chip: Chip, count: int | None, seed: int, log: Path) -> list[dict]:
 
 def large(number: int, chip: Chip) -> Plan:
     """A layer of one of `LARGE`, in the tiles of all layers."""
-    name, share_of = LARGE[number]
-    plan = choose_for(streamed_stack(configs.load(name)), chip, share_of).plan
+    name, settings, share_of = LARGE[number]
+    config = configs.override(configs.load(name), settings)
+    plan = choose_for(streamed_stack(config), chip, share_of).plan
     return replace(plan, shape=replace(plan.shape, layers=1), chips=1)
 
 

@@ -20,6 +20,7 @@ from pallas_kernels.tpu.planner import choose, choose_cycles
 
 V6E, TRN2 = chips.load("v6e"), chips.load("trn2")
 REFERENCE = configs.load("reference")
+TEN_HEADS = ["model.heads=10", "model.head_width=128", "model.mlp=5120"]  # of `base`: as many bytes
 
 
 @pytest.mark.parametrize("weights", ["", "int8", "float8_e4m3"])
@@ -66,11 +67,11 @@ def test_both_cores_of_a_v5p_are_one_device_of_one_stream():
     config = configs.load("reference")
     assert capacity.share_counts(config, v5p, 1) == [1, 2]
     assert capacity.share_counts(config, v5p, 2) == [1, 2, 4]
-    base = configs.load("base")  # whose ten heads five devices share, by one core of each
-    assert capacity.share_counts(base, v5p, 5) == [1, 2, 4, 10]
-    assert plan_frame(base, v5p, 10).ms < plan_frame(base, v5p, 4).ms < plan_frame(base, v5p).ms
+    ten = configs.override(configs.load("base"), TEN_HEADS)  # five devices, by one core of each
+    assert capacity.share_counts(ten, v5p, 5) == [1, 2, 4, 10]
+    assert plan_frame(ten, v5p, 10).ms < plan_frame(ten, v5p, 4).ms < plan_frame(ten, v5p).ms
     with pytest.raises(ValueError, match="3 cores are no whole devices of 2 each"):
-        plan_frame(base, v5p, 3)
+        plan_frame(ten, v5p, 3)
     assert capacity.share_counts(config, chips.load("tpu7x"), 2) == [1, 2, 4]
     shape = stack_of(config.model, "bfloat16")
     alone, both = choose(shape, "v5p").total.cycles, choose(shape, "v5p", cores=2).total.cycles
@@ -196,11 +197,11 @@ def test_fewer_heads_of_keys_are_proposed_and_want_training_anew():
     base = configs.load("base")
     whole = capacity.helpful(base, V6E, plan_frame(base, V6E), most=99)
     proposed = {change.what: change for change in whole}
-    shared = configs.override(base, ["model.kv_heads=5"])
-    assert proposed["kv_heads 10 to 5"].ms == pytest.approx(plan_frame(shared, V6E).ms)
-    assert proposed["kv_heads 10 to 5"].anew and not proposed["weights in int8"].anew
-    changes = capacity.helpful(base, V6E, plan_frame(base, V6E, ranks=10), most=99)
-    assert "kv_heads 10 to 5" not in [change.what for change in changes]  # ten cores have a head
+    shared = configs.override(base, ["model.kv_heads=2"])
+    assert proposed["kv_heads 4 to 2"].ms == pytest.approx(plan_frame(shared, V6E).ms)
+    assert proposed["kv_heads 4 to 2"].anew and not proposed["weights in int8"].anew
+    changes = capacity.helpful(base, V6E, plan_frame(base, V6E, ranks=4), most=99)
+    assert "kv_heads 4 to 2" not in [change.what for change in changes]  # each core has one head
     alone = configs.override(base, ["model.kv_heads=1"])
     assert not any(what.startswith("kv_heads") for what, _ in capacity.variations(alone, V6E))
 
@@ -275,7 +276,7 @@ def test_bad_input_is_refused_in_a_line(arguments, message, capsys):
 
 def test_query_heads_that_share_keys_leave_room_for_more_sessions():
     """And take less time; as many cores can share a stream as divide the heads of keys."""
-    whole = configs.load("base")
+    whole = configs.override(configs.load("base"), TEN_HEADS)
     shared = configs.override(whole, ["model.kv_heads=2"])
     kept = [held(config) for config in (whole, shared)]
     assert kept[0].state == 5 * kept[1].state and kept[1].weights < kept[0].weights
@@ -292,12 +293,14 @@ def test_query_heads_that_share_keys_leave_room_for_more_sessions():
 
 def test_heads_that_fill_the_matrix_units_of_a_chip_are_offered():
     base = configs.load("base")
-    offered = dict(capacity.variations(base, V6E))["heads of 256: 5 of them"]
+    narrow, v5e = configs.override(base, TEN_HEADS), chips.load("v5e")
+    offered = dict(capacity.variations(narrow, V6E))["heads of 256: 5 of them"]
     assert (offered.model.heads, offered.model.head_dim) == (5, 256)
-    now, then = plan_frame(base, V6E), plan_frame(offered, V6E)
+    now, then = plan_frame(narrow, V6E), plan_frame(offered, V6E)
     assert then.ms < 0.93 * now.ms
-    assert "heads of 256: 5 of them" in [c.what for c in capacity.helpful(base, V6E, now, most=0)]
-    assert not any("heads of" in what for what, _ in capacity.variations(base, chips.load("v5e")))
+    assert "heads of 256: 5 of them" in [c.what for c in capacity.helpful(narrow, V6E, now, most=0)]
+    for config, chip in ((narrow, v5e), (base, V6E)):
+        assert not any("heads of 256" in what for what, _ in capacity.variations(config, chip))
 
 
 def test_a_ring_that_the_kernel_writes_is_not_copied_by_xla():

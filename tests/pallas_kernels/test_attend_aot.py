@@ -103,14 +103,14 @@ def test_rows_of_many_heads_say_that_some_were_profiled(monkeypatch):
     rows = bench_attention.attention_rows(configs.load("base"), chip, "a:case")
     names = [row["impl"] for row in rows]
     assert names[:3] == ["pallas", "splash", "xla"] and names[5] == "xla, gradients"
-    assert asked[:2] == [(2, True), (10, False)] and rows[5]["note"] == "no room"
+    assert asked[:2] == [(1, True), (4, False)] and rows[5]["note"] == "no room"
     first, trained = rows[0], rows[3]
-    assert first["cycles"] == 150_000 and first["kinds"]["cycles"] == "modelled"
-    assert "2 of 10 heads" in first["note"] and first["temp_bytes"] == 7
+    assert first["cycles"] == 120_000 and first["kinds"]["cycles"] == "modelled"
+    assert "1 of 4 heads" in first["note"] and first["temp_bytes"] == 7
     assert first["us"] == pytest.approx(1e6 * 10**9 / chip["hbm_bandwidth"])  # bytes take longer
     assert trained["mxu_busy"] == pytest.approx(3 * first["mxu_busy"])
     assert names[6:] == ["xla, qkv", "xla, modulate and qkv"]
-    floor = 1024 * 1280 * 3 * 1280 / chip["macs_bf16"]
+    floor = 1024 * 1280 * 3 * 1024 / chip["macs_bf16"]
     assert rows[6]["mxu_busy"] == pytest.approx(floor / 100_000)
     few = bench_attention.attention_rows(configs.load("reference"), chip, "a:case")[0]
     assert few["kinds"] == {} and few["note"] is None and few["cycles"] == 30_000

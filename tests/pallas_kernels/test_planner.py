@@ -27,11 +27,12 @@ def shape_of(name):
 REFERENCE, BASE = shape_of("reference"), shape_of("base")
 
 
-SHARED = replace(BASE, heads=2, per_kv=5)
+NARROW = replace(BASE, heads=10, head_dim=128, mlp=5120)  # heads half as wide as a unit of 256
+SHARED = replace(NARROW, heads=2, per_kv=5)
 
 
 @pytest.mark.parametrize("chip", TPUS)
-@pytest.mark.parametrize("shape", [REFERENCE, BASE, SHARED], ids=["reference", "base", "shared"])
+@pytest.mark.parametrize("shape", [REFERENCE, BASE, NARROW, SHARED])
 def test_a_plan_fits_and_does_all_of_the_work(chip, shape):
     plan = choose(shape, chip).plan
     assert plan.vmem_bytes < chips.load(chip)["vmem_bytes"]
@@ -44,7 +45,7 @@ def test_a_plan_fits_and_does_all_of_the_work(chip, shape):
     assert whole.cycles > max(least_cycles(shape, on), traffic)
 
 
-@pytest.mark.parametrize("sessions", [1, 2, 4])
+@pytest.mark.parametrize("sessions", [1, 2, 3])
 @pytest.mark.parametrize("name", ["reference", "tiny", "base"])
 def test_a_plan_leaves_its_spare_below_what_the_compiler_may_give(name, sessions):
     shape = replace(shape_of(name), sessions=sessions)
@@ -65,21 +66,20 @@ def test_a_layer_that_does_not_fit_twice_is_cut_into_more_tiles():
 
 
 def test_queries_lie_along_the_lanes_where_a_head_leaves_half_of_a_matrix_unit_empty():
-    wide = replace(BASE, heads=5, head_dim=256)
-    ragged = replace(BASE, ageless=BASE.ageless + 16)  # keys that are no whole registers
+    ragged = replace(NARROW, ageless=NARROW.ageless + 16)  # keys that are no whole registers
     for chip, shape, turned in (
-        ("v6e", BASE, True),
-        ("tpu7x", BASE, True),
-        ("v6e", replace(BASE, weight_dtype="int8"), True),
-        ("v6e", wide, False),
+        ("v6e", NARROW, True),
+        ("tpu7x", NARROW, True),
+        ("v6e", replace(NARROW, weight_dtype="int8"), True),
+        ("v6e", BASE, False),
         ("v6e", ragged, False),
         ("v6e", REFERENCE, False),  # of 256 tokens: too few queries
-        ("v5e", BASE, False),
+        ("v5e", NARROW, False),
     ):
         chosen = choose(shape, chip)
         assert chosen.plan.turned is turned
         assert "along the lanes" in chosen.plan.describe() or not turned
-    straight, across = choose(ragged, "v6e").total, choose(BASE, "v6e").total
+    straight, across = choose(ragged, "v6e").total, choose(NARROW, "v6e").total
     assert across.cycles < 0.9 * straight.cycles
     assert across.macs / straight.macs == pytest.approx(1, rel=1e-2)
 
@@ -87,14 +87,14 @@ def test_queries_lie_along_the_lanes_where_a_head_leaves_half_of_a_matrix_unit_e
 def test_query_heads_that_share_keys_cost_less_everywhere_but_where_they_ask():
     """The same queries of a fifth of the keys and values: as many multiply-adds with these, fewer
     that make them, fewer bytes of them, and more sessions."""
-    whole, shared = choose(BASE, "v6e"), choose(SHARED, "v6e")
-    width, (chip, one) = BASE.heads * BASE.head_dim, (chips.load("v6e"), BASE.layers * BASE.rows)
-    made = 2 * one * BASE.dim * width
+    whole, shared = choose(NARROW, "v6e"), choose(SHARED, "v6e")
+    width, chip = NARROW.heads * NARROW.head_dim, chips.load("v6e")
+    made = 2 * NARROW.layers * NARROW.rows * NARROW.dim * width
     assert whole.total.macs - shared.total.macs == made - made // 5
-    kept = 2 * BASE.layers * BASE.itemsize * width * (BASE.dim + BASE.keys + BASE.rows)
+    kept = 2 * NARROW.layers * NARROW.itemsize * width * (NARROW.dim + NARROW.keys + NARROW.rows)
     assert whole.total.hbm_bytes - shared.total.hbm_bytes == kept - kept // 5
     assert shared.total.cycles < whole.total.cycles
-    many = [replace(shape, sessions=4) for shape in (BASE, SHARED)]
+    many = [replace(shape, sessions=4) for shape in (NARROW, SHARED)]
     cycles = [choose_for(shape, chip).total.cycles for shape in many]
     assert cycles[1] < cycles[0]
     with pytest.raises(NotImplementedError, match="kv_heads=2 cannot be shared by 4 chips"):

@@ -4,7 +4,7 @@ they were not."""
 import itertools
 import json
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,14 @@ def test_stacks_are_drawn_by_their_number_and_fit(chip):
     assert all(plan.vmem_bytes <= room for plan in drawn)
     cycles = [float(total(program(plan), plan, chip).compute_cycles) for plan in drawn]
     assert max(cycles) <= readings_tpu.WORSE * readings_tpu.LONGEST
+
+
+def test_the_large_layers_of_a_log_are_those_that_would_be_compiled_today():
+    """Whatever has become of the configs that they came from."""
+    for chip in (V5E, V6E):
+        rows = json.loads((LOGS / f"{chip.name}.json").read_text())["rows"]
+        for number in range(len(readings_tpu.LARGE)):
+            assert asdict(readings_tpu.large(number, chip).shape) == rows[number]["shape"]
 
 
 def test_keys_that_fill_no_whole_registers_are_not_drawn_for_a_v5e():
