@@ -1,10 +1,10 @@
-"""256x256, 53.1 M parameters, 1.865 ms a frame on trn2 (modelled),
+"""256x256, 53.1 M parameters, 1.864 ms a frame on trn2 (modelled),
 where `small` takes 1.993 on one core and 1.830 on four with 29.0 M. Trained for
 a hundred steps, no more (docs/plan.md).
 
 Found by
 
-    lsd search --chip trn2 --config small --fps 525 --set model.window=4 --set model.sinks=1
+    lsd search --chip trn2 --config small --fps 535 --set model.window=4 --set model.sinks=1
 """
 
 from lsd_jax.config import Config, ModelConfig, StreamConfig, TrainConfig
