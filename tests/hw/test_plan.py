@@ -20,7 +20,7 @@ from pallas_kernels.tpu.planner import choose, choose_cycles
 
 V6E, TRN2 = chips.load("v6e"), chips.load("trn2")
 REFERENCE = configs.load("reference")
-TEN_HEADS = ["model.heads=10", "model.head_width=128", "model.mlp=5120"]  # of `base`: as many bytes
+TEN_HEADS = ["model.heads=10", "model.head_width=128", "model.mlp=5120"]
 
 
 @pytest.mark.parametrize("weights", ["", "int8", "float8_e4m3"])

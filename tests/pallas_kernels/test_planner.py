@@ -84,6 +84,17 @@ def test_queries_lie_along_the_lanes_where_a_head_leaves_half_of_a_matrix_unit_e
     assert across.macs / straight.macs == pytest.approx(1, rel=1e-2)
 
 
+@pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e"])
+def test_base_is_planned_within_a_quarter_of_its_floor(chip):
+    """On a v6e for its heads of 256: with ten of 128 it is not."""
+
+    def over_floor(shape):
+        return choose(shape, chip).total.cycles / least_cycles(shape, chips.load(chip))
+
+    assert 1 < over_floor(BASE) < 1.25
+    assert (over_floor(NARROW) < 1.25) == (chip != "v6e")
+
+
 def test_query_heads_that_share_keys_cost_less_everywhere_but_where_they_ask():
     """The same queries of a fifth of the keys and values: as many multiply-adds with these, fewer
     that make them, fewer bytes of them, and more sessions."""
