@@ -36,9 +36,12 @@ def fastest(config: Config, chip: Chip, chips: int = 1) -> FramePlan:
         plan_frame(config, chip, ranks, rough=True) for ranks in share_counts(config, chip, chips)
     ]
     plans = [plan for plan in plans if plan.fits] or plans
-    surely = min(plan.range_ms[1] for plan in plans)
-    near = [exact(plan, config, chip) for plan in plans if plan.range_ms[0] <= surely]
-    return min(near, key=lambda plan: plan.ms)
+    first, *others = sorted(plans, key=lambda plan: plan.ms)
+    best = exact(first, config, chip)
+    for plan in others:
+        if plan.range_ms[0] < best.ms:
+            best = min(best, exact(plan, config, chip), key=lambda plan: plan.ms)
+    return best
 
 
 def exact(plan: FramePlan, config: Config, chip: Chip) -> FramePlan:
