@@ -380,6 +380,7 @@ LUCY = stack_of(load("lucy_1080p").model, "bfloat16")
         (dataclasses.replace(LUCY, tokens=4096), 1, 1, None),
         (dataclasses.replace(LUCY, heads=200, slots=3, tokens=64), 1, 1, 8),
         (dataclasses.replace(LUCY, heads=12, slots=60, tokens=16, ages=61), 1, 1, 2),
+        (dataclasses.replace(LUCY, heads=6, head_dim=256, slots=60, tokens=16, ages=61), 1, 1, 2),
         (dataclasses.replace(LUCY, dim=128 * 3000), 1, 1, None),  # whatever else it has
     ],
 )
@@ -411,7 +412,7 @@ def test_what_does_not_fit_is_refused_with_shapes_that_do(stack, ranks, cores, n
         slots = int(re.search(r"at most (\d+) frame slots", text)[1])
         assert accepted(slots=slots) and not accepted(slots=slots + 1)
     assert named or many or stack.dim > 128 * 2000
-    assert ("pairs" in text) == (stack.heads * stack.slots > 512)
+    assert ("pairs" in text) == (stack.heads * stack.head_dim // 128 * stack.slots > 512)
     if stack.dim > 128 * 2000:
         assert not many and "use a smaller dim or mlp" in text
 
