@@ -44,36 +44,40 @@ def frame_rows(config: Any, chip: Chip, case: str) -> list[dict]:
     `case` is the frame as `aot.compile_for` takes it, with options `implementation` and `config`.
     `operations` counts those in the program, `launches` those of a loop in each of its turns.
 
-    Raises ValueError where it does not compile.
+    Raises ValueError where neither compiles.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, implementation in (("pallas", "pallas"), ("xla-scan", "xla")):
+        row = {"impl": name, "chip": chip.name, "kind": "compiled", "libtpu": aot.libtpu_version()}
         options = {"implementation": implementation, "config": asdict(config)}
-        found = aot.compile_for(chip.name, case, options, free=PLACED, profile=False)
-        moved = found.argument_bytes + found.output_bytes - found.alias_bytes
+        try:
+            found = aot.compile_for(chip.name, case, options, free=PLACED, profile=False)
+        except ValueError as refusal:
+            rows.append(row | {"note": str(refusal)})
+            continue
+        few = len(small(found.described))
         rows.append(
-            {
-                "impl": name,
-                "chip": chip.name,
-                "kind": "compiled",
-                "hbm_bytes": moved,
+            row
+            | {
+                "hbm_bytes": found.argument_bytes + found.output_bytes - found.alias_bytes,
                 "launches": found.launches,
                 "kernels": found.kernels,
                 "vmem_peak_bytes": found.vmem_bytes,
                 "alias_bytes": found.alias_bytes,
                 "code_bytes": found.code_bytes,
-                "libtpu": found.libtpu,
                 "plan": f"{found.kernels} kernels among {len(found.operations)} operations, "
-                f"{len(small(found.described))} of them on no more than a register, "
-                f"{found.launches} launches; "
+                f"{few} of them on no more than a register, {found.launches} launches; "
                 f"{found.alias_bytes / 1e6:.1f} MB of state updated in place",
                 "note": "no cycles: the compiler's profiler stops at some of its operations",
                 "operations": len(found.operations),
-                "small_operations": len(small(found.described)),
+                "small_operations": few,
                 "described": found.described,
             }
         )
-    rows[0]["note"] = "\n".join([rows[0]["note"], *listed(rows[0]["described"])])
+    if all("launches" not in row for row in rows):
+        raise ValueError("; ".join(row["note"] for row in rows))
+    if "described" in rows[0]:
+        rows[0]["note"] = "\n".join([rows[0]["note"], *listed(rows[0]["described"])])
     return rows
 
 

@@ -9,8 +9,8 @@ from lsd_jax.hw.chips import Chip
 
 
 def frame_rows(config: Any, chip: Chip) -> list[dict]:
-    """Rows of `lsd bench frame` for a `lsd_jax.config.Config`. Raises ValueError where it does not
-    compile."""
+    """Rows of `lsd bench frame` for a `lsd_jax.config.Config`. Raises ValueError where nothing
+    compiles."""
     from pallas_kernels import bench
 
     return bench.frame_rows(config, chip, f"{__name__}:{frame.__name__}")

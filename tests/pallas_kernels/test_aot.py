@@ -291,6 +291,7 @@ def test_rows_of_a_frame_tell_operations_from_launches(monkeypatch):
         }
         return aot.Compiled(None, 14, 1, dict.fromkeys("abc"), described, 9, 9, 4, 1, "0", None)
 
+    monkeypatch.setattr(aot, "libtpu_version", lambda: "0")
     monkeypatch.setattr(aot, "compile_for", compiled)
     rows = bench_cases.frame_rows(configs.load("tiny"), chips.load("v6e"))
     assert [row["impl"] for row in rows] == ["pallas", "xla-scan"] and asked == ["pallas", "xla"]
@@ -298,6 +299,25 @@ def test_rows_of_a_frame_tell_operations_from_launches(monkeypatch):
     assert all(row["small_operations"] == 2 for row in rows)  # on no more than a register
     assert rows[0]["note"].splitlines()[1:] == ["  b: copy bf16[1,8,8,32] pass_0"]
     assert "2 of them on no more than a register" in rows[0]["plan"]
+
+
+@pytest.mark.parametrize("fails", ["pallas", "xla"])
+def test_a_frame_that_one_compiler_fails_at_keeps_the_row_of_the_other(fails, monkeypatch):
+    def compiled(chip, case, options, **_):
+        if options["implementation"] in broken:
+            raise ValueError("died: an internal check")
+        return aot.Compiled(None, 14, 1, {"a": 1}, {"a": "copy"}, 9, 9, 4, 1, "0", None)
+
+    monkeypatch.setattr(aot, "libtpu_version", lambda: "0")
+    monkeypatch.setattr(aot, "compile_for", compiled)
+    broken = {fails}
+    rows = bench_cases.frame_rows(configs.load("tiny"), chips.load("v6e"))
+    left, right = sorted(rows, key=lambda row: "launches" in row)
+    assert left["impl"].startswith(fails) and left["note"] == "died: an internal check"
+    assert right["launches"] == 14 and len(rows) == 2
+    broken = {"pallas", "xla"}
+    with pytest.raises(ValueError, match="died: an internal check; died"):
+        bench_cases.frame_rows(configs.load("tiny"), chips.load("v6e"))
 
 
 def test_rows_of_pixels_keep_what_is_refused(monkeypatch):
