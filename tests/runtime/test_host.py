@@ -3,11 +3,9 @@
 import asyncio
 import hashlib
 import io
-import itertools
 import threading
 import time
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +26,6 @@ from lsd_jax.runtime import (
     SessionHost,
     State,
     build_model_definition,
-    context,
     image_input,
     input,
     mailbox,
@@ -424,25 +421,6 @@ def test_the_scene_is_driven_by_its_inputs():
 
     def _mean(sent):
         return next(sample for name, sample, _ in reversed(sent) if name == "main_video").mean()
-
-    scenario(run())
-
-
-def test_metrics_of_a_session(monkeypatch):
-    """By a clock of the test's own, as nobody knows when a busy machine runs what."""
-    ticks = itertools.count()
-    clock = SimpleNamespace(monotonic=lambda: 0.01 * next(ticks), time=time.time)
-
-    async def run():
-        async with hosted() as (host, _):
-            assert host.ctx.inference_ms_p50() is None and host.ctx.output_metrics() == {}
-            for ms in (1, 2, 30):
-                host.ctx.record_inference_ms(ms)
-            assert host.ctx.inference_ms_p50() == 2
-            monkeypatch.setattr(context, "time", clock)  # read twice for each sample: 20 ms
-            for _ in range(5):
-                await host.ctx.publish("v", np.zeros((*SIZE, 3), np.uint8))
-            assert host.ctx.output_metrics()["v"]["effective_fps"] == pytest.approx(50)
 
     scenario(run())
 
