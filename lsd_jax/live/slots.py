@@ -104,7 +104,6 @@ class Slots:
         config, count = self.config, self.count
         state, one = (stream.abstract_inputs(config, n)[0] for n in (count, 1))
         slot = jax.ShapeDtypeStruct((), jnp.int32)
-        wanted, anew = ask([IDENTITY[0][0]], [None], config.model)  # compiles what it needs itself
         asked = jax.tree.map(shape, self._asked([]))
         with dispatch.using(config.stream.backend):
             model = self._adapted(model)
@@ -112,6 +111,9 @@ class Slots:
             self._remember = placement.compile_step(
                 remember, model, state, asked, asked.frames, beside=self._show
             )
+        # Compiles what it needs itself, after kernels have been looked for: importing Pallas makes
+        # JAX 0.12 forget such executables.
+        wanted, anew = ask([IDENTITY[0][0]], [None], config.model)
         self._lie = placement.formats(self._show)
         self._model = placement.place(model, self._lie[0])
 
