@@ -22,6 +22,10 @@ from jaxtyping import UInt8
 
 DEFAULT_FPS = Fraction(24)  # of folders of images, and where a file does not say
 _BT709, _UNSPECIFIED = 1, 2
+# Tags need not be UTF-8, which PyAV 19 takes as it comes, and those before if they are told so.
+_TAGS: dict[str, Any] = (
+    {} if int(av.__version__.partition(".")[0]) > 18 else {"metadata_errors": "replace"}
+)
 
 
 def camera(path: str) -> tuple[str, str] | None:
@@ -52,7 +56,7 @@ def open_input(path: str) -> InputContainer:
     if not Path(path).stat().st_size:
         raise ValueError(f"{path} is empty; give a video that plays")
     try:
-        container = av.open(path, metadata_errors="replace")
+        container = av.open(path, **_TAGS)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} does not open as a video ({reason(error)}); it may be cut short or of "

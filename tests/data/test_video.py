@@ -135,6 +135,22 @@ def test_reads_what_pyav_reads(tmp_path, name, codec, pixels):
     assert difference(images[:, 4:16, 4:28], frames[:, 4:16, 4:28]) < 5
 
 
+def test_tags_need_not_be_utf8(tmp_path):
+    """As of old cameras and music players."""
+    path = tmp_path / "a.mkv"
+    with av.open(path, "w") as container:
+        container.metadata["title"] = "Cafe"
+        stream = container.add_stream("mpeg4", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert data.count(b"Cafe") == 1
+    path.write_bytes(data.replace(b"Cafe", b"Caf\xe9"))
+    with VideoSource(path, 48, 64) as source:
+        assert len(list(source)) == 1
+
+
 @pytest.mark.parametrize("angle", [90, 180, -90])
 def test_turns_upright(tmp_path, angle):
     frames = clip(4)
