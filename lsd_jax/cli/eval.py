@@ -114,7 +114,7 @@ def fidelity_and_drift(streams, args: argparse.Namespace, bar):
     found = report.summary(outcomes)
     if args.drift_frames:
         long = drift.long_run(
-            streams,
+            lambda texts, references: streams.of(len(texts))(texts, references),
             config.model,
             args.drift_frames,
             args.batch,

@@ -49,6 +49,7 @@ class ModelStreams:
         if config.model.external_text_dim:
             raise ValueError("this model takes prompts as embeddings; only text can be evaluated")
         self.config, self.batch, self._seed, self._opened = config, batch, seed, 0
+        self._denoiser, self._others = denoiser, dict[int, ModelStreams]()
         self.compiled = stream.compile_stream(stream.prepare(denoiser, config), config, batch)
         self.fresh = jax.jit(partial(stream.init_state, config))
         self.misremember = jax.jit(_misremember, donate_argnums=1)
@@ -71,7 +72,17 @@ class ModelStreams:
         """The same executables, which open the same streams again from the first on."""
         other = copy.copy(self)
         other._opened = 0
+        other._others = {batch: streams.anew() for batch, streams in self._others.items()}
         return other
+
+    def of(self, batch: int) -> ModelStreams:
+        """For so many streams at once, compiled where that is another number: what is to run for
+        hours is not to be filled up."""
+        if batch == self.batch:
+            return self
+        if batch not in self._others:
+            self._others[batch] = ModelStreams(self._denoiser, self.config, batch, self._seed)
+        return self._others[batch]
 
     @cached_property
     def fingerprint(self) -> str:

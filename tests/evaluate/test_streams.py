@@ -28,6 +28,12 @@ def test_a_stream_does_not_depend_on_the_others_nor_on_how_frames_come(
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
     with pytest.raises(ValueError, match="compiled for 4"):
         streams(["fog"] * 5, [None] * 5)
+    of_two = streams.of(2)
+    assert streams.of(4) is streams and streams.of(2) is of_two and of_two.batch == 2
+    np.testing.assert_array_equal(of_two(texts[:2], references[:2])(frames[:2]), whole[:2])
+    np.testing.assert_array_equal(
+        streams.anew().of(2)(texts[:2], references[:2])(frames[:2]), whole[:2]
+    )
 
 
 def test_what_is_shown_is_what_is_remembered(small_model, small_config, frames):
