@@ -74,7 +74,7 @@ def arguments(shapes: Shapes, seed: int = 0) -> list[np.ndarray]:
         onehot[:, min((slot + 1) % s.slots + 1, s.ages - 1), slot] = 1
     for j, piece in enumerate(s.buffer_pieces):
         bias[:, :, j] = -1e9 * (piece.slot == s.slots - 1 and s.slots > 1)
-    scales = np.ones((s.layers, LANE, 5 + 2 * s.parts), np.float32)
+    scales = np.ones((s.layers, LANE, s.scales), np.float32)
     scales[..., 2] = 0
     modulation = np.zeros((s.layers, 1, LANE, 6, across), np.float32)
     modulation[:, :, :, [1, 4]] = 1

@@ -190,7 +190,7 @@ def arguments(shapes: Shapes) -> list[np.ndarray]:
         of(sessions, LANE, len(shapes.buffer_pieces) or 1, dtype="float32"),
         of(sessions, shapes.ages, shapes.slots or 1, LANE),
         *(ages, ages),
-        of(layers, LANE, 5 + 2 * shapes.parts, dtype="float32"),
+        of(layers, LANE, shapes.scales, dtype="float32"),
         of(layers, stack.modulations, LANE, 6, across, dtype="float32"),
         of(2, LANE, tokens),
         of(LANE, LANE),

@@ -69,6 +69,11 @@ class Shapes:
         return self.heads * self.head
 
     @property
+    def scales(self) -> int:
+        """Columns of a layer's scales: those of the kernel's docstring, and of second parts two."""
+        return SECOND + 2 * (self.parts - 1)
+
+    @property
     def weight_itemsize(self) -> int:
         """Bytes of a weight, and of an activation that is multiplied by one."""
         return 1 if self.weight_dtype else self.itemsize

@@ -27,7 +27,7 @@ def tiles(s, dtype, weight_dtype):
         "rotation": nl.ndarray((LANE, LANE), dtype=dtype, name="rotation"),
         "ones": nl.ndarray((LANE, LANE), dtype=dtype, name="ones"),
         "modulation": nl.ndarray((LANE, 6, across), dtype=nl.float32, name="modulation"),
-        "scales": nl.ndarray((LANE, 5 + 2 * parts), dtype=nl.float32, name="scales"),
+        "scales": nl.ndarray((LANE, s["scales"]), dtype=nl.float32, name="scales"),
     }  # fmt: skip
     if len(s["buffer"]) > 0:
         for name in ("bias", "shifted_bias"):
