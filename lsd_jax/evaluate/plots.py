@@ -101,6 +101,8 @@ def _drift(report: dict):
         panels.append(("output over truth", "ratio", ratios, ends))
         panels.append(("likeness", "SSIM", {"mean": curves["ssim"]}, ends))
         panels.append(("grain and structure", "distance / dB", {"mean": curves["features"]}, ends))
+        if "by_passes" in report:
+            panels.append(("passes a frame", "PSNR / dB", _of_passes(report["by_passes"]), ends))
     rows = -(-len(panels) // 2)
     figure = _figure(10.0, 3.2 * rows)
     grid = figure.subplots(rows, 2, squeeze=False)
@@ -116,6 +118,15 @@ def _drift(report: dict):
         if len(curves) > 1:
             axes.legend(fontsize=8, frameon=False)
     return figure
+
+
+def _of_passes(found: dict[str, dict]) -> dict[str, list[float]]:
+    """The long curves at each number of passes: the mean of the streams, and the worst of them."""
+    curves = {}
+    for passes, digest in sorted(found.items()):
+        curves[f"{passes}, mean"] = digest["drift"]["curves"]["psnr_db"]
+        curves[f"{passes}, worst stream"] = digest["drift"]["curves"]["worst_psnr_db"]
+    return curves
 
 
 def _contact(outcomes: Sequence[Outcome]):

@@ -16,6 +16,12 @@ from lsd_jax.evaluate.returning import GONE
 CHANGED_DB = 30.0
 """An edit changes the picture where the input is no nearer to its truth than this."""
 
+COMPARED = (
+    "frames", "bin_ends", "early_db", "late_db", "worst_stream_drop_db", "brightness_ratio",
+    "contrast_ratio", "cold",
+)  # fmt: skip
+"""What is said of long streams at each number of passes."""
+
 TITLES = {
     ("footage", False): "footage edits, trained prompts",
     ("scene", False): "scene edits, trained prompts",
@@ -67,10 +73,12 @@ def summary(outcomes: Sequence[Outcome]) -> dict:
 
 
 def digest(report: dict) -> dict:
-    """The headline figures of a report, to set beside those of another number of passes."""
+    """The headline figures and long curves of a report, to set beside those of another number of
+    passes."""
     drift = report["drift"]
-    long = {k: drift[k] for k in ("frames", "early_db", "late_db", "worst_stream_drop_db")
-            if k in drift}  # fmt: skip
+    long = {name: drift[name] for name in COMPARED if name in drift}
+    if long:
+        long["curves"] = {name: drift["curves"][name] for name in ("psnr_db", "worst_psnr_db")}
     trained = list(report["by_edit"].values())
     return {
         "psnr_db": report["psnr_db"]["mean"],
@@ -177,11 +185,17 @@ def lines(report: dict) -> list[str]:
             said.append(f"edited objects alone: early {early:.2f} dB, late {late:.2f} dB")
     for passes, found in sorted(report.get("by_passes", {}).items()):
         accuracy = found["prompt_accuracy"]
-        late = f", late {found['drift']['late_db']:.2f} dB" if found["drift"] else ""
         said.append(
-            f"{passes} passes a frame: {found['psnr_db']:.2f} dB{late}, accuracy footage "
+            f"passes a frame {passes}: {found['psnr_db']:.2f} dB, accuracy footage "
             f"{accuracy['footage']:.2f}, scene {accuracy['scene']:.2f}"
         )
+        if long := found["drift"]:
+            said.append(
+                f"  {long['frames']} frames: early {long['early_db']:.2f} dB, late "
+                f"{long['late_db']:.2f} dB, worst stream {-long['worst_stream_drop_db']:+.2f} dB; "
+                f"behind cold streams: mean {long['cold']['behind_db']:+.2f} dB, worst "
+                f"{long['cold']['worst_behind_db']:+.2f} dB"
+            )
     if "reactions" in report:
         said.append(
             f"frames until within {report['reactions']['within_db']} dB: after another prompt "

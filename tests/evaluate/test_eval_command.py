@@ -52,12 +52,16 @@ def test_report_has_the_keys_that_are_promised(checkpoint, tmp_path, monkeypatch
     assert promised | {"contrast_ratio"} <= set(found["drift"]) and found["drift"]["frames"] == 3
     assert set(found["by_passes"]) == {"1", "2"}
     assert found["by_passes"]["1"]["psnr_db"] == found["psnr_db"]["mean"]
+    long = found["by_passes"]["2"]["drift"]
+    assert long["frames"] == 3 and len(long["curves"]["worst_psnr_db"]) == len(long["bin_ends"])
+    assert {"early_db", "late_db", "contrast_ratio", "cold"} <= set(long)
     assert {"recovery_frames", "prompt_response_frames", "flicker"} <= set(found)
     assert {"config", "passes", "versions", "commit", "gain_db"} <= set(found)
     for name in ("edits.png", "drift.png", "contact.png", "contact_held_out.png"):
         assert (plots / name).stat().st_size > 1000
     printed = capsys.readouterr().out
     assert "held-out" in printed and "night" in printed and "recolour" in printed
+    assert "passes a frame 2" in printed and printed.count("  3 frames: early") == 2
 
 
 @pytest.mark.parametrize(
