@@ -1,30 +1,49 @@
-"""`lsd demo`: the bundled clip through the shipped model, the prompt changing as it runs."""
+"""`lsd demo`: minutes of the bundled clip through the shipped model, prompt after prompt.
+
+The clip runs there and back, so that at the end of each prompt's time the input is what it was at
+the beginning: where the output is too, nothing has drifted.
+"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-SCHEDULE = [
-    (0.0, "make it night"),
-    (2.0, "make it a pencil sketch"),
-    (4.0, "thermal camera"),
-    (6.0, "film noir"),
-    (8.0, "make it snow"),
-    (10.0, "colour negative"),
-]
+PROMPTS = (
+    "make it night",
+    "make it a pencil sketch",
+    "thermal camera",
+    "film noir",
+    "make it snow",
+    "colour negative",
+)
+MINUTES = 2.4  # the bundled clip there and back for each prompt
+LEAST_MINUTES = 0.1  # a second for each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the results")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        help=f"of stream, shared by {len(PROMPTS)} prompts (default: {MINUTES}: for each of them "
+        "the clip once there and back)",
+    )
     parser.add_argument("--checkpoint", help="default: the shipped checkpoints/tiny")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
-    import numpy as np
+    if not LEAST_MINUTES <= args.minutes < float("inf"):
+        raise ValueError(f"--minutes {args.minutes}: give at least {LEAST_MINUTES}")
+
     from rich.console import Console
     from rich.table import Table
 
@@ -39,19 +58,18 @@ def run(args: argparse.Namespace) -> None:
         model, config = load_model(args.checkpoint, args.set)
         session = Session(model, config, args.seed)
     size = (config.model.height, config.model.width)
-    session.check(SCHEDULE)
     with VideoSource(PATH, *size) as source:
-        wide = (size[0], 2 * size[1])
-        with VideoSink(args.out / "demo.mp4", size=wide, fps=source.fps) as video:
-            pairs = SideBySide(video)
-            report = play(
-                session, pairs.watch(source), pairs, SCHEDULE, None, started, source.frames
-            )
         fps = float(source.fps)
-    outputs = np.stack(pairs.outputs)
-    inputs = np.stack(pairs.inputs[: len(outputs)])
-    report["drift"] = drift(inputs, outputs, fps)
-    contact_sheet(args.out / "demo.png", inputs, outputs, fps)
+        hold = round(args.minutes * 60 * fps / len(PROMPTS))
+        schedule = [(i * hold / fps, prompt) for i, prompt in enumerate(PROMPTS)]
+        session.check(schedule)
+        wide, total = (size[0], 2 * size[1]), hold * len(PROMPTS)
+        with VideoSink(args.out / "demo.mp4", size=wide, fps=source.fps) as video:
+            pairs = SideBySide(video, hold, round(fps / 2))
+            frames = pairs.watch(there_and_back(source, fps, total))
+            report = play(session, frames, pairs, schedule, None, started, total)
+    report["drift"] = [row for held in pairs.held if (row := held.drift())]
+    contact_sheet(args.out / "demo.png", pairs.held, fps)
     write_json(args.json or str(args.out / "demo.json"), report)
 
     table = Table(title=f"{config.name} on {report['backend']} (measured)", show_header=False)
@@ -69,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
     for row in report["drift"]:
         drifted = f"{row['first_db']:.1f} / {row['last_db']:.1f} dB"
         table.add_row(
-            f"“{row['prompt']}”: PSNR to the truth, first / last half second",
+            f"“{row['prompt']}”: PSNR to the truth, first / last half second of "
+            f"{row['frames'] / fps:.0f} s",
             f"{drifted} (untouched input: {row['input_db']:.1f})",
         )
     Console().print(table)
@@ -78,73 +97,114 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.out / 'demo.mp4'}  {args.out / 'demo.png'}  {args.out / 'demo.json'}")
 
 
-class SideBySide:
-    """A sink that keeps both streams and shows them beside each other in a video."""
+def there_and_back(source: Iterable, fps: float, total: int) -> Iterator:
+    """`total` frames of a clip that runs forwards, then backwards, and so on."""
+    kept = []
+    for image, _ in source:
+        if len(kept) == total:
+            return
+        kept.append(image)
+        yield image, (len(kept) - 1) / fps
+    again = itertools.cycle(kept[::-1] + kept)
+    for number, image in zip(range(len(kept), total), again, strict=False):
+        yield image, number / fps
 
-    def __init__(self, video):
-        self.video, self.inputs, self.outputs = video, [], []
+
+@dataclass
+class Held:
+    """What is kept of a prompt's time: inputs and outputs of its first and its last moment, and
+    the number in the stream of each one's first frame."""
+
+    prompt: str
+    start: int
+    moment: int
+    frames: int = 0
+    early: list = field(default_factory=list)
+    late: deque = field(init=False)
+
+    def __post_init__(self):
+        self.late = deque(maxlen=self.moment)
+
+    def add(self, image, output) -> None:
+        if self.frames < self.moment:
+            self.early.append((image, output))
+        self.late.append((image, output))
+        self.frames += 1
+
+    def moments(self) -> list[tuple[int, list]]:
+        """The number in the stream of the first frame of each moment, and its pairs."""
+        last = self.start + self.frames - len(self.late)
+        return [(self.start, self.early), (last, list(self.late))]
+
+    def drift(self) -> dict | None:
+        """PSNR to the ground truth in either moment; None where the stream ended before they were
+        apart."""
+        import numpy as np
+
+        from lsd_jax.data import edits
+        from lsd_jax.evaluate.metrics import frame_psnr_db
+
+        if self.frames < 2 * self.moment:
+            return None
+        found, unchanged = [], []
+        for first, pairs in self.moments():
+            inputs, outputs = (np.stack(images) for images in zip(*pairs, strict=True))
+            truth = edits.apply(self.prompt, inputs, first)
+            found.append(float(frame_psnr_db(outputs, truth).mean()))
+            unchanged.append(frame_psnr_db(inputs, truth))
+        return {
+            "prompt": self.prompt,
+            "frames": self.frames,
+            "first_db": found[0],
+            "last_db": found[1],
+            "input_db": float(np.mean(unchanged)),
+        }
+
+
+class SideBySide:
+    """A sink that shows both streams beside each other in a video, the prompt changing every
+    `hold` frames, and keeps no more of them than moments of so many frames."""
+
+    def __init__(self, video, hold: int, moment: int):
+        self.video, self.held = video, list[Held]()
+        self._hold, self._moment, self._image, self._count = hold, moment, None, 0
 
     def watch(self, source):
-        """Hands on `source`, remembering its frames."""
-        for image, time_s in source:
-            self.inputs.append(image)
-            yield image, time_s
+        """Hands on `source`, remembering its newest frame."""
+        for self._image, time_s in source:
+            yield self._image, time_s
 
     def write(self, image, time_s=None) -> None:
         import numpy as np
 
-        self.outputs.append(image)
-        self.video.write(np.concatenate([self.inputs[-1], image], axis=1), time_s)
+        if self._count % self._hold == 0:
+            self.held.append(Held(PROMPTS[len(self.held)], self._count, self._moment))
+        self.held[-1].add(self._image, image)
+        self._count += 1
+        self.video.write(np.concatenate([self._image, image], axis=1), time_s)
 
     def keep_partial(self) -> None:
         self.video.keep_partial()
 
 
-def drift(inputs, outputs, fps: float) -> list[dict]:
-    """For each prompt, PSNR to its ground truth in the first and the last half second it ran."""
-    import numpy as np
-
-    from lsd_jax.data import edits
-    from lsd_jax.evaluate.metrics import psnr_db, squared_errors
-
-    def psnr(frames, truth):
-        return psnr_db(np.asarray(squared_errors(frames, truth[None])[0]))
-
-    rows, half = [], round(fps / 2)
-    ends = [min(round(t * fps), len(inputs)) for t, _ in SCHEDULE[1:]] + [len(inputs)]
-    for (start_s, prompt), end in zip(SCHEDULE, ends, strict=True):
-        start = round(start_s * fps)
-        if end - start < 2 * half:  # the stream ended early
-            continue
-        truth = edits.apply(prompt, inputs[start:end], start)
-        values = psnr(outputs[start:end], truth)
-        rows.append(
-            {
-                "prompt": prompt,
-                "first_db": float(values[:half].mean()),
-                "last_db": float(values[-half:].mean()),
-                "input_db": float(psnr(inputs[start:end], truth).mean()),
-            }
-        )
-    return rows
-
-
-def contact_sheet(path: Path, inputs, outputs, fps: float) -> None:
-    """A column per prompt: input, output halfway through it, and the prompt below."""
+def contact_sheet(path: Path, held: list[Held], fps: float) -> None:
+    """A column per prompt: input and output at the end of its first moment, and at the beginning of
+    its last one, when the clip that ran there and back shows the same again."""
     from matplotlib.figure import Figure
 
     from lsd_jax.files import replacing
 
-    starts = [t for t, _ in SCHEDULE if t * fps < len(inputs)]
-    figure = Figure(figsize=(2.2 * len(starts), 4.9))
-    axes = figure.subplots(2, len(starts), squeeze=False)
-    for column, start in enumerate(starts):
-        end = SCHEDULE[column + 1][0] if column + 1 < len(SCHEDULE) else len(inputs) / fps
-        frame = min(round((start + end) / 2 * fps), len(inputs) - 1)
-        for axis, images in zip(axes[:, column], (inputs, outputs), strict=True):
-            axis.imshow(images[frame])
-            axis.set_axis_off()
-        axes[1, column].set_title(f"“{SCHEDULE[column][1]}”", fontsize=9, y=-0.2)
-    figure.subplots_adjust(0.01, 0.08, 0.99, 0.99, 0.03, 0.03)
+    figure = Figure(figsize=(2.2 * len(held), 9.6))
+    axes = figure.subplots(4, len(held), squeeze=False)
+    for column, one in enumerate(held):
+        (_, early), (last, late) = one.moments()
+        axes[0, column].set_title(f"“{one.prompt}”", fontsize=9)
+        shown = ((len(early) - 1, early[-1]), (last - one.start, late[0]))
+        for row, (number, pair) in enumerate(shown):
+            for axis, image in zip(axes[2 * row : 2 * row + 2, column], pair, strict=True):
+                axis.imshow(image)
+                axis.set_axis_off()
+            axis.set_title(f"after {number / fps:.1f} s", fontsize=9, y=-0.13)
+    figure.subplots_adjust(0.01, 0.03, 0.99, 0.97, 0.03, 0.03)
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=110)

@@ -13,8 +13,10 @@ import av
 import numpy as np
 import pytest
 
+from lsd_jax.cli import demo
 from lsd_jax.cli.main import main
 from lsd_jax.cli.stream import parse_time
+from lsd_jax.data import edits
 from lsd_jax.data.pictures import write_image
 from lsd_jax.data.video import VideoSink, VideoSource
 from lsd_jax.session import Session
@@ -166,15 +168,54 @@ def test_emoji_in_a_prompt_is_text(small_checkpoint, clip, tmp_path):
 
 
 def test_the_demo_writes_its_three_files(small_checkpoint, tmp_path, capsys):
-    assert main(["demo", "--out", str(tmp_path), "--checkpoint", small_checkpoint]) == 0
+    command = ["demo", "--out", str(tmp_path), "--checkpoint", small_checkpoint]
+    assert main([*command, "--minutes", "0.2"]) == 0
     report = json.loads((tmp_path / "demo.json").read_text())
     assert report.keys() >= REPORT
     assert report["recompiles_after_warmup"] == 0
-    assert len(report["drift"]) == 6
+    assert report["frames"] == 288
+    assert [row["frames"] for row in report["drift"]] == [48] * 6
     with av.open(str(tmp_path / "demo.mp4")) as video:
         assert video.streams.video[0].width == 2 * video.streams.video[0].height
     assert (tmp_path / "demo.png").stat().st_size > 10_000
     assert "recompiles after warm-up" in capsys.readouterr().out
+    assert main([*command, "--minutes", "0.05"]) == 2
+    assert "--minutes 0.05: give at least 0.1" in capsys.readouterr().err
+
+
+def test_a_prompt_of_the_demo_ends_at_the_picture_that_it_began_with():
+    frames, shown = 7, []
+    clip = [(np.full((2, 2, 3), i, np.uint8), i / 25) for i in range(frames)]
+
+    class Video:
+        def write(self, image, time_s):
+            shown.append((int(image[0, 0, 0]), int(image[0, 2, 0]), time_s))
+
+    hold = 2 * frames  # there and back
+    pairs = demo.SideBySide(Video(), hold, moment=3)
+    for image, time_s in pairs.watch(demo.there_and_back(clip, 25.0, 2 * hold + 5)):
+        pairs.write(image + 100, time_s)
+    there = list(range(frames))
+    assert [before for before, _, _ in shown] == (there + there[::-1]) * 2 + there[:5]
+    assert all(after == before + 100 for before, after, _ in shown)
+    assert [time_s for _, _, time_s in shown] == [i / 25 for i in range(2 * hold + 5)]
+    assert [held.frames for held in pairs.held] == [hold, hold, 5]
+    for held in pairs.held[:2]:
+        (first, early), (last, late) = held.moments()
+        assert (first, last) == (held.start, held.start + hold - 3)
+        assert np.array_equal(early[-1], late[0]) and len(early) == len(late) == 3
+    assert pairs.held[2].drift() is None  # its moments are not apart
+    assert list(demo.there_and_back(clip, 25.0, 3)) == clip[:3]
+
+
+def test_the_demo_measures_each_moment_against_the_truth_of_its_own_frames():
+    held = demo.Held("make it snow", start=40, moment=4)
+    inputs = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
+    truth = edits.apply("make it snow", inputs, 40)
+    for i, (image, right) in enumerate(zip(inputs, truth, strict=True)):
+        held.add(image, right if i < 8 else image)
+    found = held.drift()
+    assert found["first_db"] == 60 and found["last_db"] == pytest.approx(found["input_db"], abs=1)
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base", "lucy_1080p"])
