@@ -28,6 +28,17 @@ _TELLING: dict[str, Family] = {
     "mxus": "tpu", "pe_clock": "trainium", "sms": "gpu", "matmul_mac": "cpu",
 }  # fmt: skip
 """By a number that only such chips have: a chip that was refit may be called anything."""
+DEVICES = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+    "NVIDIA H200": "h200",
+}
+"""JAX's `device_kind` to our name of the chip."""
 Edge = Literal["fast", "slow"]
 _REQUIRED = {"value", "unit", "source", "kind"}
 _AMOUNTS = ("value", "low", "high")

@@ -24,6 +24,7 @@ from lsd_jax.data.batch import Batch
 from lsd_jax.interruption import stop_on_signal
 from lsd_jax.train.samples import save_samples
 from lsd_jax.train.step import Loss, TrainState, abstract_state, init_state, make_step
+from lsd_jax.train.throughput import Throughput
 
 PATIENCE = 20  # steps in a row without a finite gradient before training gives up
 
@@ -71,7 +72,7 @@ def train(
         upcoming = ahead.submit(batches, step)
         with _progress() as bar, stop_on_signal() as stopped, _log(directory) as log:
             task = bar.add_task("training", total=end, completed=step, note="")
-            clock = time.monotonic()
+            speed = Throughput(config, loss, mesh, step)
             while step < end:
                 batch = jax.device_put(upcoming.result(), place)
                 upcoming = ahead.submit(batches, step + 1)
@@ -81,11 +82,11 @@ def train(
                 step += 1
                 if step % config.train.log_every == 0 or step == end:
                     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                    now = time.monotonic()
-                    rate = config.train.batch * config.train.log_every / (now - clock)
-                    clock = now
-                    log(step=step, clips_per_s=round(rate, 2), **values)
-                    note = f"loss {values['loss']:.4f}  {rate:.1f} clips/s"
+                    rates = speed.lap(step, batch)
+                    log(step=step, **rates, **values)
+                    note = f"loss {values['loss']:.4f}  {rates['clips_per_s']:.1f} clips/s"
+                    if "mfu" in rates:
+                        note += f"  MFU {rates['mfu']:.0%}"
                     bar.update(task, completed=step, note=note)
                     if values["skipped"] >= PATIENCE:
                         raise ValueError(

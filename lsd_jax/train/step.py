@@ -84,6 +84,15 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     )
 
 
+def objective(
+    config: Config, loss: Loss, params: dict, ema: dict, batch: Batch, key: Array
+) -> tuple[Array, dict[str, Array]]:
+    """The loss of a batch and its metrics, in the compute dtype."""
+    models = (build(config.model, p) for p in (params, ema))
+    model, teacher = (cast(m, config.train.compute_dtype) for m in models)
+    return loss(model, teacher, batch, key, config)
+
+
 def make_step(
     config: Config, loss: Loss, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
@@ -99,14 +108,12 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
 
-        def objective(params):
-            models = (build(config.model, p) for p in (params, state.ema))
-            model, teacher = (cast(m, config.train.compute_dtype) for m in models)
-            return loss(model, teacher, batch, key, config)
+        def of(params):
+            return objective(config, loss, params, state.ema, batch, key)
 
         with dispatch.using(settings.backend, gradients=True, mesh=mesh):
             try:
-                grads, metrics = jax.grad(objective, has_aux=True)(state.params)
+                grads, metrics = jax.grad(of, has_aux=True)(state.params)
             except NotImplementedError as refusal:
                 raise ValueError(f"train.backend={settings.backend}: {refusal}") from refusal
         norm = optax.tree.norm(grads)

@@ -6,17 +6,6 @@ import jax
 
 from lsd_jax.hw import chips
 
-KINDS = {
-    "TPU v5 lite": "v5e",
-    "TPU v5e": "v5e",
-    "TPU v5": "v5p",
-    "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e",
-    "TPU7x": "tpu7x",
-}
-"""JAX's `device_kind` to our name of the chip."""
-
 
 def chip_here() -> chips.Chip:
     """The chip of the mesh in use, or of the default device.
@@ -26,9 +15,10 @@ def chip_here() -> chips.Chip:
     mesh = jax.sharding.get_abstract_mesh()
     target = getattr(mesh, "abstract_device", None)
     kind = target.device_kind if target is not None else jax.devices()[0].device_kind
-    if kind not in KINDS:
+    tpus = {of: name for of, name in chips.DEVICES.items() if of.startswith("TPU")}
+    if kind not in tpus:
         raise NotImplementedError(
-            f"runs on {', '.join(sorted(set(KINDS.values())))}, and this is {kind!r}; "
+            f"runs on {', '.join(sorted(set(tpus.values())))}, and this is {kind!r}; "
             "backend pallas-interpret runs it anywhere, slowly"
         )
-    return chips.load(KINDS[kind])
+    return chips.load(tpus[kind])
