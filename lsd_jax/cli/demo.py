@@ -188,23 +188,32 @@ class SideBySide:
 
 
 def contact_sheet(path: Path, held: list[Held], fps: float) -> None:
-    """A column per prompt: input and output at the end of its first moment, and at the beginning of
-    its last one, when the clip that ran there and back shows the same again."""
+    """A column per prompt: the end of its first moment, and the beginning of its last one, when the
+    clip that ran there and back shows the same again."""
+    import numpy as np
     from matplotlib.figure import Figure
 
     from lsd_jax.files import replacing
 
-    figure = Figure(figsize=(2.2 * len(held), 9.6))
-    axes = figure.subplots(4, len(held), squeeze=False)
-    for column, one in enumerate(held):
-        (_, early), (last, late) = one.moments()
-        axes[0, column].set_title(f"“{one.prompt}”", fontsize=9)
-        shown = ((len(early) - 1, early[-1]), (last - one.start, late[0]))
-        for row, (number, pair) in enumerate(shown):
-            for axis, image in zip(axes[2 * row : 2 * row + 2, column], pair, strict=True):
-                axis.imshow(image)
-                axis.set_axis_off()
-            axis.set_title(f"after {number / fps:.1f} s", fontsize=9, y=-0.13)
-    figure.subplots_adjust(0.01, 0.03, 0.99, 0.97, 0.03, 0.03)
+    early, late = ([one.moments()[i] for one in held] for i in (0, 1))
+    before = [pairs[-1] for _, pairs in early]
+    after = [pairs[0] for _, pairs in late]
+    ages = [len(early[0][1]) - 1, late[0][0] - held[0].start]
+    labels = [f"after {age / fps:.1f} s" for age in ages]
+    rows = [("input", [x for x, _ in before]), (labels[0], [y for _, y in before])]
+    if not all(np.array_equal(x, z) for (x, _), (z, _) in zip(before, after, strict=True)):
+        rows.append(("input", [x for x, _ in after]))
+    rows.append((labels[1], [y for _, y in after]))
+    figure = Figure(figsize=(2.2 * len(held) + 0.3, 2.2 * len(rows) + 0.3))
+    axes = figure.subplots(len(rows), len(held), squeeze=False)
+    for (label, images), along in zip(rows, axes, strict=True):
+        along[0].set_ylabel(label, fontsize=9)
+        for axis, image in zip(along, images, strict=True):
+            axis.imshow(image)
+            axis.set(xticks=[], yticks=[])
+            axis.set_frame_on(False)
+    for axis, one in zip(axes[0], held, strict=True):
+        axis.set_title(f"“{one.prompt}”", fontsize=9)
+    figure.subplots_adjust(0.025, 0.005, 0.995, 0.96, 0.03, 0.03)
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=110)

@@ -37,7 +37,8 @@ _, FRAME, CONTROLS = stream.abstract_inputs(CONFIG)
 
 
 def streamed(which: str, model: Denoiser, frames: int):
-    config = dataclasses.replace(CONFIG, stream=dataclasses.replace(CONFIG.stream, backend=which))
+    passes = dataclasses.replace(CONFIG.stream, backend=which)
+    config = dataclasses.replace(CONFIG, model=model.config, stream=passes)
     compiled = stream.compile_stream(stream.prepare(model, config), config)
     assert compiled.backends == OPS[which]
     state = stream.init_state(config, jnp.zeros(1, jnp.int32))
@@ -50,14 +51,20 @@ def streamed(which: str, model: Denoiser, frames: int):
     return np.stack(out), state
 
 
-@pytest.fixture(scope="module")
-def model():
-    make = jax.jit(lambda key: Denoiser(CONFIG.model, key)).lower(jax.random.key(0))
+def initialised(config: ModelConfig) -> Denoiser:
+    make = jax.jit(lambda key: Denoiser(config, key)).lower(jax.random.key(0))
     return make.compile({"xla_backend_optimization_level": 0})(jax.random.key(0))
 
 
-def test_a_stream_through_the_simulated_kernel_equals_xla(model, monkeypatch):
-    calls = []
+@pytest.fixture(scope="module")
+def model():
+    return initialised(CONFIG.model)
+
+
+@pytest.mark.parametrize("width", [128, 256])
+def test_a_stream_through_the_simulated_kernel_equals_xla(width, monkeypatch):
+    """Heads of one part of 128, and of two."""
+    model, calls = initialised(dataclasses.replace(CONFIG.model, head_width=width)), []
     real = backend.kernel_of
 
     def counted(shapes: Shapes):
