@@ -14,6 +14,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lsd_jax.cli.options import a_seed
+from lsd_jax.files import make_folder
+
 PROMPTS = (
     "make it night",
     "make it a pencil sketch",
@@ -24,6 +27,7 @@ PROMPTS = (
 )
 MINUTES = 2.4  # the bundled clip there and back for each prompt
 LEAST_MINUTES = 0.1  # a second for each
+MOST_MINUTES = 10_000  # a week
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
-    if not LEAST_MINUTES <= args.minutes < float("inf"):
-        raise ValueError(f"--minutes {args.minutes}: give at least {LEAST_MINUTES}")
+    if not LEAST_MINUTES <= args.minutes <= MOST_MINUTES:
+        raise ValueError(
+            f"--minutes {args.minutes}: give at least {LEAST_MINUTES}, at most {MOST_MINUTES}"
+        )
+    a_seed(args.seed)
 
     from rich.console import Console
     from rich.table import Table
@@ -53,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.reports import write_json
     from lsd_jax.session import Session, play
 
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     with Console(stderr=True).status("loading and compiling"):
         model, config = load_model(args.checkpoint, args.set)
         session = Session(model, config, args.seed)

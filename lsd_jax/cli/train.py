@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="run directory (default: runs/NAME-STAGE)")
     parser.add_argument("--init", type=Path, help="weights to start from, such as checkpoints/tiny")
     parser.add_argument("--videos", type=Path, help="a folder of your own videos to mix in")
-    parser.add_argument("--minutes", type=float, help="stop, with all saved, after so long")
+    parser.add_argument("--minutes", type=float, help="stop, with all saved, after so many")
     parser.add_argument(
         "--mesh", default="", metavar="AXIS=N,...", help="data, fsdp, tensor; for example fsdp=4"
     )
@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.minutes is not None and not args.minutes > 0:
+        raise ValueError(f"--minutes {args.minutes}: give more than 0, or leave it out")
+
+    import time
+
     import jax
 
     if args.distributed:
@@ -52,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
         chosen = next(by for by, said in attention.items() if said == "chosen")
         refused = "" if chosen == "pallas" else f"; pallas {attention['pallas']}"
         print(f"attention by {chosen}{refused}")
+    started = time.monotonic()
     steps = train(
         config,
         stage.loss,
@@ -73,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
         },
     )
     kept = f"{steps} steps are kept in {out}, their weights in {out / 'weights'}"
-    if steps < config.train.steps and not args.minutes:
+    late = args.minutes is not None and time.monotonic() - started > args.minutes * 60
+    if steps < config.train.steps and not late:
         raise KeyboardInterrupt(f"interrupted; {kept}; the same command goes on from there")
     print(kept)
