@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the clip once there and back)",
     )
     parser.add_argument("--checkpoint", help="default: the shipped checkpoints/tiny")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--multiple", type=int, default=128, help="of which mlp must be a multiple (default: 128)"
     )
-    parser.add_argument("--batches", type=int, default=16, help="to score on (default: 16)")
+    parser.add_argument(
+        "--batches", type=int, default=16, help="of clips to score the parts on (default: 16)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a picture, white where to edit; elsewhere the input stays, at the model's resolution",
     )
     parser.add_argument("--checkpoint", help="default: the shipped checkpoints/tiny")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument(
         "--backend", help="who computes the blocks, such as xla or pallas; default: the best here"
     )
