@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lsd_jax.cli.options import a_seed
 from lsd_jax.files import make_folder
@@ -174,7 +175,8 @@ class SideBySide:
 
     def __init__(self, video, hold: int, moment: int):
         self.video, self.held = video, list[Held]()
-        self._hold, self._moment, self._image, self._count = hold, moment, None, 0
+        self._hold, self._moment, self._count = hold, moment, 0
+        self._image: Any = None  # the newest frame of the source
 
     def watch(self, source):
         """Hands on `source`, remembering its newest frame."""
