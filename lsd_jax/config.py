@@ -330,29 +330,36 @@ def override(config: Config, assignments: list[str]) -> Config:
     >>> override(Config("x"), ["model.layers=4"]).model.layers
     4
     """
+    changes: dict[str, dict[str, typing.Any]] = {}  # by section, "" being the config itself
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
             raise ValueError(f"--set {assignment!r}: write it as section.field=value")
-        config = _assign(config, path.split("."), text, path)
-    return config
+        section, name, kind = _field(path)
+        changes.setdefault(section, {})[name] = _parse(kind, text, path)
+    own = changes.pop("", {})
+    # All of a section at once: values that only go together may come in any order.
+    sections = {s: dataclasses.replace(getattr(config, s), **new) for s, new in changes.items()}
+    return dataclasses.replace(config, **own, **sections)
 
 
-def _assign(node, path: list[str], text: str, whole: str):
-    hints = typing.get_type_hints(type(node))
-    name, rest = path[0], path[1:]
-    if name not in hints:
-        raise ValueError(f"unknown config field {whole!r}; known here: {', '.join(hints)}")
-    if dataclasses.is_dataclass(hints[name]):
-        if not rest:
-            inner = ", ".join(f"{name}.{f.name}" for f in dataclasses.fields(hints[name]))
-            raise ValueError(f"{whole!r} is a section; set one of its fields: {inner}")
-        value = _assign(getattr(node, name), rest, text, whole)
-    elif rest:
-        raise ValueError(f"{whole!r}: {name} has no fields of its own")
-    else:
-        value = _parse(hints[name], text, whole)
-    return dataclasses.replace(node, **{name: value})
+def _field(path: str) -> tuple[str, str, typing.Any]:
+    """The section, name and type of what `section.field` names."""
+    section, owner, names = "", Config, path.split(".")
+    while True:
+        name, *names = names
+        hints = typing.get_type_hints(owner)
+        if name not in hints:
+            raise ValueError(f"unknown config field {path!r}; known here: {', '.join(hints)}")
+        if not dataclasses.is_dataclass(hints[name]):
+            break
+        section, owner = name, SECTIONS[name]
+        if not names:
+            inner = ", ".join(f"{name}.{f.name}" for f in dataclasses.fields(owner))
+            raise ValueError(f"{path!r} is a section; set one of its fields: {inner}")
+    if names:
+        raise ValueError(f"{path!r}: {name} has no fields of its own")
+    return section, name, hints[name]
 
 
 def _parse(kind, text: str, whole: str):

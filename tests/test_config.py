@@ -46,6 +46,12 @@ def test_overrides_apply_in_order():
     assert config.train == CONFIG.train
 
 
+def test_values_that_only_go_together_come_in_any_order():
+    pair = ["model.height=96", "model.width=96", "model.patch=12", "model.detail_patch=4"]
+    for given in (pair, pair[::-1]):
+        assert override(CONFIG, given).model.grid == (8, 8)
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
