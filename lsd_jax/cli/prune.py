@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.cli.info import sizes
     from lsd_jax.hw import chips
     from lsd_jax.pretrained import load_model
-    from lsd_jax.prune import two_four
-    from lsd_jax.prune.budget import cut_for
+    from lsd_jax.prune import budget, two_four
     from lsd_jax.prune.structured import check, cut
     from lsd_jax.reports import provenance, write_json
 
@@ -64,11 +63,13 @@ def run(args: argparse.Namespace) -> None:
     check(config.model, keep)
     if args.two_four and keep.get("mlp", config.model.mlp) % 4:
         raise ValueError("--two-four needs an mlp that is a multiple of 4")
+    if chip and args.fps:  # now, not behind the scores
+        budget.check(config, chip, args.fps, args.multiple)
     smaller, planned = config, None
     if keep or chip:
         scores = score(config, params, args.batches)
         if chip and args.fps:
-            planned = cut_for(config, scores, chip, args.fps, args.multiple)
+            planned = budget.cut_for(config, scores, chip, args.fps, args.multiple)
             keep = planned.keep
         shape, params = cut(config.model, params, scores, keep)
         smaller = dataclasses.replace(config, model=shape)

@@ -274,5 +274,9 @@ def test_where_no_result_can_go_nothing_is_scored(small_checkpoint, tmp_path, mo
         command.run(arguments(small_checkpoint, *cut, tmp_path / "notes"))
     with pytest.raises(ValueError, match="inside of the checkpoint"):
         command.run(arguments(small_checkpoint, *cut, f"{small_checkpoint}/cut"))
+    with pytest.raises(ValueError, match="no cut of small holds 1e.09 fps on a cpu"):
+        command.run(
+            arguments(small_checkpoint, "--chip", "cpu", "--fps", 1e9, "-o", tmp_path / "cut")
+        )
     with pytest.raises(OSError, match="mine.txt"):
         command.run(arguments(small_checkpoint, *cut, tmp_path / "notes" / "mine.txt" / "cut"))
