@@ -146,9 +146,7 @@ def save_weights(path: Path | str, tree, config: Config) -> None:
     CheckpointError, with `path` as it was, where it cannot be written or holds something else.
     """
     path = Path(path).absolute()
-    full = path.is_file() or (path.is_dir() and any(path.iterdir()))
-    if full and not (path / digests.FILE).is_file():
-        raise CheckpointError(f"{path} exists and is no checkpoint; give another place")
+    digests.check_place(path)
     with _saving(path):
         _commit(_begin(path, tree, config, None), path)
 

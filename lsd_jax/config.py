@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import runpy
 import types
 import typing
@@ -22,6 +23,11 @@ _DTYPES = ("float32", "bfloat16", "float16")
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _require_amount(section: object, name: str) -> None:
+    value = getattr(section, name)
+    _require(0 <= value < math.inf, f"{name}={value} must be finite and not negative")
 
 
 def _require_dtype(name: str) -> None:
@@ -80,7 +86,7 @@ class ModelConfig:
             f"patch={self.patch} is not a multiple of detail_patch={self.detail_patch}",
         )
         _require(self.text_dim % 4 == 0, f"text_dim={self.text_dim} must be a multiple of 4")
-        for name in ("sinks", "memory"):
+        for name in ("head_width", "sinks", "memory"):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         _require(self.memory_every >= 1, f"memory_every={self.memory_every} must be at least 1")
         _require(
@@ -198,6 +204,13 @@ class TrainConfig:
         _require_dtype(self.compute_dtype)
         for name in ("batch", "frames", "steps", "checkpoint_every", "sample_every", "log_every"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "clip_norm"):
+            _require_amount(self, name)
+            _require(getattr(self, name) > 0, f"{name}=0 would train nothing; give more")
+        for name in ("warmup", "weight_decay", "edit_weight", "seed"):
+            _require_amount(self, name)
+        for name in ("steps", "seed"):  # held in 32 bits
+            _require(getattr(self, name) < 2**31, f"{name}={getattr(self, name)} is not below 2^31")
         for name in (
             "pure_noise",
             "prompt_drop",
@@ -206,6 +219,7 @@ class TrainConfig:
             "mask_fraction",
             "carry_on",
             "away",
+            "ema",
         ):
             _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} not in [0, 1]")
         _require(
@@ -234,7 +248,7 @@ class HistoryConfig:
             self.corrupted + self.rolled_out <= 1,
             f"corrupted={self.corrupted} and rolled_out={self.rolled_out} are more than all clips",
         )
-        _require(self.drift_penalty >= 0, f"drift_penalty={self.drift_penalty} is negative")
+        _require_amount(self, "drift_penalty")
 
 
 @dataclass(frozen=True)
@@ -246,7 +260,7 @@ class ShortcutConfig:
 
     def __post_init__(self):
         _require(0 <= self.share <= 1, f"share={self.share} not in [0, 1]")
-        _require(self.guidance >= 0, f"guidance={self.guidance} is negative")
+        _require_amount(self, "guidance")
 
 
 @dataclass(frozen=True)
@@ -316,29 +330,36 @@ def override(config: Config, assignments: list[str]) -> Config:
     >>> override(Config("x"), ["model.layers=4"]).model.layers
     4
     """
+    changes: dict[str, dict[str, typing.Any]] = {}  # by section, "" being the config itself
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         if not separator:
             raise ValueError(f"--set {assignment!r}: write it as section.field=value")
-        config = _assign(config, path.split("."), text, path)
-    return config
+        section, name, kind = _field(path)
+        changes.setdefault(section, {})[name] = _parse(kind, text, path)
+    own = changes.pop("", {})
+    # All of a section at once: values that only go together may come in any order.
+    sections = {s: dataclasses.replace(getattr(config, s), **new) for s, new in changes.items()}
+    return dataclasses.replace(config, **own, **sections)
 
 
-def _assign(node, path: list[str], text: str, whole: str):
-    hints = typing.get_type_hints(type(node))
-    name, rest = path[0], path[1:]
-    if name not in hints:
-        raise ValueError(f"unknown config field {whole!r}; known here: {', '.join(hints)}")
-    if dataclasses.is_dataclass(hints[name]):
-        if not rest:
-            inner = ", ".join(f"{name}.{f.name}" for f in dataclasses.fields(hints[name]))
-            raise ValueError(f"{whole!r} is a section; set one of its fields: {inner}")
-        value = _assign(getattr(node, name), rest, text, whole)
-    elif rest:
-        raise ValueError(f"{whole!r}: {name} has no fields of its own")
-    else:
-        value = _parse(hints[name], text, whole)
-    return dataclasses.replace(node, **{name: value})
+def _field(path: str) -> tuple[str, str, typing.Any]:
+    """The section, name and type of what `section.field` names."""
+    section, owner, names = "", Config, path.split(".")
+    while True:
+        name, *names = names
+        hints = typing.get_type_hints(owner)
+        if name not in hints:
+            raise ValueError(f"unknown config field {path!r}; known here: {', '.join(hints)}")
+        if not dataclasses.is_dataclass(hints[name]):
+            break
+        section, owner = name, SECTIONS[name]
+        if not names:
+            inner = ", ".join(f"{name}.{f.name}" for f in dataclasses.fields(owner))
+            raise ValueError(f"{path!r} is a section; set one of its fields: {inner}")
+    if names:
+        raise ValueError(f"{path!r}: {name} has no fields of its own")
+    return section, name, hints[name]
 
 
 def _parse(kind, text: str, whole: str):

@@ -30,6 +30,18 @@ def seal(directory: Path) -> None:
     (directory / FILE).write_text(_sealed({name: _digest(directory / name) for name in names}))
 
 
+def check_place(path: Path | str) -> None:
+    """Raise CheckpointError where no checkpoint may be saved: over something else, or inside of
+    another one, to which a file more is damage."""
+    path = Path(path).absolute()
+    full = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    if full and not (path / FILE).is_file():
+        raise CheckpointError(f"{path} exists and is no checkpoint; give another place")
+    for outer in path.resolve().parents:
+        if (outer / FILE).is_file():
+            raise CheckpointError(f"{path} is inside of the checkpoint {outer}; give another place")
+
+
 def _digest(path: Path) -> dict:
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -46,7 +58,9 @@ def _digests(path: Path) -> dict[str, dict]:
     file = path / FILE
     if not file.is_file():
         what = "missing, so this is no whole checkpoint" if path.is_dir() else "no such checkpoint"
-        raise CheckpointError(f"{file}: {what}")
+        inner = [p.parent for p in path.glob(f"[!.]*/{FILE}")]  # of a training run, or of its steps
+        hint = f"; give {max(inner, key=lambda p: (len(p.name), p))}" if inner else ""
+        raise CheckpointError(f"{file}: {what}{hint}")
     try:
         raw = file.read_bytes()
         files = json.loads(raw)["files"]

@@ -308,6 +308,21 @@ def test_what_is_no_checkpoint_is_never_replaced(tmp_path):
     verify(tmp_path / "empty")
 
 
+def test_nothing_is_saved_inside_of_a_checkpoint(copy):
+    """A file more is damage to the outer one."""
+    with pytest.raises(CheckpointError, match="inner is inside of the checkpoint .*another place"):
+        save_weights(copy / "new" / "inner", weights(), CONFIG)
+    verify(copy)
+
+
+def test_a_folder_of_checkpoints_names_the_one_to_give(three):
+    folder = three.directory
+    (folder / "10").rename(folder / "5")
+    shutil.copytree(folder / "20", folder / ".400.partial")
+    with pytest.raises(CheckpointError, match=f"no whole checkpoint; give {folder}/30$"):
+        verify(folder)
+
+
 @pytest.mark.parametrize("keep, left", [(1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4])])
 def test_old_steps_are_pruned(tmp_path, keep, left):
     with Checkpoints(tmp_path, keep) as checkpoints:

@@ -1,12 +1,15 @@
 """Configs: typed overrides, errors that name what is known, round trips."""
 
 import dataclasses
+import math
 
 import pytest
 
 from lsd_jax.config import (
     Config,
+    HistoryConfig,
     ModelConfig,
+    ShortcutConfig,
     StreamConfig,
     TrainConfig,
     differences,
@@ -41,6 +44,12 @@ def test_overrides_apply_in_order():
     config = override(CONFIG, ["model.height=96", "model.width=160", "model.height=64"])
     assert (config.model.height, config.model.width) == (64, 160)
     assert config.train == CONFIG.train
+
+
+def test_values_that_only_go_together_come_in_any_order():
+    pair = ["model.height=96", "model.width=96", "model.patch=12", "model.detail_patch=4"]
+    for given in (pair, pair[::-1]):
+        assert override(CONFIG, given).model.grid == (8, 8)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +91,21 @@ def test_override_says_what_is_wrong(assignment, message):
         (StreamConfig, "history_level", 1.5, "history_level=1.5"),
         (TrainConfig, "prompt_drop", -0.1, "prompt_drop=-0.1"),
         (TrainConfig, "log_every", 0, "log_every=0"),
+        (ModelConfig, "head_width", -4, "head_width=-4 must not be negative"),
+        (TrainConfig, "learning_rate", math.nan, "learning_rate=nan must be finite"),
+        (TrainConfig, "learning_rate", math.inf, "learning_rate=inf must be finite"),
+        (TrainConfig, "learning_rate", 0.0, "learning_rate=0 would train nothing"),
+        (TrainConfig, "clip_norm", -1.0, "clip_norm=-1.0 must be finite and not negative"),
+        (TrainConfig, "weight_decay", math.nan, "weight_decay=nan"),
+        (TrainConfig, "edit_weight", math.inf, "edit_weight=inf"),
+        (TrainConfig, "warmup", -5, "warmup=-5"),
+        (TrainConfig, "ema", 2.0, "ema=2.0 not in"),
+        (TrainConfig, "ema", math.nan, "ema=nan not in"),
+        (TrainConfig, "seed", -1, "seed=-1"),
+        (TrainConfig, "seed", 2**31, "seed=2147483648 is not below 2.31"),
+        (TrainConfig, "steps", 10**20, "steps=1000.* is not below"),
+        (HistoryConfig, "drift_penalty", math.inf, "drift_penalty=inf"),
+        (ShortcutConfig, "guidance", math.inf, "guidance=inf"),
     ],
 )
 def test_values_are_checked(section, field, value, message):

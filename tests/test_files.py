@@ -2,7 +2,7 @@
 
 import pytest
 
-from lsd_jax.files import replacing
+from lsd_jax.files import check_writable, make_folder, replacing
 
 
 def test_a_file_appears_when_the_block_has_ended(tmp_path):
@@ -22,3 +22,19 @@ def test_an_error_keeps_what_was_there(tmp_path):
         raise OSError("disk full")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_is_known_before_the_work(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    check_writable(path)
+    assert path.read_text() == "old"
+    make_folder(tmp_path / "plots" / "new")
+    assert not any((tmp_path / "plots" / "new").iterdir())
+    for place in (tmp_path, path / "in a file", tmp_path / "no folder" / "x", "/proc/x", ""):
+        with pytest.raises(OSError) as error:
+            check_writable(place)
+        assert error.value.filename == str(place)
+    with pytest.raises(OSError, match="report.json"):
+        make_folder(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["plots", "report.json"]

@@ -13,6 +13,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from lsd_jax.cli.options import a_seed
+from lsd_jax.files import make_folder
 
 PROMPTS = (
     "make it night",
@@ -24,6 +28,7 @@ PROMPTS = (
 )
 MINUTES = 2.4  # the bundled clip there and back for each prompt
 LEAST_MINUTES = 0.1  # a second for each
+MOST_MINUTES = 10_000  # a week
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,13 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the clip once there and back)",
     )
     parser.add_argument("--checkpoint", help="default: the shipped checkpoints/tiny")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
 
 
 def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
-    if not LEAST_MINUTES <= args.minutes < float("inf"):
-        raise ValueError(f"--minutes {args.minutes}: give at least {LEAST_MINUTES}")
+    if not LEAST_MINUTES <= args.minutes <= MOST_MINUTES:
+        raise ValueError(
+            f"--minutes {args.minutes}: give at least {LEAST_MINUTES}, at most {MOST_MINUTES}"
+        )
+    a_seed(args.seed)
 
     from rich.console import Console
     from rich.table import Table
@@ -53,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.reports import write_json
     from lsd_jax.session import Session, play
 
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     with Console(stderr=True).status("loading and compiling"):
         model, config = load_model(args.checkpoint, args.set)
         session = Session(model, config, args.seed)
@@ -167,7 +175,8 @@ class SideBySide:
 
     def __init__(self, video, hold: int, moment: int):
         self.video, self.held = video, list[Held]()
-        self._hold, self._moment, self._image, self._count = hold, moment, None, 0
+        self._hold, self._moment, self._count = hold, moment, 0
+        self._image: Any = None  # the newest frame of the source
 
     def watch(self, source):
         """Hands on `source`, remembering its newest frame."""

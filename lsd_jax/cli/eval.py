@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lsd_jax.cli.options import at_least
+from lsd_jax.cli.options import a_seed, at_least
+from lsd_jax.files import make_folder
 
 LONG_STREAMS = 19  # evaluate.drift.STREAMS, without importing JAX
 
@@ -43,15 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    at_least(args, worlds=1, frames=1, drift_frames=0, drift_streams=1, batch=1, seed=0)
+    at_least(args, worlds=1, frames=1, drift_frames=0, drift_streams=1, batch=1)
+    a_seed(args.seed)
     if args.drift_streams > LONG_STREAMS:
         raise ValueError(
             f"--drift-streams {args.drift_streams}: there are {LONG_STREAMS}, one for each edit of "
             "footage or of an object"
         )
     compared = parse_passes(args.passes)
-    if args.plots:
-        args.plots.mkdir(parents=True, exist_ok=True)  # now, not after minutes of work
+    for folder in filter(None, (args.plots, args.work)):
+        make_folder(folder)  # now, not after minutes of work
 
     import dataclasses
 
@@ -157,7 +159,7 @@ def _counter(bar, config, frames: int):
 
 def parse_passes(text: str) -> set[int]:
     """`1,2,4` as a set. Raises ValueError for anything else."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
+    parts = [part.strip() for part in text.split(",")] if text else []
     if not all(part in ("1", "2", "3", "4") for part in parts):
         raise ValueError(f"--passes {text!r}: write numbers of passes from 1 to 4, as in 1,2,4")
     return {int(part) for part in parts}

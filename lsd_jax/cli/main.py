@@ -8,6 +8,8 @@ import importlib
 import os
 import sys
 
+from lsd_jax.files import check_writable
+
 COMMANDS = {
     "stream": "a video, a folder of images or a camera in, a video out",
     "serve": "a page and an API for live sessions: camera in, transformed stream out",
@@ -74,8 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     module = importlib.import_module(f"lsd_jax.cli.{args.command}")
     try:
-        if args.json:  # now, not after minutes of work
+        if args.json is not None:  # now, not after minutes of work
             os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
+            check_writable(args.json)
         module.run(args)
     except (ValueError, OSError) as error:
         print(f"lsd {args.command}: {_one_line(error)}", file=sys.stderr)
@@ -83,6 +86,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         note = str(interruption) or "interrupted; nothing was left half-written"
         print(f"lsd {args.command}: {note}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        # Of JAX's errors, its first line has the number of bytes.
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        line = str(error).split("\n")[0]
+        print(f"lsd {args.command}: out of memory; ask for less at once: {line}", file=sys.stderr)
         return 2
     return 0
 

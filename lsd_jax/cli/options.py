@@ -6,6 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lsd_jax.digests import check_place
+from lsd_jax.files import make_folder
+
 
 def at_least(args: argparse.Namespace, **smallest: int) -> None:
     """Raises ValueError for an option that is below its smallest value."""
@@ -21,12 +24,18 @@ def a_rate(fps: float) -> None:
         raise ValueError(f"--fps {fps}: give more than 0, and a finite number")
 
 
+def a_seed(seed: int) -> None:
+    """Raises ValueError for a seed of more than 31 bits, or a negative one."""
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"--seed {seed}: give 0 to 2147483647")
+
+
 def parse_counts(option: str, text: str, names: Sequence[str]) -> dict[str, int]:
     """`fsdp=4,tensor=2` as a dict. Raises ValueError for anything else and any other name."""
     found = {}
     for part in filter(None, text.split(",")):
         name, _, count = part.partition("=")
-        if name not in names or not count.isdigit():
+        if name not in names or not count.isdecimal():
             wanted = ",".join(f"{known}=N" for known in names)
             raise ValueError(f"{option} {text!r}: write {wanted}")
         found[name] = int(count)
@@ -34,6 +43,9 @@ def parse_counts(option: str, text: str, names: Sequence[str]) -> dict[str, int]
 
 
 def another_place(out: Path, checkpoint: Path) -> None:
-    """Raises ValueError where a result would replace what it is made from."""
+    """Raises ValueError where a checkpoint would replace what it is made from, or anything but a
+    checkpoint; OSError where it cannot be written."""
     if out.resolve() == checkpoint.resolve():
         raise ValueError(f"{out} is the checkpoint itself; give another place for the result")
+    check_place(out)
+    make_folder(out.absolute().parent)

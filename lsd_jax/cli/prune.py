@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--multiple", type=int, default=128, help="of which mlp must be a multiple (default: 128)"
     )
-    parser.add_argument("--batches", type=int, default=16, help="to score on (default: 16)")
+    parser.add_argument(
+        "--batches", type=int, default=16, help="of clips to score the parts on (default: 16)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,8 +53,7 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.cli.info import sizes
     from lsd_jax.hw import chips
     from lsd_jax.pretrained import load_model
-    from lsd_jax.prune import two_four
-    from lsd_jax.prune.budget import cut_for
+    from lsd_jax.prune import budget, two_four
     from lsd_jax.prune.structured import check, cut
     from lsd_jax.reports import provenance, write_json
 
@@ -62,11 +63,13 @@ def run(args: argparse.Namespace) -> None:
     check(config.model, keep)
     if args.two_four and keep.get("mlp", config.model.mlp) % 4:
         raise ValueError("--two-four needs an mlp that is a multiple of 4")
+    if chip and args.fps:  # now, not behind the scores
+        budget.check(config, chip, args.fps, args.multiple)
     smaller, planned = config, None
     if keep or chip:
         scores = score(config, params, args.batches)
         if chip and args.fps:
-            planned = cut_for(config, scores, chip, args.fps, args.multiple)
+            planned = budget.cut_for(config, scores, chip, args.fps, args.multiple)
             keep = planned.keep
         shape, params = cut(config.model, params, scores, keep)
         smaller = dataclasses.replace(config, model=shape)

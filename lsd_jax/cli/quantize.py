@@ -10,9 +10,11 @@ from lsd_jax.cli.options import another_place, at_least
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="weights, such as checkpoints/tiny")
-    parser.add_argument("--format", default="int8", choices=("int8", "fp8"))
+    parser.add_argument("--format", default="int8", choices=("int8", "fp8"), help="default: int8")
     parser.add_argument("-o", "--out", type=Path, required=True, help="where the result goes")
-    parser.add_argument("--worlds", type=int, default=1, help="to measure on; 0: do not")
+    parser.add_argument(
+        "--worlds", type=int, default=1, help="to measure the loss on (default: 1; 0: do not)"
+    )
     parser.add_argument("--frames", type=int, default=8, help="of each stream (default: 8)")
 
 

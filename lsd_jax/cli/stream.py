@@ -8,7 +8,7 @@ import re
 import time
 from pathlib import Path
 
-from lsd_jax.cli.options import at_least
+from lsd_jax.cli.options import a_seed, at_least
 
 UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a picture, white where to edit; elsewhere the input stays, at the model's resolution",
     )
     parser.add_argument("--checkpoint", help="default: the shipped checkpoints/tiny")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     parser.add_argument(
         "--backend", help="who computes the blocks, such as xla or pallas; default: the best here"
     )
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     at_least(args, chips=1)
+    a_seed(args.seed)
     schedule = [(0.0, args.prompt), *((parse_time(t), prompt) for t, prompt in args.at)]
 
     if args.backend == "nki-sim":

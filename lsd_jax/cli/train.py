@@ -13,13 +13,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config", help="a .py file, a shipped name such as tiny, or a checkpoint, for its config"
     )
-    parser.add_argument("--stage", default="forcing", choices=STAGES)
-    parser.add_argument("--out", type=Path, help="run directory (default: runs/NAME-STAGE)")
-    parser.add_argument("--init", type=Path, help="weights to start from, such as checkpoints/tiny")
-    parser.add_argument("--videos", type=Path, help="a folder of your own videos to mix in")
-    parser.add_argument("--minutes", type=float, help="stop, with all saved, after so long")
     parser.add_argument(
-        "--mesh", default="", metavar="AXIS=N,...", help="data, fsdp, tensor; for example fsdp=4"
+        "--stage",
+        default="forcing",
+        choices=STAGES,
+        help="forcing, from the beginning (default); history, against drift; shortcut, for fewer "
+        "passes; distill, to recover a pruned model",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="run directory, gone on from (default: runs/NAME-STAGE)"
+    )
+    parser.add_argument(
+        "--init",
+        type=Path,
+        help="weights to start from, such as checkpoints/tiny, where --out holds no run yet",
+    )
+    parser.add_argument(
+        "--videos",
+        type=Path,
+        help="a folder of your own videos to mix in, with --set train.video_fraction=0.5",
+    )
+    parser.add_argument("--minutes", type=float, help="stop, with all saved, after so many")
+    parser.add_argument(
+        "--mesh",
+        default="",
+        metavar="AXIS=N,...",
+        help="devices along data, fsdp, tensor; as fsdp=4",
     )
     parser.add_argument(
         "--distributed", action="store_true", help="one process per host: jax.distributed first"
@@ -27,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.minutes is not None and not args.minutes > 0:
+        raise ValueError(f"--minutes {args.minutes}: give more than 0, or leave it out")
+
+    import time
+
     import jax
 
     if args.distributed:
@@ -52,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         chosen = next(by for by, said in attention.items() if said == "chosen")
         refused = "" if chosen == "pallas" else f"; pallas {attention['pallas']}"
         print(f"attention by {chosen}{refused}")
+    started = time.monotonic()
     steps = train(
         config,
         stage.loss,
@@ -73,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
         },
     )
     kept = f"{steps} steps are kept in {out}, their weights in {out / 'weights'}"
-    if steps < config.train.steps and not args.minutes:
+    late = args.minutes is not None and time.monotonic() - started > args.minutes * 60
+    if steps < config.train.steps and not late:
         raise KeyboardInterrupt(f"interrupted; {kept}; the same command goes on from there")
     print(kept)

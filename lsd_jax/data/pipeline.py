@@ -29,9 +29,15 @@ def batches(config: Config, videos: Path | None = None) -> Callable[[int], Batch
 
     With a folder of videos, `train.video_fraction` of the clips come from it: a clip with an
     edited twin teaches its caption, one without teaches the footage edits. Raises ValueError for a
-    folder without a fraction, a fraction without a folder, and a folder without usable videos.
+    model that takes embeddings of prompts, a folder without a fraction, a fraction without a
+    folder, and a folder without usable videos.
     """
     model, train = config.model, config.train
+    if model.external_text_dim:
+        raise ValueError(
+            "prompts of these batches are bytes: set model.external_text_dim=0, or train from "
+            "Python on batches of your own"
+        )
     filmed = round(train.video_fraction * train.batch)
     if videos is None:
         if filmed:

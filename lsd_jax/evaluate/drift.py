@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,19 +119,24 @@ class Unfinished:
             self._path = None
 
     def restore(self, frames: int) -> tuple[int, np.ndarray | None]:
-        """How far the streams were, at most `frames`, and the frames shown last."""
+        """How far the streams were, at most `frames`, and the frames shown last. Raises ValueError
+        for a damaged file."""
         if self._path is None or self._snapshots is None or not self._path.exists():
             return 0, None
-        with np.load(self._path) as kept:
-            offset = int(kept["offset"])
-            if offset >= frames:
-                for name, values in self._found.items():
-                    values[self._some] = kept[name][:, :frames]
-                return frames, None
+        try:
+            with self._path.open("rb") as opened, np.load(opened) as file:
+                kept = dict(file)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{self._path} is damaged; remove it to stream these anew") from error
+        offset = int(kept["offset"])
+        if offset >= frames:
             for name, values in self._found.items():
-                values[self._some, :offset] = kept[name]
-            self._snapshots.restore([kept[f"state_{i}"] for i in range(int(kept["leaves"]))])
-            return offset, kept["before"]
+                values[self._some] = kept[name][:, :frames]
+            return frames, None
+        for name, values in self._found.items():
+            values[self._some, :offset] = kept[name]
+        self._snapshots.restore([kept[f"state_{i}"] for i in range(int(kept["leaves"]))])
+        return offset, kept["before"]
 
     def save(self, offset: int, before: np.ndarray) -> None:
         """Keeps what was found; a minute after the last time, or at the end."""

@@ -46,7 +46,18 @@ def cut_for(config: Config, scores: Scores, chip: Chip, fps: float, multiple: in
         if after.ms <= 1000 / fps and after.fits:  # the fast figures are a little off
             keep = {name: int(getattr(every, name)[best]) for name in ("layers", "heads", "mlp")}
             return Cut(keep, plan_frame(config, chip).ms, after.ms, float(lost[best]))
-    raise ValueError(
+    raise _none(config, chip, fps, ms)
+
+
+def check(config: Config, chip: Chip, fps: float, multiple: int = 128) -> None:
+    """Raises ValueError, without any scores, where even the fastest cut is too slow."""
+    ms = frame_ms(keeps(config, multiple), chip)
+    if ms.min() > 1000 / fps:
+        raise _none(config, chip, fps, ms)
+
+
+def _none(config: Config, chip: Chip, fps: float, ms: np.ndarray) -> ValueError:
+    return ValueError(
         f"no cut of {config.name} holds {fps:g} fps on a {chip.name}: the smallest takes "
         f"{ms.min():.2f} ms of {1000 / fps:.2f}; ask for fewer fps, or train a smaller model"
     )

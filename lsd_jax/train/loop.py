@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
+from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,7 +23,9 @@ from lsd_jax import sharding
 from lsd_jax.checkpoint import CheckpointError, Checkpoints, load_weights, save_weights
 from lsd_jax.config import Config, differences
 from lsd_jax.data.batch import Batch
+from lsd_jax.digests import check_place
 from lsd_jax.interruption import stop_on_signal
+from lsd_jax.pretrained import load_model
 from lsd_jax.train.samples import save_samples
 from lsd_jax.train.step import Loss, TrainState, abstract_state, init_state, make_step
 from lsd_jax.train.throughput import Throughput
@@ -52,8 +56,8 @@ def train(
         show: adds to the batch of a step what the running mean of the weights makes of it.
 
     Raises:
-        ValueError: a checkpoint of another architecture, or `PATIENCE` steps without a finite
-            gradient.
+        ValueError: a checkpoint of another architecture, a directory that another run writes to,
+            or `PATIENCE` steps without a finite gradient.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.train.batch % parts:
@@ -61,7 +65,7 @@ def train(
             f"train.batch={config.train.batch} does not split over data x fsdp = {parts} devices; "
             f"use a multiple of {parts}, or --mesh with fewer"
         )
-    directory.mkdir(parents=True, exist_ok=True)
+    check_place(directory / "weights")
     started = time.monotonic()
     place = NamedSharding(mesh, sharding.BATCH)
     with Checkpoints(directory / "checkpoints") as saved, ThreadPoolExecutor(1) as ahead:
@@ -69,8 +73,11 @@ def train(
         step, end = int(state.step), config.train.steps
         last_saved = None
         run = make_step(config, loss, mesh)
-        upcoming = ahead.submit(batches, step)
-        with _progress() as bar, stop_on_signal() as stopped, _log(directory) as log:
+        with _log(directory) as log, _progress() as bar, stop_on_signal() as stopped:
+            if step and jax.process_index() == 0:
+                instead = f", not from {init_from}" if init_from else ""
+                bar.console.print(f"going on from step {step} of {directory}{instead}")
+            upcoming = ahead.submit(batches, step)
             task = bar.add_task("training", total=end, completed=step, note="")
             speed = Throughput(config, loss, mesh, step)
             while step < end:
@@ -102,10 +109,11 @@ def train(
                 late = deadline_s is not None and time.monotonic() - started > deadline_s
                 if _agreed(bool(stopped) or late):
                     break
-        upcoming.cancel()
-        if step != last_saved:
-            saved.save(step, state, config)
-    save_weights(directory / "weights", state.ema, config)
+            upcoming.cancel()
+            if step != last_saved:
+                saved.save(step, state, config)
+            saved.wait()
+            save_weights(directory / "weights", state.ema, config)
     return step
 
 
@@ -124,23 +132,40 @@ def first_state(
                 f"{saved.directory} is of another architecture (asked != found): "
                 f"{', '.join(fields)}; set these back, or give another directory"
             ) from error
-        logging.info("going on from step %d of %s", step, saved.directory)
         return state
     if init_from is None:
         return init_state(config, mesh)
     abstract = abstract_state(config, mesh).params
-    params, _ = load_weights(init_from, abstract, config.model)
+    try:
+        params, _ = load_weights(init_from, abstract, config.model)
+    except CheckpointError:  # in eight bits, or a step of a run: loaded as for a stream
+        model, theirs = load_model(init_from, [])
+        if differences(config.model, theirs.model):
+            raise
+        params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     return init_state(config, mesh, params)
 
 
 @contextmanager
 def _log(directory: Path):
     """Appends one JSON object a line to `metrics.jsonl`, on the first host; null where a figure
-    is not finite."""
+    is not finite.
+
+    Raises ValueError where another run has that file open: two would tear each other's checkpoints.
+    """
     if jax.process_index():
         yield lambda **values: None
         return
+    directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "metrics.jsonl", "a", buffering=1) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another run is writing to {directory}; wait for it, or give another --out"
+            ) from None
+        except OSError as error:  # a file system without locks
+            logging.warning("%s is not locked against other runs: %s", directory, error)
 
         def log(**values: float | int) -> None:
             finite = {k: v if math.isfinite(v) else None for k, v in values.items()}

@@ -143,12 +143,16 @@ def refusals(small_checkpoint, clip, tmp_path):
         "checkpoint": (changed(checkpoint=str(tmp_path / "none")), "no such checkpoint"),
         "itself": (changed(output=clip), "is the input itself"),
         "report": ([*plain, "--json", str(text / "a.json")], "text.mp4"),
+        "folder for a report": ([*plain, "--json", str(tmp_path)], f"{tmp_path}: Is a directory"),
+        "no report": ([*plain, "--json", ""], "Is a directory"),
+        "seed": ([*plain, "--seed", str(2**31)], "--seed 2147483648: give 0 to"),
         "time": ([*plain, "--at", "soon", "snow"], "write a time such as 3s"),
     }
 
 
 REFUSED = ("missing", "text", "empty prompt", "long prompt", "no folder", "kind", "reference",
-           "field", "architecture", "checkpoint", "itself", "report", "time")  # fmt: skip
+           "field", "architecture", "checkpoint", "itself", "report",
+           "folder for a report", "no report", "seed", "time")  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -179,8 +183,9 @@ def test_the_demo_writes_its_three_files(small_checkpoint, tmp_path, capsys):
         assert video.streams.video[0].width == 2 * video.streams.video[0].height
     assert (tmp_path / "demo.png").stat().st_size > 10_000
     assert "recompiles after warm-up" in capsys.readouterr().out
-    assert main([*command, "--minutes", "0.05"]) == 2
-    assert "--minutes 0.05: give at least 0.1" in capsys.readouterr().err
+    for minutes in ("0.05", "1e308", "nan"):
+        assert main([*command, "--minutes", minutes]) == 2
+        assert f"--minutes {float(minutes)}: give at least 0.1" in capsys.readouterr().err
 
 
 def test_a_prompt_of_the_demo_ends_at_the_picture_that_it_began_with():
@@ -226,6 +231,23 @@ def test_info_counts_every_config(name, tmp_path):
     expected = {"tiny": 8e6, "small": 28e6, "base": 300e6, "lucy_1080p": 1.3e9}[name]
     assert abs(found["parameters"] / expected - 1) < 0.1
     assert found["flops_per_frame"] > 2 * found["tokens_per_frame"] * 0.5 * expected
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 9. TiB"), RuntimeError("RESOURCE_EXHAUSTED: Out\n9")]
+)
+def test_too_much_at_once_is_one_line(error, monkeypatch, capsys):
+    def run(args):
+        raise error
+
+    monkeypatch.setattr("lsd_jax.cli.info.run", run)
+    assert main(["info", "tiny"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("lsd info: out of memory; ask for less at once: ")
+    assert line.count("\n") == 1
+    error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["info", "tiny"])
 
 
 def test_help_is_quick_because_it_imports_nothing_heavy():

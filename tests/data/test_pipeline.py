@@ -70,6 +70,12 @@ def test_fraction_and_folder_belong_together(small_config, filmed, folder):
         pipeline.batches(small_config, folder)
 
 
+def test_prompts_are_bytes(small_config):
+    model = dataclasses.replace(small_config.model, external_text_dim=8)
+    with pytest.raises(ValueError, match="set model.external_text_dim=0"):
+        pipeline.batches(dataclasses.replace(small_config, model=model))
+
+
 def test_the_mask_lies_on_its_own_plane():
     mask = np.full((2, 4, 4), 200, np.uint8)
     planes = np.asarray(control_planes(("keypoints", "mask"), jax.numpy.asarray(mask)))

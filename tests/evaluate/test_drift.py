@@ -76,6 +76,21 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.partial*"))
 
 
+@pytest.mark.parametrize("left", [0, 100, 0.5])
+def test_damaged_streams_are_named(tmp_path, left):
+    def run():
+        drift.long_run(lambda *_: Counting(), MODEL, 8, 1, 0, lambda n: None, 1, tmp_path)
+
+    run()
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(left * len(whole) if left < 1 else left)])
+    with pytest.raises(ValueError, match=f"{path} is damaged; remove it"):
+        run()
+    path.unlink()
+    run()
+
+
 def series(psnr, **others):
     return {name: np.ones_like(psnr) for name in drift.AVERAGED} | {"psnr_db": psnr} | others
 

@@ -71,11 +71,15 @@ def test_report_has_the_keys_that_are_promised(checkpoint, tmp_path, monkeypatch
         (("--drift-frames", -1), "--drift-frames -1: give at least 0"),
         (("--drift-streams", 20), "there are 19"),
         (("--passes", "1,5"), "from 1 to 4"),
+        (("--passes", ","), "from 1 to 4"),
+        (("--seed", 2**31), "--seed 2147483648: give 0 to"),
+        (("--plots", __file__), "test_eval_command.py"),
+        (("--work", __file__), "test_eval_command.py"),
         (("--set", "model.layers=4"), "layers: 4 != 2"),
         (("--set", "stream.speed=2"), "unknown config field"),
     ],
 )
 def test_bad_input_is_one_clear_line(checkpoint, extra, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises((ValueError, OSError), match=message) as error:
         command.run(arguments(checkpoint, *extra))
     assert "\n" not in str(error.value)

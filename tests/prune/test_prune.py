@@ -263,3 +263,20 @@ def test_bad_input_is_one_clear_line(tmp_path, extra, message):
     with pytest.raises(ValueError, match=message) as error:
         command.run(arguments(tmp_path / "whole", *extra, "-o", tmp_path / "cut"))
     assert "\n" not in str(error.value)
+
+
+def test_where_no_result_can_go_nothing_is_scored(small_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "score", lambda *_: pytest.fail("scored"))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").touch()
+    cut = ("--keep", "layers=1", "-o")
+    with pytest.raises(ValueError, match="notes exists and is no checkpoint"):
+        command.run(arguments(small_checkpoint, *cut, tmp_path / "notes"))
+    with pytest.raises(ValueError, match="inside of the checkpoint"):
+        command.run(arguments(small_checkpoint, *cut, f"{small_checkpoint}/cut"))
+    with pytest.raises(ValueError, match="no cut of small holds 1e.09 fps on a cpu"):
+        command.run(
+            arguments(small_checkpoint, "--chip", "cpu", "--fps", 1e9, "-o", tmp_path / "cut")
+        )
+    with pytest.raises(OSError, match="mine.txt"):
+        command.run(arguments(small_checkpoint, *cut, tmp_path / "notes" / "mine.txt" / "cut"))

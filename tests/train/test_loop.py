@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lsd_jax import sharding
 from lsd_jax.checkpoint import CheckpointError, Checkpoints, load_weights, save_weights
 from lsd_jax.model import abstract_params
+from lsd_jax.pretrained import load_model
+from lsd_jax.quantize import quantize
 from lsd_jax.train import loop
 from lsd_jax.train.step import abstract_state, init_state
 
@@ -183,6 +187,78 @@ def test_another_architecture_is_refused(train, small_config, mesh, start, tmp_p
     train(tmp_path, deadline_s=0.0)
     with pytest.raises(ValueError, match="mlp: 128 != 64; set these back"):  # to go on from
         loop.train(other, toy_loss, lambda step: None, tmp_path, mesh)
+
+
+def test_whatever_loads_for_a_stream_can_be_started_from(
+    config, small_config, small_params, mesh, tmp_path
+):
+    """Eight bits, and a step of a run, whose running mean is taken: see `load_model`."""
+    save_weights(tmp_path / "int8", quantize(small_params, "int8"), small_config)
+    begun = init_state(config, mesh, small_params)
+    begun = dataclasses.replace(begun, ema=jax.tree.map(lambda x: x + 1, begun.ema))
+    with Checkpoints(tmp_path / "run") as saved:
+        saved.save(7, begun, small_config)
+    nothing = Checkpoints(tmp_path / "nothing")
+    for path in (tmp_path / "int8", tmp_path / "run" / "7"):
+        state = loop.first_state(config, nothing, mesh, path)
+        model, _ = load_model(path, [])
+        loaded = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        jax.tree.map(np.testing.assert_array_equal, state.params, loaded)
+        assert int(state.step) == 0
+    with pytest.raises(CheckpointError, match="no whole checkpoint; give .*run/7"):
+        loop.first_state(config, nothing, mesh, tmp_path / "run")
+
+
+def test_one_run_at_a_time_writes_to_a_directory(train, small_batch, tmp_path):
+    refused = []
+
+    def batches(step):
+        if step == 2:
+            with pytest.raises(ValueError, match="another run is writing to .*another --out"):
+                train(tmp_path)
+            refused.append(step)
+        return batch_of(small_batch)(step)
+
+    assert train(tmp_path, batches) == STEPS and refused
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, STEPS + 1))
+    assert train(tmp_path) == STEPS  # the lock went with the run
+
+
+def test_a_checkpoint_is_not_trained_into(train, start, tmp_path):
+    place = shutil.copytree(start, tmp_path / "tiny")
+    with pytest.raises(CheckpointError, match="inside of the checkpoint .*tiny; give another"):
+        train(place)
+    load_weights(place)
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    (tmp_path / "run" / "weights" / "lifted.txt").touch()
+    with pytest.raises(CheckpointError, match="weights exists and is no checkpoint"):
+        train(tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["weights"]
+
+
+def test_what_cannot_be_started_from_leaves_nothing(config, mesh, tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        loop.train(config, toy_loss, lambda step: None, tmp_path / "run", mesh, tmp_path / "none")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_result_is_saved_waits(train, config, tmp_path, monkeypatch, number):
+    def interrupted(*given):
+        os.kill(os.getpid(), number)
+        save_weights(*given)
+
+    monkeypatch.setattr(loop, "save_weights", interrupted)
+    assert train(tmp_path) == STEPS
+    assert jax.tree.leaves(weights(tmp_path, config))
+
+
+def test_going_on_is_said(train, start, tmp_path, capsys):
+    train(tmp_path, deadline_s=0.0)
+    assert "going on" not in capsys.readouterr().out
+    train(tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "going on from step 1 of" in said and "not from" in said
 
 
 def test_samples_are_drawn(train, config, tmp_path):
