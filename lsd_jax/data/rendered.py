@@ -309,9 +309,11 @@ def render_at(
         return jax.vmap(one, (None, 0, 0))(*shown)
 
     clips, frames = times.shape
-    most = min(clips, max(1, AT_ONCE // (frames * size[0] * size[1])))
+    most = max(1, AT_ONCE // (frames * size[0] * size[1]))
+    if clips <= most:
+        return jax.vmap(clip)((drawn, times, scale))
     together = next(n for n in range(most, 0, -1) if clips % n == 0)
-    return jax.lax.map(clip, (drawn, times, scale), batch_size=together % clips)  # 0: all
+    return jax.lax.map(clip, (drawn, times, scale), batch_size=together)
 
 
 def to_bytes(x: jax.Array) -> jax.Array:

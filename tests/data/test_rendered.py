@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsd_jax.data import edits, prompts, rendered, worlds
+from lsd_jax.data import edits, prompts, rendered, textures, worlds
 
 CLIPS = 8
 edit_world = jax.jit(worlds.edit_world)
@@ -304,3 +304,26 @@ def test_an_object_goes_away_and_comes_back_under_a_prompt_taken_back(small_conf
     sizes = np.asarray(plan.scale)[np.arange(CLIPS), :, np.asarray(plan.scene_edits["object"])]
     assert np.any(sizes == 0) and not np.any(changed[sizes == 0])
     assert np.all(changed[:, 0])
+
+
+def test_only_so_many_pixels_are_rendered_side_by_side(monkeypatch):
+    """Whatever the batch; and the pictures stay what they are."""
+    clips, frames, size = 6, 2, (32, 32)
+    given = (
+        rendered.sample_worlds(np.arange(clips, dtype=np.int32)),
+        jnp.arange(clips * frames, dtype=jnp.int32).reshape(clips, frames),
+        textures.bank(),
+        jnp.ones((clips, frames, rendered.OBJECTS)),
+    )
+
+    def render():
+        run = jax.jit(lambda drawn, times, *x: rendered.render_at(drawn, times, size, *x))
+        equations = run.trace(*given).jaxpr.eqns
+        loops = [e.params["length"] for e in equations if e.primitive.name == "scan"]
+        return loops, np.asarray(run(*given))
+
+    loops, whole = render()
+    monkeypatch.setattr(rendered, "AT_ONCE", 5 * frames * size[0] * size[1])
+    fewer, parts = render()
+    assert (loops, fewer) == ([], [2])  # three clips at a time
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
