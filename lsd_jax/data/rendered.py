@@ -25,7 +25,8 @@ HELD_OUT_WORLDS = 1 << 30
 
 PAIRS, IDENTITY = 0.3, 0.05  # shares of the footage prompts that name two edits, or none
 LATEST_START = 1 << 20
-GROUPS = 16  # footage clips are edited in at most so many groups, one prompt meaning each
+AT_ONCE = 1 << 22  # pixels, of whole clips, rendered side by side: each takes some hundred bytes
+GROUPS = 16  # footage clips are edited in about so many groups of one meaning each
 
 
 @jax.tree_util.register_dataclass
@@ -200,7 +201,7 @@ def footage_texts(held_out: bool = False) -> dict[tuple[str, ...], list[str]]:
 
 def draw_footage_edits(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
     """Edit numbers `[groups, 2]` as `edits.compose` takes them, and a prompt for each clip."""
-    groups = next(g for g in range(min(GROUPS, count), 0, -1) if count % g == 0) if count else 0
+    groups = footage_groups(count)
     texts = footage_texts()
     singles = [m for m in texts if len(m) == 1]
     pairs = [m for m in texts if len(m) == 2]
@@ -213,6 +214,15 @@ def draw_footage_edits(rng: np.random.Generator, count: int) -> tuple[np.ndarray
         paraphrases = texts[meaning]
         spoken += [paraphrases[i] for i in rng.integers(len(paraphrases), size=count // groups)]
     return np.array(chosen, np.int32).reshape(groups, 2), spoken
+
+
+def footage_groups(count: int) -> int:
+    """Into how many equal groups so many clips are split: at most `GROUPS` if that leaves at least
+    half as many, else the next number above that does."""
+    if count <= GROUPS:
+        return count
+    tried = (*range(GROUPS, GROUPS // 2 - 1, -1), *range(GROUPS + 1, count + 1))
+    return next(groups for groups in tried if count % groups == 0)
 
 
 def draw_masks(
@@ -242,9 +252,12 @@ def _render(plan: Plan, after, bank, *, size, controls) -> Batch:
     shown = drawn, times, plan.scale
     if scenes:
         some = jax.tree.map(lambda x: x[:scenes], shown)
-        # Another world's picture, and the same one however long the stream has run.
-        first = render_clips(some[0], plan.starts[:scenes], 1, size, bank)[:, 0]
-        reference = reference.at[:scenes].set(jnp.roll(first, 1, axis=0))
+        # Another world's picture, and the same one however long the stream has run: of the scene
+        # before it or, where there is one alone, of a footage clip if there is any.
+        other = (np.arange(scenes) - 1) % max(scenes, min(clips, 2))
+        worlds_of, starts_of = jax.tree.map(lambda x: x[other], (drawn, plan.starts))
+        first = render_clips(worlds_of, starts_of, 1, size, bank)[:, 0]
+        reference = reference.at[:scenes].set(first)
         edit = SceneEdit(**scene_edits, reference=reference[:scenes])
         after_edits = jax.vmap(worlds.edit_world)(some[0], edit), *some[1:]
         shown = jax.tree.map(lambda *x: jnp.concatenate(x), shown, after_edits)
@@ -292,7 +305,15 @@ def render_at(
     def one(world, time, scale):
         return worlds.render(worlds.scaled(world, scale), time, *size, bank)
 
-    return jax.vmap(jax.vmap(one, (None, 0, 0)))(drawn, times, scale)
+    def clip(shown):
+        return jax.vmap(one, (None, 0, 0))(*shown)
+
+    clips, frames = times.shape
+    most = max(1, AT_ONCE // (frames * size[0] * size[1]))
+    if clips <= most:
+        return jax.vmap(clip)((drawn, times, scale))
+    together = next(n for n in range(most, 0, -1) if clips % n == 0)
+    return jax.lax.map(clip, (drawn, times, scale), batch_size=together)
 
 
 def to_bytes(x: jax.Array) -> jax.Array:

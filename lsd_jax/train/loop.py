@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ def train(
 
     Raises:
         ValueError: a checkpoint of another architecture, a directory that another run writes to,
-            or `PATIENCE` steps without a finite gradient.
+            hosts whose batches differ, or `PATIENCE` steps without a finite gradient.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.train.batch % parts:
@@ -70,7 +71,8 @@ def train(
     place = NamedSharding(mesh, sharding.BATCH)
     with Checkpoints(directory / "checkpoints") as saved, ThreadPoolExecutor(1) as ahead:
         state = first_state(config, saved, mesh, init_from)
-        step, end = int(state.step), config.train.steps
+        step = begun = int(state.step)
+        end = config.train.steps
         last_saved = None
         run = make_step(config, loss, mesh)
         with _log(directory) as log, _progress() as bar, stop_on_signal() as stopped:
@@ -81,8 +83,11 @@ def train(
             task = bar.add_task("training", total=end, completed=step, note="")
             speed = Throughput(config, loss, mesh, step)
             while step < end:
-                batch = jax.device_put(upcoming.result(), place)
+                batch = upcoming.result()
                 upcoming = ahead.submit(batches, step + 1)
+                if step == begun:
+                    _agree(batch)
+                batch = _spread(batch, place)
                 if show:
                     batch = show(step, state.ema, batch)
                 state, metrics = run(state, batch)
@@ -172,6 +177,31 @@ def _log(directory: Path):
             file.write(json.dumps(finite) + "\n")
 
         yield log
+
+
+def _agree(batch: Batch) -> None:
+    """Raises ValueError, on all hosts, where one has another batch than the others."""
+    if jax.process_count() == 1:
+        return
+    digest = 0
+    for leaf in jax.tree.leaves(batch):
+        digest = zlib.crc32(np.asarray(leaf).tobytes(), digest)
+    if np.unique(multihost_utils.process_allgather(np.array(digest, np.uint32))).size > 1:
+        raise ValueError("hosts train on different batches; give all the same settings and videos")
+
+
+def _spread(batch: Batch, place: NamedSharding) -> Batch:
+    """A batch that every host has whole, over the mesh.
+
+    `device_put` would send all of it to all hosts and onto each device, to compare them.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(batch, place)
+
+    def give(x: jax.Array) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, place, np.asarray(x).__getitem__)
+
+    return jax.tree.map(give, batch)
 
 
 def _agreed(stop: bool) -> bool:

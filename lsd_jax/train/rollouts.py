@@ -34,15 +34,16 @@ class Rollouts:
     """The bank of a training run: the last `streams` clips of every batch.
 
     What it holds is not saved: a run that goes on from a checkpoint goes on with cold streams, in
-    the middle of their worlds.
+    the middle of their worlds. Those that were told to carry on are told their prompt again first.
     """
 
     def __init__(self, config: Config, mesh: Mesh):
         self.config = config
         self.streams = own_clips(config)
         self.states: dict[int, StreamState] = {}
-        self._everywhere = NamedSharding(mesh, PartitionSpec())
-        places = (self._everywhere, NamedSharding(mesh, sharding.BATCH))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._cold = jax.jit(partial(stream.init_state, config), out_shardings=everywhere)
+        places = (everywhere, NamedSharding(mesh, sharding.BATCH))
         self._run = jax.jit(partial(stream_clips, config), donate_argnums=1, out_shardings=places)
 
     def mixed(self, batches: Callable[[int], Batch]) -> Callable[[int], Batch]:
@@ -74,8 +75,10 @@ class Rollouts:
         group, _, age = _place(step)
         state = self.states.pop(group, None)
         if state is None or age == 0:
-            seeds = jnp.arange(self.streams, dtype=jnp.int32) + step * self.streams
-            state = jax.device_put(stream.init_state(self.config, seeds), self._everywhere)
+            state = self._cold(np.arange(self.streams, dtype=np.int32) + step * self.streams)
+            if batch.carried is not None and age:  # they remember nothing to carry on with
+                told = batch.carried.at[-self.streams :].set(self.config.train.frames)
+                batch = replace(batch, carried=told)
         self.states[group], shown = self._run(weights, state, batch)
         return replace(batch, shown=shown)
 

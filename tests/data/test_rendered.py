@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsd_jax.data import edits, prompts, rendered, worlds
+from lsd_jax.data import edits, prompts, rendered, textures, worlds
 
 CLIPS = 8
 edit_world = jax.jit(worlds.edit_world)
@@ -187,11 +187,23 @@ def test_held_out_worlds_are_never_trained_on(small_config, train, monkeypatch):
     assert seeds.max() > 0.9 * rendered.HELD_OUT_WORLDS and len(np.unique(seeds)) == len(seeds)
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, 16, 34])
-def test_footage_groups_split_evenly(count):
+def test_footage_groups_split_evenly_and_are_many():
+    for count in range(100):
+        groups = rendered.footage_groups(count)
+        assert count % max(groups, 1) == 0 and groups >= min(count, rendered.GROUPS // 2)
+    found = {count: rendered.footage_groups(count) for count in (7, 16, 17, 24, 34, 48, 256)}
+    assert found == {7: 7, 16: 16, 17: 17, 24: 12, 34: 17, 48: 16, 256: 16}
+
+
+@pytest.mark.parametrize("count", [0, 1, 34])
+def test_every_footage_clip_has_a_prompt(count):
     groups, texts = rendered.draw_footage_edits(np.random.default_rng(0), count)
-    assert len(texts) == count and groups.shape[1] == 2
-    assert count % max(len(groups), 1) == 0 and len(groups) <= rendered.GROUPS
+    assert len(texts) == count and groups.shape == (rendered.footage_groups(count), 2)
+
+
+def test_a_scene_alone_has_another_worlds_picture(small_config, train):
+    batch = rendered.rendered_batch(small_config.model, train, 0, 2)
+    np.testing.assert_array_equal(batch.condition.reference[0], batch.source[1, 0])
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
@@ -292,3 +304,26 @@ def test_an_object_goes_away_and_comes_back_under_a_prompt_taken_back(small_conf
     sizes = np.asarray(plan.scale)[np.arange(CLIPS), :, np.asarray(plan.scene_edits["object"])]
     assert np.any(sizes == 0) and not np.any(changed[sizes == 0])
     assert np.all(changed[:, 0])
+
+
+def test_only_so_many_pixels_are_rendered_side_by_side(monkeypatch):
+    """Whatever the batch; and the pictures stay what they are."""
+    clips, frames, size = 6, 2, (32, 32)
+    given = (
+        rendered.sample_worlds(np.arange(clips, dtype=np.int32)),
+        jnp.arange(clips * frames, dtype=jnp.int32).reshape(clips, frames),
+        textures.bank(),
+        jnp.ones((clips, frames, rendered.OBJECTS)),
+    )
+
+    def render():
+        run = jax.jit(lambda drawn, times, *x: rendered.render_at(drawn, times, size, *x))
+        equations = run.trace(*given).jaxpr.eqns
+        loops = [e.params["length"] for e in equations if e.primitive.name == "scan"]
+        return loops, np.asarray(run(*given))
+
+    loops, whole = render()
+    monkeypatch.setattr(rendered, "AT_ONCE", 5 * frames * size[0] * size[1])
+    fewer, parts = render()
+    assert (loops, fewer) == ([], [2])  # three clips at a time
+    np.testing.assert_allclose(parts, whole, atol=1e-6)

@@ -261,6 +261,17 @@ def test_going_on_is_said(train, start, tmp_path, capsys):
     assert "going on from step 1 of" in said and "not from" in said
 
 
+@pytest.mark.parametrize("other", [0, 1])
+def test_hosts_with_different_batches_are_told(small_batch, monkeypatch, other):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    gather = lambda mine: np.stack([mine, mine + np.uint32(other)])  # noqa: E731
+    monkeypatch.setattr(loop.multihost_utils, "process_allgather", gather)
+    if not other:
+        return loop._agree(small_batch)
+    with pytest.raises(ValueError, match="give all the same settings and videos"):
+        loop._agree(small_batch)
+
+
 def test_samples_are_drawn(train, config, tmp_path):
     """Input, output and truth, one above the other, for all eight clips."""
     from PIL import Image

@@ -88,6 +88,23 @@ def test_the_bank_shows_what_the_streaming_step_shows(config, stage, small_param
             assert difference.max() <= 1  # another program, the last bit of a byte
 
 
+def test_streams_that_begin_in_the_middle_are_told_what_to_do(config, mesh, small_params):
+    """As all do after a resume; from the next clip on they carry on, as those before it did."""
+    bank = prepare("history", config, None, mesh)
+    number, frames = 2 + GROUPS, config.train.frames
+    batch = bank.batches(number)
+    assert np.any(batch.carried[-3:] == 0)
+    filled = bank.show(number, small_params, batch)
+    np.testing.assert_array_equal(filled.carried[-3:], frames)
+    np.testing.assert_array_equal(filled.carried[:-3], batch.carried[:-3])
+    bank.show.__self__.states.clear()
+    told = dataclasses.replace(batch, carried=filled.carried)
+    np.testing.assert_array_equal(bank.show(number, small_params, told).shown, filled.shown)
+    after = bank.batches(number + GROUPS)
+    again = bank.show(number + GROUPS, small_params, after)
+    np.testing.assert_array_equal(again.carried, after.carried)
+
+
 def test_each_clip_has_the_history_of_its_kind(config, stage, small_params):
     batch = stage.show(0, small_params, stage.batches(0))
     encode = jax.jit(PixelCodec().encode)
