@@ -78,10 +78,9 @@ def variant(name: str, args: argparse.Namespace) -> dict:
     report = folder / f"eval-{'-'.join(map(str, measured))}.json"
     assignments = [*settings, *args.set]
     chosen = [part for setting in assignments for part in ("--set", setting)]
-    if not (folder / "checkpoints" / str(args.steps)).is_dir():
+    if not report.exists():
         lsd("train", args.config, "--stage", stage, "--init", args.init, "--out", folder,
             "--set", f"train.steps={args.steps}", *chosen)  # fmt: skip
-    if not report.exists():
         lsd("eval", folder / "weights", "--worlds", args.worlds, "--drift-frames", args.frames,
             "--drift-streams", args.streams, "--work", folder, "--json", report,
             *chosen)  # fmt: skip
