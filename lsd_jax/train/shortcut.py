@@ -45,8 +45,8 @@ def two_in_one(
     seen: Seen, key: Array, settings: TrainConfig, teacher: Denoiser, batch: Batch, config: Config
 ) -> Question:
     """The flow's questions with step size 0, the infinitely small, but for a share of the rows:
-    there one large step, answered by two of the teacher's. That answer is kept within [-1, 1], where
-    all latents lie; the paper does not."""
+    there one large step, answered by two of the teacher's. That answer is kept within [-1, 1],
+    where all latents lie; the paper does not."""
     rows_key, flow_key, noise_key, step_key, t_key = jax.random.split(key, 5)
     asked = flow(seen, flow_key, settings)
     rows = asked.t.shape[0]
