@@ -171,15 +171,10 @@ def lines(report: dict) -> list[str]:
     drift = report["drift"]
     if "frames" in drift:
         said.append(
-            f"drift over {drift['frames']} frames: early {drift['early_db']:.2f} dB, late "
-            f"{drift['late_db']:.2f} dB, worst stream {-drift['worst_stream_drop_db']:+.2f} dB; "
+            f"drift over {_ends(drift)}; "
             f"brightness x{drift['brightness_ratio']:.3f}, contrast x{drift['contrast_ratio']:.3f}"
         )
-        cold = drift["cold"]
-        said.append(
-            f"behind cold streams in the last {cold['frames']} frames: mean "
-            f"{cold['behind_db']:+.2f} dB, worst {cold['worst_behind_db']:+.2f} dB"
-        )
+        said.append(_behind_cold(drift["cold"]))
         if drift["identity"]:
             early, late = drift["identity"]["early_db"], drift["identity"]["late_db"]
             said.append(f"edited objects alone: early {early:.2f} dB, late {late:.2f} dB")
@@ -190,12 +185,7 @@ def lines(report: dict) -> list[str]:
             f"{accuracy['footage']:.2f}, scene {accuracy['scene']:.2f}"
         )
         if long := found["drift"]:
-            said.append(
-                f"  {long['frames']} frames: early {long['early_db']:.2f} dB, late "
-                f"{long['late_db']:.2f} dB, worst stream {-long['worst_stream_drop_db']:+.2f} dB; "
-                f"behind cold streams: mean {long['cold']['behind_db']:+.2f} dB, worst "
-                f"{long['cold']['worst_behind_db']:+.2f} dB"
-            )
+            said.append(f"  {_ends(long)}; {_behind_cold(long['cold'])}")
     if "reactions" in report:
         said.append(
             f"frames until within {report['reactions']['within_db']} dB: after another prompt "
@@ -211,3 +201,17 @@ def lines(report: dict) -> list[str]:
             f"{memory['told']:.1f}, input {memory['input']:.1f})"
         )
     return said
+
+
+def _ends(drift: dict) -> str:
+    return (
+        f"{drift['frames']} frames: early {drift['early_db']:.2f} dB, late "
+        f"{drift['late_db']:.2f} dB, worst stream {-drift['worst_stream_drop_db']:+.2f} dB"
+    )
+
+
+def _behind_cold(cold: dict) -> str:
+    return (
+        f"behind cold streams in the last {cold['frames']} frames: mean "
+        f"{cold['behind_db']:+.2f} dB, worst {cold['worst_behind_db']:+.2f} dB"
+    )
