@@ -86,7 +86,7 @@ def train(
                 batch = upcoming.result()
                 upcoming = ahead.submit(batches, step + 1)
                 if step == begun:
-                    _agree(batch)
+                    _check_alike(batch)
                 batch = _spread(batch, place)
                 if show:
                     batch = show(step, state.ema, batch)
@@ -179,7 +179,7 @@ def _log(directory: Path):
         yield log
 
 
-def _agree(batch: Batch) -> None:
+def _check_alike(batch: Batch) -> None:
     """Raises ValueError, on all hosts, where one has another batch than the others."""
     if jax.process_count() == 1:
         return

@@ -267,9 +267,9 @@ def test_hosts_with_different_batches_are_told(small_batch, monkeypatch, other):
     gather = lambda mine: np.stack([mine, mine + np.uint32(other)])  # noqa: E731
     monkeypatch.setattr(loop.multihost_utils, "process_allgather", gather)
     if not other:
-        return loop._agree(small_batch)
+        return loop._check_alike(small_batch)
     with pytest.raises(ValueError, match="give all the same settings and videos"):
-        loop._agree(small_batch)
+        loop._check_alike(small_batch)
 
 
 def test_samples_are_drawn(train, config, tmp_path):
