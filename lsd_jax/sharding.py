@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 from flax import nnx
@@ -45,6 +47,20 @@ def sharing(chips: int) -> Mesh | None:
     if chips > len(here):
         raise ValueError(f"{chips} devices cannot share a frame: there are {len(here)} here")
     return None if chips == 1 else make_mesh(1, 1, chips, here[:chips])
+
+
+def spread(tree: Any, place: NamedSharding) -> Any:
+    """Arrays that every host has whole, over the mesh.
+
+    `device_put` would send all of them to all hosts and onto each device, to compare them.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, place)
+
+    def give(x: jax.Array) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, place, np.asarray(x).__getitem__)
+
+    return jax.tree.map(give, tree)
 
 
 def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

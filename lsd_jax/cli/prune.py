@@ -128,9 +128,6 @@ def score(config, params: dict, count: int):
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     stage = prepare("history", config, None, mesh)
 
-    def shown(step: int):
-        batch = stage.batches(step)
-        return stage.show(step, params, batch) if stage.show else batch
-
     steps = track(range(count), "scoring", transient=True)
-    return importance(config, params, (shown(step) for step in steps))
+    batches = (stage.make(step, params, stage.draw(step)) for step in steps)
+    return importance(config, params, batches)

@@ -80,12 +80,12 @@ def run(args: argparse.Namespace) -> None:
     steps = train(
         config,
         stage.loss,
-        stage.batches,
+        stage.draw,
         out,
         mesh,
         init_from=args.init,
         deadline_s=args.minutes * 60 if args.minutes else None,
-        show=stage.show,
+        make=stage.make,
     )
     write_json(
         args.json,

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lsd_jax.config import ModelConfig
-from lsd_jax.data import edits, prompts, rendered, textures, worlds
+from lsd_jax.data import edits, plan, prompts, rendered, textures, worlds
 from lsd_jax.data.worlds import KINDS, SceneEdit
 
 CHUNK = 32  # frames rendered at once
@@ -83,7 +83,7 @@ def clips(model: ModelConfig, count: int, frames: int, seed: int) -> Iterator[Cl
     size, bank = (model.height, model.width), textures.bank()
     for i in range(count):
         chosen = [
-            rendered.scene_edit(rng, kind, shape[i][visible[i]], colour[i][visible[i]])
+            plan.scene_edit(rng, kind, shape[i][visible[i]], colour[i][visible[i]])
             for kind in range(len(KINDS))
         ]
         texts = [_text(rng, ask, chosen, shape[i], colour[i]) for ask in ASKS]
@@ -103,17 +103,17 @@ def clips(model: ModelConfig, count: int, frames: int, seed: int) -> Iterator[Cl
 
 def draw(rng: np.random.Generator, count: int) -> tuple[worlds.World, np.ndarray]:
     """Held-out worlds, stacked, and the frame number at which the clip of each starts."""
-    low = rendered.HELD_OUT_WORLDS
-    drawn = rendered.sample_worlds(rng.integers(low, 2 * low - 1, count, dtype=np.int32))
-    return drawn, rng.integers(rendered.LATEST_START, size=count, dtype=np.int32)
+    low = plan.HELD_OUT_WORLDS
+    drawn = plan.sample_worlds(rng.integers(low, 2 * low - 1, count, dtype=np.int32))
+    return drawn, rng.integers(plan.LATEST_START, size=count, dtype=np.int32)
 
 
 def _text(rng: np.random.Generator, ask: Ask, chosen: list[dict], shape, colour) -> str:
     """A random wording of `ask`; `chosen` holds the world's scene edit of each kind."""
     if ask.group == "scene":
         edit = chosen[KINDS.index(ask.name)]
-        return rendered.scene_text(rng, edit, shape, colour, ask.held_out)
-    texts = rendered.footage_texts(ask.held_out)[tuple(ask.name.split("+"))]
+        return plan.scene_text(rng, edit, shape, colour, ask.held_out)
+    texts = plan.footage_texts(ask.held_out)[tuple(ask.name.split("+"))]
     return texts[rng.integers(len(texts))]
 
 
@@ -172,7 +172,7 @@ class OneOfEach:
     def _add(self, model: ModelConfig, rng: np.random.Generator, scenes: tuple[str, ...]) -> None:
         count = len(scenes)
         drawn, starts = draw(rng, 2 * count)  # the second half for their pictures
-        edits, texts = rendered.draw_scene_edits(rng, drawn, [KINDS.index(name) for name in scenes])
+        edits, texts = plan.draw_scene_edits(rng, drawn, [KINDS.index(name) for name in scenes])
         self.texts += texts
         self._fields = {k: np.concatenate([v, edits[k]]) for k, v in self._fields.items()}
         ours = jax.tree.map(lambda x: x[:count], drawn)

@@ -14,8 +14,9 @@ from flax import nnx
 from lsd_jax import diffusion, stream
 from lsd_jax.config import Config, ModelConfig, TrainConfig
 from lsd_jax.data.batch import Batch
-from lsd_jax.data.pipeline import batches
-from lsd_jax.data.rendered import draw_plan, render
+from lsd_jax.data.pipeline import plans
+from lsd_jax.data.plan import draw_plan
+from lsd_jax.data.rendered import render
 from lsd_jax.model import Denoiser, build
 from lsd_jax.quantize import dequantize, quantize
 from lsd_jax.train.denoising import look, remember
@@ -33,7 +34,8 @@ CHUNK = 16  # frames rendered and streamed at once
 def shared_batches(height: int, width: int, settings: TrainConfig):
     """The batches of a step, rendered once for all runs: they do not depend on the model."""
     config = Config("shared", ModelConfig(height=height, width=width), train=settings)
-    return cache(batches(config))
+    draw = plans(config)
+    return cache(lambda step: render(draw(step), config.model))
 
 
 def of_pictures(model: Denoiser, config: Config) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def shared_streams(height: int, width: int, settings: TrainConfig) -> list[Batch
     model = ModelConfig(height=height, width=width)
     settings = replace(settings, frames=CHUNK, old_frames=0)  # a stream has no gaps
     plan = draw_plan(model, settings, np.random.default_rng([settings.seed, UNSEEN]), STREAMS)
-    return [render(plan, model, after=after) for after in range(0, FRAMES, CHUNK)]
+    return [render(plan.later(after), model) for after in range(0, FRAMES, CHUNK)]
 
 
 def of_streams(model: Denoiser, config: Config) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def of_streams(model: Denoiser, config: Config) -> dict[str, Any]:
     run: of each piece of `CHUNK` frames, and of the second half, whose history is the model's own.
     """
     weights = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    run = jax.jit(partial(stream_clips, config), donate_argnums=1)
+    run = jax.jit(partial(stream_clips, config, streams=STREAMS), donate_argnums=1)
     state = stream.init_state(config, jnp.arange(STREAMS, dtype=jnp.int32))
     curve = []
     for clips in shared_streams(config.model.height, config.model.width, config.train):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -31,18 +32,19 @@ from lsd_jax.train.samples import save_samples
 from lsd_jax.train.step import Loss, TrainState, abstract_state, init_state, make_step
 from lsd_jax.train.throughput import Throughput
 
+T = TypeVar("T")
 PATIENCE = 20  # steps in a row without a finite gradient before training gives up
 
 
 def train(
     config: Config,
     loss: Loss,
-    batches: Callable[[int], Batch],
+    draw: Callable[[int], T],
     directory: Path,
     mesh: Mesh,
     init_from: Path | None = None,
     deadline_s: float | None = None,
-    show: Callable[[int, dict, Batch], Batch] | None = None,
+    make: Callable[[int, dict, T], Batch] | None = None,
 ) -> int:
     """Trains until `config.train.steps`, a signal or the deadline; returns the steps done.
 
@@ -51,14 +53,16 @@ def train(
     good one exactly as if it had never stopped.
 
     Args:
-        batches: the batch of a step, by its number.
+        draw: what the batch of a step is made of, by its number: the same on every host, and drawn
+            ahead in a thread.
         init_from: weights to start from where there is no checkpoint to go on from.
         deadline_s: seconds after which to stop at the next step, with everything saved.
-        show: adds to the batch of a step what the running mean of the weights makes of it.
+        make: the batch of a step, on the mesh, of its number, the running mean of the weights and
+            what was drawn; without it, what was drawn is the batch.
 
     Raises:
         ValueError: a checkpoint of another architecture, a directory that another run writes to,
-            hosts whose batches differ, or `PATIENCE` steps without a finite gradient.
+            hosts that draw differently, or `PATIENCE` steps without a finite gradient.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.train.batch % parts:
@@ -79,17 +83,16 @@ def train(
             if step and jax.process_index() == 0:
                 instead = f", not from {init_from}" if init_from else ""
                 bar.console.print(f"going on from step {step} of {directory}{instead}")
-            upcoming = ahead.submit(batches, step)
+            upcoming = ahead.submit(draw, step)
             task = bar.add_task("training", total=end, completed=step, note="")
             speed = Throughput(config, loss, mesh, step)
             while step < end:
-                batch = upcoming.result()
-                upcoming = ahead.submit(batches, step + 1)
+                drawn = upcoming.result()
+                upcoming = ahead.submit(draw, step + 1)
                 if step == begun:
-                    _check_alike(batch)
-                batch = _spread(batch, place)
-                if show:
-                    batch = show(step, state.ema, batch)
+                    _check_alike(drawn)
+                # Here and not in the thread: hosts must start what they share in the same order.
+                batch = make(step, state.ema, drawn) if make else sharding.spread(drawn, place)
                 state, metrics = run(state, batch)
                 step += 1
                 if step % config.train.log_every == 0 or step == end:
@@ -179,29 +182,15 @@ def _log(directory: Path):
         yield log
 
 
-def _check_alike(batch: Batch) -> None:
-    """Raises ValueError, on all hosts, where one has another batch than the others."""
+def _check_alike(drawn) -> None:
+    """Raises ValueError, on all hosts, where one has drawn another batch than the others."""
     if jax.process_count() == 1:
         return
     digest = 0
-    for leaf in jax.tree.leaves(batch):
+    for leaf in jax.tree.leaves(drawn):
         digest = zlib.crc32(np.asarray(leaf).tobytes(), digest)
     if np.unique(multihost_utils.process_allgather(np.array(digest, np.uint32))).size > 1:
         raise ValueError("hosts train on different batches; give all the same settings and videos")
-
-
-def _spread(batch: Batch, place: NamedSharding) -> Batch:
-    """A batch that every host has whole, over the mesh.
-
-    `device_put` would send all of it to all hosts and onto each device, to compare them.
-    """
-    if jax.process_count() == 1:
-        return jax.device_put(batch, place)
-
-    def give(x: jax.Array) -> jax.Array:
-        return jax.make_array_from_callback(x.shape, place, np.asarray(x).__getitem__)
-
-    return jax.tree.map(give, batch)
 
 
 def _agreed(stop: bool) -> bool:

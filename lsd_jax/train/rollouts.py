@@ -9,9 +9,11 @@ hundreds of frames.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +21,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from lsd_jax import sharding, stream
+from lsd_jax import ring, sharding, stream
 from lsd_jax.conditioning import taken_back
 from lsd_jax.config import Config
-from lsd_jax.data import rendered
 from lsd_jax.data.batch import Batch
+from lsd_jax.data.plan import Plan, draw_plan
+from lsd_jax.data.rendered import render
 from lsd_jax.model import build
+from lsd_jax.ops.partition import BATCH_AXES
 from lsd_jax.types import StreamState
 
 GROUPS = 7  # the oldest runs for 64 clips
@@ -40,45 +44,45 @@ class Rollouts:
     def __init__(self, config: Config, mesh: Mesh):
         self.config = config
         self.streams = own_clips(config)
+        parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        self._run_at_once = -(-self.streams // parts) * parts  # as many on each device
         self.states: dict[int, StreamState] = {}
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        self._cold = jax.jit(partial(stream.init_state, config), out_shardings=everywhere)
-        places = (everywhere, NamedSharding(mesh, sharding.BATCH))
-        self._run = jax.jit(partial(stream_clips, config), donate_argnums=1, out_shardings=places)
+        self._mesh = mesh
+        lies = jax.tree.map(partial(NamedSharding, mesh), _by_session())
+        self._cold = jax.jit(partial(stream.init_state, config), out_shardings=lies)
+        run = partial(stream_clips, config, streams=self.streams)
+        batch = NamedSharding(mesh, sharding.BATCH)
+        self._run = jax.jit(run, donate_argnums=1, out_shardings=(lies, batch))
 
-    def mixed(self, batches: Callable[[int], Batch]) -> Callable[[int], Batch]:
-        """`batches` with the clips behind them that the streams of each step meet."""
+    def mixed(self, plans: Callable[[int], Plan]) -> Callable[[int], Plan]:
+        """`plans` with the clips behind them that the streams of each step meet."""
+        return lambda step: plans(step).before(self.clips(step))
 
-        def batch(step: int) -> Batch:
-            parts = batches(step), self.clips(step)
-            return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-
-        return batch
-
-    def clips(self, step: int) -> Batch:
+    def clips(self, step: int) -> Plan:
         """What the streams of `step` meet: the same for the same step."""
         group, life, age = _place(step)
-        model = self.config.model
         train = replace(self.config.train, old_frames=0)  # a stream has no gaps
         rng = np.random.default_rng([train.seed, 2, group, life])
-        plan = rendered.draw_plan(model, train, rng, self.streams)
-        clips = rendered.render(plan, model, after=age * train.frames)
+        plan = draw_plan(self.config.model, train, rng, self.streams).later(age * train.frames)
         if self.config.train.old_frames:
-            clips = replace(clips, old=jnp.zeros(self.streams, jnp.int32))
-        if clips.carried is None or not age:
-            return clips
+            plan = replace(plan, old=np.zeros(self.streams, np.int32))
+        if plan.carried is None or not age:
+            return plan
         # Its prompt was taken back in its first clip, or never is.
-        return replace(clips, carried=jnp.where(clips.carried < train.frames, 0, train.frames))
+        return replace(plan, carried=np.where(plan.carried < train.frames, 0, train.frames))
 
-    def show(self, step: int, weights: dict, batch: Batch) -> Batch:
+    def make(self, step: int, weights: dict, plan: Plan) -> Batch:
         """The batch of `step` with what the streams make of their clips."""
         group, _, age = _place(step)
         state = self.states.pop(group, None)
         if state is None or age == 0:
-            state = self._cold(np.arange(self.streams, dtype=np.int32) + step * self.streams)
-            if batch.carried is not None and age:  # they remember nothing to carry on with
-                told = batch.carried.at[-self.streams :].set(self.config.train.frames)
-                batch = replace(batch, carried=told)
+            first = step * self.streams - (self._run_at_once - self.streams)
+            state = self._cold(first + np.arange(self._run_at_once, dtype=np.int32))
+            if plan.carried is not None and age:  # they remember nothing to carry on with
+                told = np.array(plan.carried)
+                told[-self.streams :] = self.config.train.frames
+                plan = replace(plan, carried=told)
+        batch = render(plan, self.config.model, self._mesh)
         self.states[group], shown = self._run(weights, state, batch)
         return replace(batch, shown=shown)
 
@@ -89,13 +93,14 @@ def own_clips(config: Config) -> int:
 
 
 def stream_clips(
-    config: Config, weights: dict, state: StreamState, batch: Batch
+    config: Config, weights: dict, state: StreamState, batch: Batch, streams: int
 ) -> tuple[StreamState, Array]:
-    """Streams the last clips of `batch`: the states behind them, and what is shown of the whole
-    batch, `[B, F, H, W, 3]` bytes: the truth where nothing is streamed."""
+    """Streams the last clips of `batch`, as many as there are states: the states behind them, and
+    what is shown of the whole batch, `[B, F, H, W, 3]` bytes: by the last `streams` of them, and
+    the truth elsewhere."""
     model = stream.prepare(build(config.model, weights), config)
-    streams = state.frame.shape[0]
-    mine = jax.tree.map(lambda x: x[-streams:], batch)
+    sessions = state.frame.shape[0]
+    mine = jax.tree.map(lambda x: x[-sessions:], batch)
     heard = mine.condition
     if mine.carried is not None:
         heard = jax.tree.map(
@@ -103,10 +108,18 @@ def stream_clips(
             taken_back(heard),
             heard,
         )
-    state = stream.condition(model, state, heard, jnp.ones(streams, bool))
+    state = stream.condition(model, state, heard, jnp.ones(sessions, bool))
     clip = tuple(jnp.moveaxis(x, 1, 0) for x in (mine.source, mine.controls))
     state, shown = jax.lax.scan(lambda s, x: stream.frame_step(model, s, x[0], x[1]), state, clip)
-    return state, jnp.concatenate([batch.target[:-streams], jnp.moveaxis(shown, 0, 1)])
+    shown = jnp.moveaxis(shown, 0, 1)[-streams:]
+    return state, jnp.concatenate([batch.target[:-streams], shown])
+
+
+def _by_session() -> StreamState:
+    """Where states lie whose sessions are split over a mesh as clips are."""
+    kv = jax.tree.map(lambda axis: PartitionSpec(*[None] * axis, BATCH_AXES), ring.SESSION)
+    rows: Any = sharding.BATCH  # stands in the place of arrays
+    return StreamState(kv=kv, key=rows, frame=rows)
 
 
 def _place(step: int) -> tuple[int, int, int]:

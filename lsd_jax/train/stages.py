@@ -10,7 +10,9 @@ from jax.sharding import Mesh
 
 from lsd_jax.config import Config
 from lsd_jax.data.batch import Batch
-from lsd_jax.data.pipeline import batches
+from lsd_jax.data.pipeline import plans
+from lsd_jax.data.plan import Plan
+from lsd_jax.data.rendered import render
 from lsd_jax.model import cast
 from lsd_jax.pretrained import load_model
 from lsd_jax.train.distill import distill_loss
@@ -26,8 +28,8 @@ class Stage:
     """What `loop.train` needs of a stage."""
 
     loss: Loss
-    batches: Callable[[int], Batch]
-    show: Callable[[int, dict, Batch], Batch] | None = None
+    draw: Callable[[int], Plan]
+    make: Callable[[int, dict, Plan], Batch]
 
 
 NAMES = ("forcing", "history", "shortcut", "distill")
@@ -54,8 +56,12 @@ def prepare(name: str, config: Config, videos: Path | None, mesh: Mesh) -> Stage
         raise ValueError("train.scene_edits needs scene edits; set train.scene_fraction")
     if config.train.carry_on and config.model.external_text_dim:
         raise ValueError("carry_on is a prompt of bytes, not of embeddings; set train.carry_on=0")
+
+    def rendered(step: int, weights: dict, plan: Plan) -> Batch:
+        return render(plan, config.model, mesh)
+
     if name == "forcing":
-        return Stage(forcing_loss, batches(config, videos))
+        return Stage(forcing_loss, plans(config, videos), rendered)
     loss = history_loss
     if name == "shortcut":
         if config.shortcut.guidance != 1 and not config.train.prompt_drop:
@@ -67,12 +73,12 @@ def prepare(name: str, config: Config, videos: Path | None, mesh: Mesh) -> Stage
         loss = by_teacher(distill_loss, config, mesh)
     rollouts = Rollouts(config, mesh)
     if not rollouts.streams:
-        return Stage(loss, batches(config, videos))
+        return Stage(loss, plans(config, videos), rendered)
     clips = config.train.batch - rollouts.streams
     if not clips:
         raise ValueError("history.rolled_out leaves no other clip in the batch; lower it")
     others = replace(config, train=replace(config.train, batch=clips))
-    return Stage(loss, rollouts.mixed(batches(others, videos)), rollouts.show)
+    return Stage(loss, rollouts.mixed(plans(others, videos)), rollouts.make)
 
 
 def by_teacher(loss: Loss, config: Config, mesh: Mesh) -> Loss:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lsd_jax.data import edits, pipeline
+from lsd_jax.data.rendered import render
 from lsd_jax.data.video import VideoSink
 from lsd_jax.stream import control_planes
 
@@ -40,18 +41,18 @@ def prompts_of(batch) -> list[str]:
 
 
 def test_a_step_has_the_same_footage_whenever_it_is_asked_for(filmed, folder):
-    in_order = pipeline.batches(filmed, folder)
+    in_order = pipeline.plans(filmed, folder)
     first = [in_order(step) for step in range(3)]
-    resumed = pipeline.batches(filmed, folder)(2)
+    resumed = pipeline.plans(filmed, folder)(2)
     jax.tree.map(np.testing.assert_array_equal, first[2], resumed)
-    assert not np.array_equal(first[0].source, first[1].source)
+    assert not np.array_equal(first[0].film, first[1].film)
 
 
 def test_twins_teach_their_caption_and_the_rest_footage_edits(filmed, folder):
-    draw = pipeline.batches(filmed, folder)
+    draw = pipeline.plans(filmed, folder)
     captions = []
     for step in range(3):
-        batch = draw(step)
+        batch = render(draw(step), filmed.model)
         for i, prompt in enumerate(prompts_of(batch)):
             captions.append(prompt)
             source, target = np.asarray(batch.source[i]), np.asarray(batch.target[i])
@@ -65,15 +66,15 @@ def test_twins_teach_their_caption_and_the_rest_footage_edits(filmed, folder):
 
 def test_fraction_and_folder_belong_together(small_config, filmed, folder):
     with pytest.raises(ValueError, match="give the folder by --videos"):
-        pipeline.batches(filmed)
+        pipeline.plans(filmed)
     with pytest.raises(ValueError, match="set train.video_fraction"):
-        pipeline.batches(small_config, folder)
+        pipeline.plans(small_config, folder)
 
 
 def test_prompts_are_bytes(small_config):
     model = dataclasses.replace(small_config.model, external_text_dim=8)
     with pytest.raises(ValueError, match="set model.external_text_dim=0"):
-        pipeline.batches(dataclasses.replace(small_config, model=model))
+        pipeline.plans(dataclasses.replace(small_config, model=model))
 
 
 def test_the_mask_lies_on_its_own_plane():

@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lsd_jax.data import edits, prompts, rendered, textures, worlds
+from lsd_jax import sharding
+from lsd_jax.data import edits, plan, prompts, rendered, textures, worlds
 
 CLIPS = 8
 edit_world = jax.jit(worlds.edit_world)
@@ -25,12 +28,13 @@ def train(small_config):
 def drawn(small_config, train):
     """The batches of four steps, and the plans that they follow."""
     model = small_config.model
-    plans = [
-        rendered.draw_plan(model, train, np.random.default_rng([train.seed, step]), CLIPS)
-        for step in range(4)
-    ]
-    batches = [rendered.rendered_batch(model, train, step, CLIPS) for step in range(4)]
+    plans = [drawn_plan(model, train, step) for step in range(4)]
+    batches = [rendered.render(plan, model) for plan in plans]
     return [jax.tree.map(np.asarray, batch) for batch in batches], plans
+
+
+def drawn_plan(model, train, step, clips=CLIPS):
+    return plan.draw_plan(model, train, np.random.default_rng([train.seed, step]), clips)
 
 
 def text_of(prompt):
@@ -38,10 +42,11 @@ def text_of(prompt):
 
 
 def test_the_same_step_is_the_same_batch(small_config, train, drawn):
-    again = rendered.rendered_batch(small_config.model, train, 2, CLIPS)
+    model = small_config.model
+    again = rendered.render(drawn_plan(model, train, 2), model)
     jax.tree.map(np.testing.assert_array_equal, again, drawn[0][2])
     reseeded = dataclasses.replace(train, seed=5)
-    other = rendered.rendered_batch(small_config.model, reseeded, 2, CLIPS)
+    other = rendered.render(drawn_plan(model, reseeded, 2), model)
     assert all(np.any(a != b) for a, b in zip(other.source, drawn[0][2].source, strict=True))
 
 
@@ -69,29 +74,29 @@ def test_scene_truths_are_the_edited_worlds(drawn):
     """And the reference is another clip's picture, shown where the edit asks for it."""
     batches, plans = drawn
     kinds, changed = set(), []
-    for batch, plan in zip(batches, plans, strict=True):
-        world, scene_edits, starts = plan.drawn, plan.scene_edits, plan.starts
-        count = len(scene_edits["kind"])
-        assert count == CLIPS // 2
-        for i in range(count):
-            kind = worlds.KINDS[scene_edits["kind"][i]]
+    for batch, planned in zip(batches, plans, strict=True):
+        drawn_worlds = plan.sample_worlds(planned.worlds)
+        scenes = np.flatnonzero(planned.scenes)
+        assert len(scenes) == CLIPS // 2
+        for at, i in enumerate(scenes):
+            edited = {name: jnp.int32(values[i]) for name, values in planned.scene_edits.items()}
+            kind = worlds.KINDS[edited["kind"]]
             kinds.add(kind)
-            before = jax.tree.map(lambda x, i=i: x[i], world)
-            assert before.visible[scene_edits["object"][i]]
-            other = (i - 1) % count
-            np.testing.assert_array_equal(batch.condition.reference[i], batch.source[other, 0])
+            before = jax.tree.map(lambda x, i=i: x[i], drawn_worlds)
+            assert before.visible[edited["object"]]
+            other = batch.source[scenes[at - 1], 0]
+            difference = np.abs(batch.condition.reference[i].astype(int) - other)
+            assert np.mean(difference > 3) < 0.01
             assert batch.condition.has_reference[i] == kind.endswith("from_reference")
-            edit = worlds.SceneEdit(
-                **{name: jnp.int32(values[i]) for name, values in scene_edits.items()},
-                reference=jnp.asarray(batch.condition.reference[i] / np.float32(255)),
-            )
+            reference = jnp.asarray(batch.condition.reference[i] / np.float32(255))
+            edit = worlds.SceneEdit(**edited, reference=reference)
             for after, clip in ((before, batch.source), (edit_world(before, edit), batch.target)):
-                truth = np.asarray(worlds.clip(after, int(starts[i]), 2, 32, 32))
+                truth = np.asarray(worlds.clip(after, int(planned.starts[i]), 2, 32, 32))
                 inside = np.broadcast_to(batch.controls[i] == 255, truth.shape)
                 difference = np.abs(truth.astype(int) - clip[i])[inside]
                 assert np.mean(difference > 3) < 0.01
             changed.append(np.any(batch.target[i] != batch.source[i]))
-        assert not batch.condition.has_reference[count:].any()
+        assert not batch.condition.has_reference[~planned.scenes].any()
     assert len(kinds) >= 4 and "none" not in kinds
     assert np.mean(changed) > 0.7  # the others lie behind something, or outside the mask
 
@@ -99,15 +104,12 @@ def test_scene_truths_are_the_edited_worlds(drawn):
 def test_footage_truths_are_the_edits(drawn):
     batches, plans = drawn
     names_seen = set()
-    for batch, plan in zip(batches, plans, strict=True):
-        groups, starts = plan.footage, plan.starts
-        scenes, per_group = CLIPS // 2, CLIPS // 2 // len(groups)
-        for i in range(scenes, CLIPS):
-            numbers = groups[(i - scenes) // per_group]
-            names = tuple(edits.NAMES[n - 1] for n in numbers if n)
+    for batch, planned in zip(batches, plans, strict=True):
+        for i in np.flatnonzero(~planned.scenes):
+            names = tuple(edits.NAMES[n - 1] for n in planned.footage[i] if n)
             names_seen.update(names)
             truth = batch.source[i].astype(np.float32) / 255
-            index = jnp.arange(2, dtype=jnp.int32) + starts[i]
+            index = jnp.arange(2, dtype=jnp.int32) + planned.starts[i]
             for name in names:
                 truth = np.asarray(edits.EDITS[name](jnp.asarray(truth), index))
             inside = np.broadcast_to(batch.controls[i] == 255, truth.shape)
@@ -133,18 +135,18 @@ def test_nothing_held_out_is_drawn(train):
     trained = {prompt.text for prompt in prompts.footage_prompts(held_out=False)}
     said = set()
     for _ in range(200):
-        said.update(rendered.draw_footage_edits(rng, 8)[1])
+        said.update(plan.draw_footage_edits(rng, 8)[1])
     assert said <= trained and not said & held_out
     assert len(said) > 0.8 * len(trained)
 
-    world = rendered.sample_worlds(np.arange(32, dtype=np.int32))
+    world = plan.sample_worlds(np.arange(32, dtype=np.int32))
     scene_said = set()
     for _ in range(10):
-        kinds = rendered.random_kinds(rng, train, 32)
-        scene_said.update(rendered.draw_scene_edits(rng, world, kinds)[1])
+        kinds = plan.random_kinds(rng, train, 32)
+        scene_said.update(plan.draw_scene_edits(rng, world, kinds)[1])
     assert not scene_said & held_out_scenes() and len(scene_said) > 100
-    kinds = rendered.random_kinds(rng, train, 32)
-    kept = rendered.draw_scene_edits(rng, world, kinds, held_out=True)[1]
+    kinds = plan.random_kinds(rng, train, 32)
+    kept = plan.draw_scene_edits(rng, world, kinds, held_out=True)[1]
     assert set(kept) <= held_out_scenes()
 
 
@@ -178,54 +180,62 @@ def test_held_out_worlds_are_never_trained_on(small_config, train, monkeypatch):
         seeds.append(drawn)
         raise Stop
 
-    monkeypatch.setattr(rendered, "sample_worlds", sample)
+    monkeypatch.setattr(plan, "sample_worlds", sample)
     for step in range(300):
         with pytest.raises(Stop):
-            rendered.rendered_batch(small_config.model, train, step, CLIPS)
+            drawn_plan(small_config.model, train, step)
     seeds = np.concatenate(seeds)
-    assert seeds.min() >= 0 and seeds.max() < rendered.HELD_OUT_WORLDS
-    assert seeds.max() > 0.9 * rendered.HELD_OUT_WORLDS and len(np.unique(seeds)) == len(seeds)
-
-
-def test_footage_groups_split_evenly_and_are_many():
-    for count in range(100):
-        groups = rendered.footage_groups(count)
-        assert count % max(groups, 1) == 0 and groups >= min(count, rendered.GROUPS // 2)
-    found = {count: rendered.footage_groups(count) for count in (7, 16, 17, 24, 34, 48, 256)}
-    assert found == {7: 7, 16: 16, 17: 17, 24: 12, 34: 17, 48: 16, 256: 16}
+    assert seeds.min() >= 0 and seeds.max() < plan.HELD_OUT_WORLDS
+    assert seeds.max() > 0.9 * plan.HELD_OUT_WORLDS and len(np.unique(seeds)) == len(seeds)
 
 
 @pytest.mark.parametrize("count", [0, 1, 34])
 def test_every_footage_clip_has_a_prompt(count):
-    groups, texts = rendered.draw_footage_edits(np.random.default_rng(0), count)
-    assert len(texts) == count and groups.shape == (rendered.footage_groups(count), 2)
+    chosen, texts = plan.draw_footage_edits(np.random.default_rng(0), count)
+    assert len(texts) == count and chosen.shape == (count, 2)
+    for numbers, text in zip(chosen, texts, strict=True):
+        assert prompts.parse(text) == tuple(edits.NAMES[n - 1] for n in numbers if n)
+
+
+@given(st.data(), st.integers(0, 60))
+def test_kinds_lie_as_evenly_as_can_be(data, among):
+    """So that any equal parts of a batch have as many of a kind, but for one."""
+    some = data.draw(st.integers(0, among))
+    chosen = plan.spread(some, among)
+    assert chosen.shape == (among,) and chosen.sum() == some
+    for parts in (n for n in range(1, among + 1) if among % n == 0):
+        counts = chosen.reshape(parts, -1).sum(axis=1)
+        assert counts.max() - counts.min() <= 1
 
 
 def test_a_scene_alone_has_another_worlds_picture(small_config, train):
-    batch = rendered.rendered_batch(small_config.model, train, 0, 2)
-    np.testing.assert_array_equal(batch.condition.reference[0], batch.source[1, 0])
+    lent = plan.lenders(np.array([False, True, False]))
+    assert lent.tolist() == [0, 2, 2]
+    assert plan.lenders(np.array([True, False, True])).tolist() == [2, 1, 0]
+    assert plan.lenders(np.array([True])).tolist() == [0]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
 def test_batches_of_one_kind(small_config, train, fraction):
     settings = dataclasses.replace(train, scene_fraction=fraction, frames=1)
-    batch = rendered.rendered_batch(small_config.model, settings, 0, 2)
+    batch = rendered.render(drawn_plan(small_config.model, settings, 0, 2), small_config.model)
     assert batch.target.shape == (2, 1, 32, 32, 3)
     assert np.any(batch.target != batch.source)
 
 
-def at_offsets(plan, offsets):
-    """The plan with other frames, every object at its own size."""
-    scale = jnp.ones((*offsets.shape, plan.scale.shape[2]))
-    return dataclasses.replace(plan, offsets=offsets, scale=scale)
+def at_offsets(planned, frames):
+    """The plan with so many frames one after another, every object at its own size."""
+    offsets = np.tile(np.arange(frames, dtype=np.int32), (CLIPS, 1))
+    scale = np.ones((*offsets.shape, planned.scale.shape[2]), np.float32)
+    return dataclasses.replace(planned, offsets=offsets, scale=scale)
 
 
 def test_a_plan_goes_on_where_its_last_clip_ended(small_config, train):
     """The frames behind it are those of a longer clip; prompt and reference stay."""
     model = small_config.model
-    plan = rendered.draw_plan(model, train, np.random.default_rng(3), CLIPS)
-    longer = rendered.render(at_offsets(plan, jnp.tile(jnp.arange(4), (CLIPS, 1))), model)
-    first, later = (rendered.render(plan, model, after) for after in (0, 2))
+    planned = drawn_plan(model, train, 3)
+    longer = rendered.render(at_offsets(planned, 4), model)
+    first, later = (rendered.render(x, model) for x in (planned, planned.later(2)))
     for name in ("source", "target"):
         both = np.concatenate([getattr(first, name), getattr(later, name)], axis=1)
         np.testing.assert_array_equal(both, getattr(longer, name))
@@ -239,20 +249,21 @@ def test_old_frames_lie_as_far_back_as_a_memory_reaches(small_config, train):
     """Two of them, in the spans that two slots cover, before frames that follow one another."""
     model = dataclasses.replace(small_config.model, memory=2, memory_every=8)
     old = dataclasses.replace(train, frames=5, old_frames=2)
-    offsets = rendered.draw_offsets(np.random.default_rng(0), model, old, 500)
+    offsets = plan.draw_offsets(np.random.default_rng(0), model, old, 500)
     back = offsets[:, 2:3] - offsets[:, :2]
     assert np.all(np.diff(offsets[:, 2:]) == 1) and offsets.min() == 0
     for frame, low, high in ((0, 8, 39), (1, 0, 7)):  # then comes the first of the new ones
         assert (back[:, frame] - 1).min() == low and (back[:, frame] - 1).max() == high
-    plan = rendered.draw_plan(model, old, np.random.default_rng(1), CLIPS)
-    clips = rendered.render(plan, model)
-    five = at_offsets(plan, jnp.tile(jnp.arange(5), (CLIPS, 1)))  # of a stream at a time
-    parts = [rendered.render(five, model, n) for n in range(0, int(plan.offsets.max()) + 1, 5)]
+    planned = drawn_plan(model, old, 1)
+    clips = rendered.render(planned, model)
+    five = at_offsets(planned, 5)  # of a stream at a time
+    starts = range(0, int(planned.offsets.max()) + 1, 5)
+    parts = [rendered.render(five.later(n), model) for n in starts]
     source, target = (
         np.concatenate([getattr(part, name) for part in parts], axis=1)
         for name in ("source", "target")
     )
-    for i, offsets in enumerate(np.asarray(plan.offsets)):
+    for i, offsets in enumerate(planned.offsets):
         np.testing.assert_array_equal(clips.source[i], source[i, offsets])
         difference = np.abs(clips.target[i].astype(int) - target[i, offsets].astype(int))
         assert difference.max() <= 1
@@ -260,20 +271,20 @@ def test_old_frames_lie_as_far_back_as_a_memory_reaches(small_config, train):
 
 def test_prompts_are_taken_back_after_the_first_frame(train):
     taken = dataclasses.replace(train, frames=4, carry_on=0.5)
-    first = rendered.draw_carried(np.random.default_rng(0), taken, 1000)
+    first = plan.draw_carried(np.random.default_rng(0), taken, 1000)
     assert set(first) == {1, 2, 3, 4} and 0.4 < np.mean(first < 4) < 0.6
     late = dataclasses.replace(taken, old_frames=2, carry_on=1.0)
-    assert set(rendered.draw_carried(np.random.default_rng(0), late, 100)) == {1, 2, 3}
-    assert rendered.draw_carried(np.random.default_rng(0), train, 3) is None
+    assert set(plan.draw_carried(np.random.default_rng(0), late, 100)) == {1, 2, 3}
+    assert plan.draw_carried(np.random.default_rng(0), train, 3) is None
     single = dataclasses.replace(taken, frames=1)
-    assert set(rendered.draw_carried(np.random.default_rng(0), single, 9)) == {1}
+    assert set(plan.draw_carried(np.random.default_rng(0), single, 9)) == {1}
 
 
 def test_only_the_scene_edits_that_are_trained_are_drawn(train):
     some = dataclasses.replace(train, scene_edits=("remove", "recolour"))
-    kinds = set(rendered.random_kinds(np.random.default_rng(0), some, 50))
+    kinds = set(plan.random_kinds(np.random.default_rng(0), some, 50))
     assert {worlds.KINDS[kind] for kind in kinds} == {"remove", "recolour"}
-    assert len(set(rendered.random_kinds(np.random.default_rng(0), train, 200))) == 6
+    assert len(set(plan.random_kinds(np.random.default_rng(0), train, 200))) == 6
     with pytest.raises(ValueError, match="unknown scene edit 'paint'; known: reshape"):
         dataclasses.replace(train, scene_edits=("paint",))
 
@@ -286,22 +297,22 @@ def test_an_object_goes_away_and_comes_back_under_a_prompt_taken_back(small_conf
     )  # fmt: skip
     kinds = np.full(200, worlds.KINDS.index("recolour"))
     edited = {"object": np.arange(200) % 2, "kind": kinds}
-    scale = rendered.draw_scale(np.random.default_rng(0), away, edited, 200)
+    scale = plan.draw_scale(np.random.default_rng(0), away, edited, 200)
     mine = scale[np.arange(200), :, edited["object"]]
     assert np.all(mine[:, 0] == 1) and np.all(mine[:, 1] == 0) and np.all(mine[:, 4] > 0)
     assert np.all(np.diff(mine[:, 1:]) >= 0) and {0, 0.25, 0.5, 0.75, 1} == set(mine.ravel())
     others = np.arange(scale.shape[2]) != edited["object"][:, None]
     assert np.all(np.moveaxis(scale, 1, 2)[others] == 1)
     behind = edited | {"kind": np.full(200, worlds.KINDS.index("background"))}
-    assert np.all(rendered.draw_scale(np.random.default_rng(0), away, behind, 200) == 1)
+    assert np.all(plan.draw_scale(np.random.default_rng(0), away, behind, 200) == 1)
     for unchanged in (dict(away=0.0), dict(old_frames=0)):
         still = dataclasses.replace(away, **unchanged)
-        assert np.all(rendered.draw_scale(np.random.default_rng(0), still, edited, 200) == 1)
+        assert np.all(plan.draw_scale(np.random.default_rng(0), still, edited, 200) == 1)
 
-    plan = rendered.draw_plan(small_config.model, away, np.random.default_rng(1), CLIPS)
-    clips = rendered.render(plan, small_config.model)
+    planned = drawn_plan(small_config.model, away, 1)
+    clips = rendered.render(planned, small_config.model)
     changed = np.any(clips.source != clips.target, axis=(2, 3, 4))
-    sizes = np.asarray(plan.scale)[np.arange(CLIPS), :, np.asarray(plan.scene_edits["object"])]
+    sizes = planned.scale[np.arange(CLIPS), :, planned.scene_edits["object"]]
     assert np.any(sizes == 0) and not np.any(changed[sizes == 0])
     assert np.all(changed[:, 0])
 
@@ -310,7 +321,7 @@ def test_only_so_many_pixels_are_rendered_side_by_side(monkeypatch):
     """Whatever the batch; and the pictures stay what they are."""
     clips, frames, size = 6, 2, (32, 32)
     given = (
-        rendered.sample_worlds(np.arange(clips, dtype=np.int32)),
+        plan.sample_worlds(np.arange(clips, dtype=np.int32)),
         jnp.arange(clips * frames, dtype=jnp.int32).reshape(clips, frames),
         textures.bank(),
         jnp.ones((clips, frames, rendered.OBJECTS)),
@@ -327,3 +338,29 @@ def test_only_so_many_pixels_are_rendered_side_by_side(monkeypatch):
     fewer, parts = render()
     assert (loops, fewer) == ([], [2])  # three clips at a time
     np.testing.assert_allclose(parts, whole, atol=1e-6)
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("filmed", [0, 3])
+def test_devices_render_the_clips_that_lie_on_them(small_config, train, filmed):
+    """The batch of one device, to the bit of a byte, though parts differ in what they hold; and no
+    device has more of it than its own."""
+    model, count = small_config.model, 2 * CLIPS
+    film = None
+    if filmed:
+        clips = np.random.default_rng(0).integers(0, 256, (2, filmed, 2, 32, 32, 3), np.uint8)
+        paired = np.arange(filmed) == 1
+        film = plan.Film(clips[0], clips[1], ["as it was in spring"] * filmed, paired)
+    some = dataclasses.replace(train, scene_fraction=0.3, carry_on=0.5)
+    planned = plan.draw_plan(model, some, np.random.default_rng(5), count, film)
+    mesh = sharding.make_mesh(2, 2, 2)
+    alone, shared = rendered.render(planned, model), rendered.render(planned, model, mesh)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(shared), strict=True):
+        assert b.sharding.spec == sharding.BATCH and a.dtype == b.dtype
+        assert {shard.data.shape[0] for shard in b.addressable_shards} == {count // 4}
+        difference = np.abs(np.asarray(a, int) - np.asarray(b, int))
+        assert difference.max() <= 1 and np.mean(difference > 0) < 1e-3
+    if film:
+        rows = np.flatnonzero(planned.filmed)
+        np.testing.assert_array_equal(np.asarray(alone.source)[rows], film.source)
+        assert text_of(np.asarray(alone.condition.prompt)[rows[1]]) in ("as it was in spring", "")

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from lsd_jax.config import ModelConfig
 from lsd_jax.data import edits
+from lsd_jax.data.plan import HELD_OUT_WORLDS
 from lsd_jax.data.prompts import PARAPHRASES
-from lsd_jax.data.rendered import HELD_OUT_WORLDS
 from lsd_jax.evaluate import held_out
 from lsd_jax.evaluate.fidelity import measure
 from lsd_jax.evaluate.held_out import ASKS, CANDIDATES, PAIRS

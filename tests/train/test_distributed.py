@@ -36,9 +36,12 @@ sys.exit(main(arguments))
 
 
 @pytest.mark.slow
-def test_two_hosts_train_what_one_does(tmp_path):
+@pytest.mark.parametrize(
+    "stage", [("forcing",), ("history", "--set", "history.rolled_out=0.25")], ids=lambda x: x[0]
+)
+def test_two_hosts_train_what_one_does(stage, tmp_path):
     settings = [part for setting in SMALL for part in ("--set", setting)]
-    command = ["train", "tiny", *settings]
+    command = ["train", "tiny", "--stage", *stage, *settings]
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"

@@ -58,10 +58,10 @@ def train(config, small_batch, shared_step, mesh, start, monkeypatch):
     """The loop, with a step that compiles once for all tests."""
     monkeypatch.setattr(loop, "make_step", shared_step)
 
-    def run(directory, batches=None, deadline_s=None, show=None):
+    def run(directory, batches=None, deadline_s=None, make=None):
         return loop.train(
             config, toy_loss, batches or batch_of(small_batch), directory, mesh, start, deadline_s,
-            show,
+            make,
         )  # fmt: skip
 
     return run
@@ -288,11 +288,11 @@ def test_a_stage_shows_its_batches_to_the_mean_of_that_step(
     is trained on."""
     seen = []
 
-    def show(step, weights, batch):
+    def make(step, weights, batch):
         seen.append((step, np.asarray(weights["embed"])))
         return dataclasses.replace(batch, source=batch_of(small_batch)(step + 1).source)
 
-    assert train(tmp_path / "shown", show=show) == STEPS
+    assert train(tmp_path / "shown", make=make) == STEPS
     assert [step for step, _ in seen] == list(range(STEPS))
     np.testing.assert_array_equal(seen[0][1], small_params["embed"])
     assert all(np.any(a[1] != b[1]) for a, b in zip(seen[2:], seen[3:], strict=False))

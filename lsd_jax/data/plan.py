@@ -1,0 +1,301 @@
+"""What a training batch is to show, as numbers: that of any step, from the seed and its number.
+
+All is drawn on the host, and whole: however many devices share a batch, it is the same one, and its
+kinds of clips are spread evenly over it, so that each device has as many of each to render.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from lsd_jax.config import ModelConfig, TrainConfig
+from lsd_jax.data import edits, prompts, worlds
+from lsd_jax.data.scene import OBJECTS
+from lsd_jax.data.worlds import BACKGROUNDS, COLOURS, KINDS, OBJECT_EDITS, SHAPES, World
+
+HELD_OUT_WORLDS = 1 << 30
+"""Worlds of this seed and above are never trained on."""
+
+PAIRS, IDENTITY = 0.3, 0.05  # shares of the footage prompts that name two edits, or none
+LATEST_START = 1 << 20
+FIELDS = ("kind", "object", "shape", "colour", "background")  # of a scene edit, its reference apart
+
+
+@dataclass(frozen=True)
+class Film:
+    """Clips of the user's, as `footage` gives them: those with an edited twin are `paired`, and
+    their prompt is its caption."""
+
+    source: UInt8[np.ndarray, "c f height width 3"]
+    target: UInt8[np.ndarray, "c f height width 3"]
+    prompt: list[str]
+    paired: Bool[np.ndarray, " c"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Plan:
+    """What each of `b` clips shows, and what is asked of it.
+
+    The world of the seed `worlds`, from frame `starts` on at `offsets` behind that, each object at
+    `scale` times its own size; edited as `scene_edits` say where it is one of `scenes`, else by the
+    two edits of `footage`. Its reference is the world of the seed `lender` at frame `lent`, whether
+    its edit asks for it or not. `regions` confine the edit: see `draw_regions`. `prompt`, `carried`
+    and `old` are those of `Batch`. One that is `filmed` shows source and target of `film` instead.
+    """
+
+    worlds: Int[np.ndarray, " b"]
+    starts: Int[np.ndarray, " b"]
+    offsets: Int[np.ndarray, "b f"]
+    scale: Float[np.ndarray, "b f objects"]
+    scenes: Bool[np.ndarray, " b"]
+    scene_edits: dict[str, np.ndarray]
+    footage: Int[np.ndarray, "b 2"]
+    lender: Int[np.ndarray, " b"]
+    lent: Int[np.ndarray, " b"]
+    regions: Float[np.ndarray, "b 5"]
+    prompt: UInt8[np.ndarray, "b bytes"]
+    carried: Int[np.ndarray, " b"] | None
+    old: Int[np.ndarray, " b"] | None
+    filmed: Bool[np.ndarray, " b"]
+    film: UInt8[np.ndarray, "filmed 2 f height width 3"] | None = None
+
+    def later(self, frames: int) -> Plan:
+        """The same clips so many frames later; what they refer to stays as it was."""
+        return replace(self, starts=self.starts + np.int32(frames))
+
+    def before(self, others: Plan) -> Plan:
+        """These clips, then others, of which none is filmed."""
+        film = self.film
+        ours, theirs = (replace(plan, film=None) for plan in (self, others))
+        both = jax.tree.map(lambda *x: np.concatenate(x), ours, theirs)
+        return replace(both, film=film)
+
+
+def draw_plan(
+    model: ModelConfig,
+    train: TrainConfig,
+    rng: np.random.Generator,
+    clips: int,
+    film: Film | None = None,
+) -> Plan:
+    """A random plan: of the clips that are not filmed `scene_fraction` scene edits, the others
+    footage edits."""
+    filmed = spread(len(film.prompt) if film else 0, clips)
+    scenes = np.zeros(clips, bool)
+    rendered = np.flatnonzero(~filmed)
+    scenes[rendered] = spread(round(train.scene_fraction * len(rendered)), len(rendered))
+    seeds = rng.integers(HELD_OUT_WORLDS, size=clips, dtype=np.int32)
+    drawn = jax.tree.map(lambda x: x[scenes], sample_worlds(seeds))
+    kinds = random_kinds(rng, train, int(scenes.sum()))
+    scene_edits, scene_texts = draw_scene_edits(rng, drawn, kinds)
+    footage, footage_texts = draw_footage_edits(rng, clips - int(scenes.sum()))
+    starts = rng.integers(LATEST_START, size=clips, dtype=np.int32)
+    lender = lenders(scenes)
+    plan = Plan(
+        worlds=seeds,
+        starts=starts,
+        offsets=draw_offsets(rng, model, train, clips),
+        scale=_filled(scenes, draw_scale(rng, train, scene_edits, int(scenes.sum())), 1),
+        scenes=scenes,
+        scene_edits={name: _filled(scenes, values) for name, values in scene_edits.items()},
+        footage=_filled(~scenes, footage),
+        lender=seeds[lender],
+        lent=starts[lender],
+        regions=draw_regions(rng, clips, train.mask_fraction),
+        prompt=np.zeros((clips, model.prompt_bytes), np.uint8),
+        carried=draw_carried(rng, train, clips),
+        old=np.full(clips, train.old_frames, np.int32) if train.old_frames else None,
+        filmed=filmed,
+    )
+    texts = np.empty(clips, object)
+    texts[scenes], texts[~scenes] = scene_texts, footage_texts
+    if film:
+        plan = _with_film(plan, film, texts)
+    asked = rng.random(clips) >= train.prompt_drop
+    for i in np.flatnonzero(asked):
+        plan.prompt[i] = prompts.encode(texts[i], model.prompt_bytes)
+    return plan
+
+
+def _with_film(plan: Plan, film: Film, texts: np.ndarray) -> Plan:
+    """The plan with its filmed clips, which know no gaps; captions in the place of the texts of
+    those that have an edited twin already."""
+    rows = np.flatnonzero(plan.filmed)
+    plan.offsets[rows] = np.arange(plan.offsets.shape[1])
+    plan.footage[rows[film.paired]] = 0
+    texts[rows[film.paired]] = np.array(film.prompt, object)[film.paired]
+    if plan.old is not None:
+        plan.old[rows] = 0
+    return replace(plan, film=np.stack([film.source, film.target], axis=1))
+
+
+def spread(some: int, among: int) -> Bool[np.ndarray, " among"]:
+    """Which ones, if `some` of them are to lie as evenly as can be."""
+    steps = np.arange(among + 1) * some // max(among, 1)
+    return np.diff(steps) > 0
+
+
+def lenders(scenes: Bool[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
+    """The clip whose picture is the reference of each: of a scene the scene before it or, if there
+    is one alone, the clip behind it. What is no scene needs none, and has its own."""
+    lender, rows = np.arange(len(scenes)), np.flatnonzero(scenes)
+    lender[rows] = np.roll(rows, 1) if len(rows) > 1 else (rows + 1) % len(scenes)
+    return lender
+
+
+def _filled(rows: Bool[np.ndarray, " b"], values: np.ndarray, others: int = 0) -> np.ndarray:
+    """`values` for the rows chosen, one number for all others."""
+    out = np.full((len(rows), *values.shape[1:]), others, values.dtype)
+    out[rows] = values
+    return out
+
+
+def draw_offsets(
+    rng: np.random.Generator, model: ModelConfig, train: TrainConfig, clips: int
+) -> Int[np.ndarray, "b f"]:
+    """When each frame of a clip is: `train.old_frames` as long before the others as the slots of a
+    memory reach back, the oldest first, then the others one after another."""
+    old = train.old_frames
+    periods = [model.memory_period(slot) for slot in range(old)]
+    ages = np.cumsum([0, *periods])
+    back = [rng.integers(a, b, size=clips) for a, b in zip(ages, ages[1:], strict=False)]
+    recent = np.tile(np.arange(train.frames - old), (clips, 1))
+    offsets = [ages[-1] - 1 - x[:, None] for x in reversed(back)]
+    return np.concatenate([*offsets, ages[-1] + recent], axis=1).astype(np.int32)
+
+
+def draw_carried(
+    rng: np.random.Generator, train: TrainConfig, clips: int
+) -> Int[np.ndarray, " b"] | None:
+    """The frame from which on the prompt of each clip is taken back: `train.frames` but for a share
+    `train.carry_on` of the clips, and None where that is 0."""
+    if not train.carry_on:
+        return None
+    first = rng.integers(1, max(train.frames, 2), size=clips)
+    taken_back = rng.random(clips) < train.carry_on
+    return np.where(taken_back, first, train.frames).astype(np.int32)
+
+
+def draw_scale(
+    rng: np.random.Generator, train: TrainConfig, scene_edits: dict[str, np.ndarray], clips: int
+) -> Float[np.ndarray, "b f objects"]:
+    """How large each object is in each frame, in its own size. In a share `train.away` of the
+    clips with old frames the edited object is there in the oldest frame, gone in those behind it,
+    and comes back in a frame of the window, out of the distance: only the memory has seen it."""
+    scale = np.ones((clips, train.frames, OBJECTS), np.float32)
+    if not (train.away and train.old_frames and clips):
+        return scale
+    edited = scene_edits["object"]
+    scenes, frames = np.arange(len(edited)), np.arange(train.frames)
+    back = rng.integers(train.old_frames, train.frames, size=len(edited))[:, None]
+    near = np.clip((frames - back + 1) * rng.choice([0.25, 1.0], len(edited))[:, None], 0, 1)
+    gone = rng.random(len(edited)) < train.away
+    gone &= np.isin(scene_edits["kind"], [KINDS.index(name) for name in OBJECT_EDITS])
+    scale[scenes, :, edited] = np.where(gone[:, None] & (frames > 0), near, 1)
+    return scale
+
+
+@jax.jit
+def sample_worlds(seeds: Int[np.ndarray | Array, " b"]) -> World:
+    """One world per seed, stacked."""
+    return jax.vmap(worlds.sample_world)(seeds)
+
+
+def draw_scene_edits(
+    rng: np.random.Generator, drawn: World, kinds: Iterable[int], held_out: bool = False
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """A random scene edit of each of `kinds`, for as many of the worlds, as arrays, and its
+    prompts."""
+    shape, colour, visible = (np.asarray(x) for x in (drawn.shape, drawn.colour, drawn.visible))
+    fields: dict[str, list[int]] = {name: [] for name in FIELDS}
+    texts = []
+    for i, kind in enumerate(kinds):
+        edit = scene_edit(rng, kind, shape[i][visible[i]], colour[i][visible[i]])
+        for name, value in edit.items():
+            fields[name].append(value)
+        texts.append(scene_text(rng, edit, shape[i], colour[i], held_out))
+    return {name: np.array(values, np.int32) for name, values in fields.items()}, texts
+
+
+def random_kinds(rng: np.random.Generator, train: TrainConfig, count: int) -> Iterator[int]:
+    """Kinds of scene edits among those trained, each drawn when it is asked for."""
+    kinds = [KINDS.index(name) for name in train.scene_edits or KINDS[1:]]
+    return (kinds[int(rng.integers(len(kinds)))] for _ in range(count))
+
+
+def scene_edit(
+    rng: np.random.Generator, kind: int, shape: np.ndarray, colour: np.ndarray
+) -> dict[str, int]:
+    """A random edit of a kind, for a world whose visible objects have these shapes and colours."""
+    target = int(rng.integers(len(shape)))
+    return {
+        "kind": kind,
+        "object": target,
+        "shape": int(rng.choice(np.setdiff1d(np.arange(len(SHAPES)), shape))),
+        "colour": int(rng.choice(np.setdiff1d(np.arange(len(COLOURS)), colour))),
+        "background": int(rng.integers(len(BACKGROUNDS))),
+    }
+
+
+def scene_text(
+    rng: np.random.Generator,
+    edit: dict[str, int],
+    shape: np.ndarray,
+    colour: np.ndarray,
+    held_out: bool,
+) -> str:
+    """A random paraphrase of a scene edit."""
+    return prompts.scene_prompt(
+        KINDS[edit["kind"]],
+        object_shape=SHAPES[shape[edit["object"]]],
+        object_colour=tuple(COLOURS)[colour[edit["object"]]],
+        shape=SHAPES[edit["shape"]],
+        colour=tuple(COLOURS)[edit["colour"]],
+        background=BACKGROUNDS[edit["background"]],
+        held_out=held_out,
+        choice=int(rng.integers(1000)),
+    ).text
+
+
+@lru_cache
+def footage_texts(held_out: bool = False) -> dict[tuple[str, ...], list[str]]:
+    """The prompts of each meaning: `()` for identity, one edit, or two."""
+    meanings = defaultdict(list)
+    for prompt in prompts.footage_prompts(held_out):
+        meanings[prompt.footage].append(prompt.text)
+    return dict(meanings)
+
+
+def draw_footage_edits(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
+    """For each clip two edit numbers, `[count, 2]` as `edits.compose` takes them, and a prompt."""
+    texts = footage_texts()
+    singles = [m for m in texts if len(m) == 1]
+    pairs = [m for m in texts if len(m) == 2]
+    chosen, spoken = [], []
+    for _ in range(count):
+        dice = rng.random()
+        pool = [()] if dice < IDENTITY else pairs if dice < IDENTITY + PAIRS else singles
+        meaning = pool[rng.integers(len(pool))]
+        chosen.append(edits.slots(meaning))
+        paraphrases = texts[meaning]
+        spoken.append(paraphrases[rng.integers(len(paraphrases))])
+    return np.array(chosen, np.int32).reshape(count, 2), spoken
+
+
+def draw_regions(
+    rng: np.random.Generator, clips: int, fraction: float
+) -> Float[np.ndarray, "clips 5"]:
+    """The region to edit in each clip, which mostly is everywhere: an ellipse, or nearly a
+    rectangle. Centre and radii, y and x in pictures, and the power of its norm."""
+    centre, radius = rng.uniform(0.2, 0.8, (clips, 2)), rng.uniform(0.15, 0.5, (clips, 2))
+    power = rng.choice([2, 16], (clips, 1))
+    radius[rng.random(clips) >= fraction] = np.inf
+    return np.concatenate([centre, radius, power], axis=1).astype(np.float32)
