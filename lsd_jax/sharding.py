@@ -57,7 +57,7 @@ def spread(tree: Any, place: NamedSharding) -> Any:
     if jax.process_count() == 1:
         return jax.device_put(tree, place)
 
-    def give(x: jax.Array) -> jax.Array:
+    def give(x: np.ndarray | jax.Array) -> jax.Array:
         return jax.make_array_from_callback(x.shape, place, np.asarray(x).__getitem__)
 
     return jax.tree.map(give, tree)

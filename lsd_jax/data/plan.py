@@ -1,7 +1,7 @@
 """What a training batch is to show, as numbers: that of any step, from the seed and its number.
 
-All is drawn on the host, and whole: however many devices share a batch, it is the same one, and its
-kinds of clips are spread evenly over it, so that each device has as many of each to render.
+Every host draws all of it: however many devices share a batch, it is the same one. Its kinds of
+clips lie evenly in it, so that each device has about as many of each to render.
 """
 
 from __future__ import annotations
@@ -88,14 +88,13 @@ def draw_plan(
 ) -> Plan:
     """A random plan: of the clips that are not filmed `scene_fraction` scene edits, the others
     footage edits."""
-    filmed = spread(len(film.prompt) if film else 0, clips)
+    filmed = evenly(len(film.prompt) if film else 0, clips)
     scenes = np.zeros(clips, bool)
     rendered = np.flatnonzero(~filmed)
-    scenes[rendered] = spread(round(train.scene_fraction * len(rendered)), len(rendered))
+    scenes[rendered] = evenly(round(train.scene_fraction * len(rendered)), len(rendered))
     seeds = rng.integers(HELD_OUT_WORLDS, size=clips, dtype=np.int32)
-    drawn = jax.tree.map(lambda x: x[scenes], sample_worlds(seeds))
     kinds = random_kinds(rng, train, int(scenes.sum()))
-    scene_edits, scene_texts = draw_scene_edits(rng, drawn, kinds)
+    scene_edits, scene_texts = draw_scene_edits(rng, sample_worlds(seeds[scenes]), kinds)
     footage, footage_texts = draw_footage_edits(rng, clips - int(scenes.sum()))
     starts = rng.integers(LATEST_START, size=clips, dtype=np.int32)
     lender = lenders(scenes)
@@ -137,7 +136,7 @@ def _with_film(plan: Plan, film: Film, texts: np.ndarray) -> Plan:
     return replace(plan, film=np.stack([film.source, film.target], axis=1))
 
 
-def spread(some: int, among: int) -> Bool[np.ndarray, " among"]:
+def evenly(some: int, among: int) -> Bool[np.ndarray, " among"]:
     """Which ones, if `some` of them are to lie as evenly as can be."""
     steps = np.arange(among + 1) * some // max(among, 1)
     return np.diff(steps) > 0

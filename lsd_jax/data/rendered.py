@@ -82,27 +82,19 @@ def _render(plan: Plan, bank, *, size, controls, most: Most, mesh: Mesh | None) 
 def _render_part(plan: Any, bank, *, size, controls, most: Most) -> Batch:
     clips = plan.starts.shape[0]
     times = plan.starts[:, None] + plan.offsets
-
-    def rows(chosen: Array, count: int) -> Array:
-        """Which clips, and behind them the one past the last, to which nothing can be written."""
-        return jnp.nonzero(chosen, size=count, fill_value=clips)[0]
-
-    def of(rows: Array, tree):
-        return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), tree)
-
-    scenes, others = rows(plan.scenes, most.scenes), rows(~plan.scenes, most.footage)
-    drawn, filmed = rows(~plan.filmed, most.rendered), rows(plan.filmed, most.filmed)
+    scenes, others = _rows(plan.scenes, most.scenes), _rows(~plan.scenes, most.footage)
+    drawn, filmed = _rows(~plan.filmed, most.rendered), _rows(plan.filmed, most.filmed)
     reference = jnp.zeros((clips, *size, 3))
-    lender, lent = of(scenes, (plan.lender, plan.lent))
+    lender, lent = _of(scenes, (plan.lender, plan.lent))
     sampled = sample_worlds(jnp.concatenate([plan.worlds, lender]))
     every = jax.tree.map(lambda x: x[:clips], sampled), times, plan.scale
-    shown = of(drawn, every) if most.filmed else every
+    shown = _of(drawn, every) if most.filmed else every
     if most.scenes:
         lending = jax.tree.map(lambda x: x[clips:], sampled)
         first = render_clips(lending, lent, 1, size, bank)[:, 0]
         reference = reference.at[scenes].set(first, mode="drop")
-        edit = SceneEdit(**of(scenes, plan.scene_edits), reference=first)
-        before, *when = of(scenes, every)
+        edit = SceneEdit(**_of(scenes, plan.scene_edits), reference=first)
+        before, *when = _of(scenes, every)
         after = jax.vmap(worlds.edit_world)(before, edit), *when
         shown = jax.tree.map(lambda *x: jnp.concatenate(x), shown, after)
     source = jnp.zeros((clips, times.shape[1], *size, 3))
@@ -118,13 +110,7 @@ def _render_part(plan: Any, bank, *, size, controls, most: Most) -> Batch:
         source = source.at[filmed].set(film[:, 0], mode="drop")
         target = target.at[filmed].set(film[:, 1], mode="drop")
     if most.footage:
-        given = target
-
-        def composed(row: Array) -> Array:
-            (first, second), pictures, when = of(row, (plan.footage, given, times))
-            return edits.compose(first, second, pictures, when)
-
-        target = target.at[others].set(jax.lax.map(composed, others), mode="drop")
+        target = _edit_footage(target, others, plan.footage, times)
     target = target.at[scenes].set(edited, mode="drop")
     masks = jax.vmap(partial(in_region, size=size))(plan.regions)
     uses_reference = jnp.array([kind.endswith("from_reference") for kind in KINDS])
@@ -140,6 +126,26 @@ def _render_part(plan: Any, bank, *, size, controls, most: Most) -> Batch:
         carried=plan.carried,
         old=plan.old,
     )
+
+
+def _rows(chosen: Array, count: int) -> Array:
+    """Which clips, and behind them the one past the last, to which nothing can be written."""
+    return jnp.nonzero(chosen, size=count, fill_value=chosen.shape[0])[0]
+
+
+def _of(rows: Array, tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.at[rows].get(mode="clip"), tree)
+
+
+def _edit_footage(pictures: Array, rows: Array, footage: Array, times: Array) -> Array:
+    """The clips, some of them edited: one after another, so that only its own two edits are
+    computed for each."""
+
+    def edited(row: Array) -> Array:
+        (first, second), clip, when = _of(row, (footage, pictures, times))
+        return edits.compose(first, second, clip, when)
+
+    return pictures.at[rows].set(jax.lax.map(edited, rows), mode="drop")
 
 
 def in_region(region: Float[Array, " 5"], size: tuple[int, int]) -> UInt8[Array, "height width"]:

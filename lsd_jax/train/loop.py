@@ -79,13 +79,13 @@ def train(
         end = config.train.steps
         last_saved = None
         run = make_step(config, loss, mesh)
-        with _log(directory) as log, _progress() as bar, stop_on_signal() as stopped:
+        with _log(directory, step) as log, _progress() as bar, stop_on_signal() as stopped:
             if step and jax.process_index() == 0:
                 instead = f", not from {init_from}" if init_from else ""
                 bar.console.print(f"going on from step {step} of {directory}{instead}")
             upcoming = ahead.submit(draw, step)
             task = bar.add_task("training", total=end, completed=step, note="")
-            speed = Throughput(config, loss, mesh, step)
+            speed = None
             while step < end:
                 drawn = upcoming.result()
                 upcoming = ahead.submit(draw, step + 1)
@@ -95,11 +95,16 @@ def train(
                 batch = make(step, state.ema, drawn) if make else sharding.spread(drawn, place)
                 state, metrics = run(state, batch)
                 step += 1
+                if speed is None:
+                    jax.block_until_ready(metrics)  # which is the end of all compiling
+                    speed = Throughput(config, loss, mesh, step)
                 if step % config.train.log_every == 0 or step == end:
                     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                     rates = speed.lap(step, batch)
                     log(step=step, **rates, **values)
-                    note = f"loss {values['loss']:.4f}  {rates['clips_per_s']:.1f} clips/s"
+                    note = f"loss {values['loss']:.4f}"
+                    if rates:
+                        note += f"  {rates['clips_per_s']:.1f} clips/s"
                     if "mfu" in rates:
                         note += f"  MFU {rates['mfu']:.0%}"
                     bar.update(task, completed=step, note=note)
@@ -155,9 +160,9 @@ def first_state(
 
 
 @contextmanager
-def _log(directory: Path):
-    """Appends one JSON object a line to `metrics.jsonl`, on the first host; null where a figure
-    is not finite.
+def _log(directory: Path, step: int):
+    """Appends one JSON object a line to `metrics.jsonl`, on the first host, behind those of the
+    first `step` steps; null where a figure is not finite.
 
     Raises ValueError where another run has that file open: two would tear each other's checkpoints.
     """
@@ -175,11 +180,25 @@ def _log(directory: Path):
         except OSError as error:  # a file system without locks
             logging.warning("%s is not locked against other runs: %s", directory, error)
 
+        file.truncate(_length(directory / "metrics.jsonl", step))
+
         def log(**values: float | int) -> None:
             finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
             file.write(json.dumps(finite) + "\n")
 
         yield log
+
+
+def _length(path: Path, step: int) -> int:
+    """Bytes of a log up to that step. What is behind, maybe torn, is of steps that were not kept
+    when a run was ended, and are done again."""
+    whole = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            whole += len(line)
+    return whole
 
 
 def _check_alike(drawn) -> None:

@@ -69,7 +69,8 @@ class Rollouts:
         if plan.carried is None or not age:
             return plan
         # Its prompt was taken back in its first clip, or never is.
-        return replace(plan, carried=np.where(plan.carried < train.frames, 0, train.frames))
+        told = np.where(plan.carried < train.frames, 0, plan.carried)
+        return replace(plan, carried=told)
 
     def make(self, step: int, weights: dict, plan: Plan) -> Batch:
         """The batch of `step` with what the streams make of their clips."""

@@ -30,10 +30,14 @@ class Throughput:
         Returns:
             `clips_per_s`; `tflops_per_s`, of `flops_of_step`; and where the peak of the devices is
             known `mfu`, what that is of their peak in bfloat16, whatever the arithmetic was in.
-            Own streams that are made meanwhile take time and are no FLOPs of a step.
+            Own streams that are made meanwhile take time and are no FLOPs of a step. Nothing where
+        no step was done.
         """
         seconds, steps = time.monotonic() - self._clock, step - self._step
         self._step = step
+        if not steps:
+            self._clock = time.monotonic()
+            return {}
         if not self._flops:
             self._flops = flops_of_step(self._config, self._loss, batch)
         flops = self._flops * steps / seconds

@@ -180,10 +180,11 @@ def test_held_out_worlds_are_never_trained_on(small_config, train, monkeypatch):
         seeds.append(drawn)
         raise Stop
 
+    everything = dataclasses.replace(train, scene_fraction=1.0)
     monkeypatch.setattr(plan, "sample_worlds", sample)
     for step in range(300):
         with pytest.raises(Stop):
-            drawn_plan(small_config.model, train, step)
+            drawn_plan(small_config.model, everything, step)
     seeds = np.concatenate(seeds)
     assert seeds.min() >= 0 and seeds.max() < plan.HELD_OUT_WORLDS
     assert seeds.max() > 0.9 * plan.HELD_OUT_WORLDS and len(np.unique(seeds)) == len(seeds)
@@ -201,7 +202,7 @@ def test_every_footage_clip_has_a_prompt(count):
 def test_kinds_lie_as_evenly_as_can_be(data, among):
     """So that any equal parts of a batch have as many of a kind, but for one."""
     some = data.draw(st.integers(0, among))
-    chosen = plan.spread(some, among)
+    chosen = plan.evenly(some, among)
     assert chosen.shape == (among,) and chosen.sum() == some
     for parts in (n for n in range(1, among + 1) if among % n == 0):
         counts = chosen.reshape(parts, -1).sum(axis=1)
@@ -343,21 +344,27 @@ def test_only_so_many_pixels_are_rendered_side_by_side(monkeypatch):
 @pytest.mark.multidevice
 @pytest.mark.parametrize("filmed", [0, 3])
 def test_devices_render_the_clips_that_lie_on_them(small_config, train, filmed):
-    """The batch of one device, to the bit of a byte, though parts differ in what they hold; and no
-    device has more of it than its own."""
-    model, count = small_config.model, 2 * CLIPS
+    """The batch of one device, but for the last bit of a byte, though parts differ in what they
+    hold: worlds, film, own streams behind both; and no device has more of it than its own."""
+    model = dataclasses.replace(small_config.model, memory=1, memory_every=8)
+    count = 12
     film = None
     if filmed:
         clips = np.random.default_rng(0).integers(0, 256, (2, filmed, 2, 32, 32, 3), np.uint8)
         paired = np.arange(filmed) == 1
         film = plan.Film(clips[0], clips[1], ["as it was in spring"] * filmed, paired)
-    some = dataclasses.replace(train, scene_fraction=0.3, carry_on=0.5)
+    some = dataclasses.replace(train, scene_fraction=0.3, carry_on=0.5, old_frames=1)
     planned = plan.draw_plan(model, some, np.random.default_rng(5), count, film)
+    if film:  # knows no gaps
+        assert np.all(np.diff(planned.offsets[planned.filmed]) == 1)
+        np.testing.assert_array_equal(planned.old, np.where(planned.filmed, 0, 1))
+    assert np.all(np.diff(planned.offsets[~planned.filmed]) >= 1)
+    planned = planned.before(plan.draw_plan(model, some, np.random.default_rng(6), 4))
     mesh = sharding.make_mesh(2, 2, 2)
     alone, shared = rendered.render(planned, model), rendered.render(planned, model, mesh)
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(shared), strict=True):
         assert b.sharding.spec == sharding.BATCH and a.dtype == b.dtype
-        assert {shard.data.shape[0] for shard in b.addressable_shards} == {count // 4}
+        assert {shard.data.shape[0] for shard in b.addressable_shards} == {4}
         difference = np.abs(np.asarray(a, int) - np.asarray(b, int))
         assert difference.max() <= 1 and np.mean(difference > 0) < 1e-3
     if film:

@@ -37,11 +37,25 @@ sys.exit(main(arguments))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stage", [("forcing",), ("history", "--set", "history.rolled_out=0.25")], ids=lambda x: x[0]
+    "stage",
+    [
+        ("forcing",),
+        # Long enough for streams that go on, some of which carry on.
+        (
+            "history",
+            "--set",
+            "history.rolled_out=0.5",
+            "--set",
+            "train.carry_on=0.5",
+            "--set",
+            "train.steps=10",
+        ),
+    ],
+    ids=lambda x: x[0],
 )
 def test_two_hosts_train_what_one_does(stage, tmp_path):
     settings = [part for setting in SMALL for part in ("--set", setting)]
-    command = ["train", "tiny", "--stage", *stage, *settings]
+    command = ["train", "tiny", *settings, "--stage", *stage]
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"

@@ -107,6 +107,8 @@ def test_resume_is_exact(train, config, small_batch, tmp_path, mesh):
     )
     assert ours == theirs and [step for step, *_ in ours] == list(range(1, STEPS + 1))
     assert len({loss for _, loss, _ in ours}) == STEPS
+    timed = [x["step"] for x in lines(whole) if "clips_per_s" in x]
+    assert timed == list(range(2, STEPS + 1))  # the first step of a run compiles
     states = [
         Checkpoints(d / "checkpoints").restore(abstract_state(config, mesh)) for d in (whole, parts)
     ]
@@ -115,6 +117,19 @@ def test_resume_is_exact(train, config, small_batch, tmp_path, mesh):
     final = [weights(d, config) for d in (whole, parts)]
     jax.tree.map(np.testing.assert_array_equal, *final)
     jax.tree.map(np.testing.assert_array_equal, final[0], states[0][0].ema)
+
+
+def test_the_log_has_each_step_once(train, config, tmp_path):
+    """Also where a run was killed, so that steps behind its last checkpoint are done again, while
+    it wrote a line."""
+    assert train(tmp_path) == STEPS
+    whole, log = lines(tmp_path), tmp_path / "metrics.jsonl"
+    shutil.rmtree(tmp_path / "checkpoints")
+    with log.open("a") as file:
+        file.write('{"step": 7, "lo')
+    assert train(tmp_path) == STEPS
+    again = lines(tmp_path)
+    assert [(x["step"], x["loss"]) for x in again] == [(x["step"], x["loss"]) for x in whole]
 
 
 def test_a_finished_run_is_left_as_it_is(train, tmp_path):
@@ -281,7 +296,7 @@ def test_samples_are_drawn(train, config, tmp_path):
         assert picture.size == (8 * config.model.width, 3 * config.model.height)
 
 
-def test_a_stage_shows_its_batches_to_the_mean_of_that_step(
+def test_a_stage_makes_its_batches_of_the_mean_of_that_step(
     train, small_config, small_batch, small_params, tmp_path
 ):
     """Each batch passes through it, with its step and weights that move; what it returns is what

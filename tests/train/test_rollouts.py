@@ -50,7 +50,8 @@ def test_every_age_is_met_and_a_life_is_one_world(config, mesh):
     # Group 1 lives for two clips: its second visit goes on with the plan of its first.
     first, second, next_life = (bank.clips(1 + GROUPS * visit) for visit in range(3))
     carried = second.carried
-    assert np.any(carried == 0) and np.all((carried == 0) == (first.carried < config.train.frames))
+    assert carried.dtype == first.carried.dtype and np.any(carried == 0)
+    assert np.all((carried == 0) == (first.carried < config.train.frames))
     goes_on = dataclasses.replace(first.later(config.train.frames), carried=carried)
     jax.tree.map(np.testing.assert_array_equal, second, goes_on)
     assert np.all(next_life.worlds != first.worlds)
@@ -125,6 +126,14 @@ def test_eight_devices_show_what_one_shows(config, stage, small_params):
         for leaf, axis in ((state.kv.k, 1), (state.frame, 0)):  # a session on each device
             assert {shard.data.shape[axis] for shard in leaf.addressable_shards} == {1}
         assert np.abs(np.asarray(shown, int) - np.asarray(alone, int)).max() <= 1
+
+    def flops(stage):
+        """Of a device, to stream a step's clips."""
+        batch, bank = stage.make(1, small_params, stage.draw(1)), stage.make.__self__
+        given = small_params, bank.states[1], dataclasses.replace(batch, shown=None)
+        return bank._run.lower(*given).compile().cost_analysis()["flops"]
+
+    assert flops(spread) < 0.5 * flops(stage)  # three sessions
 
 
 def test_drift_is_the_growth_of_the_error(config, small_model, small_batch, monkeypatch):

@@ -63,6 +63,10 @@ def test_rates_are_of_the_steps_since_the_last_lap(small_config, small_batch, mo
     assert found == {"clips_per_s": 12, "tflops_per_s": 4.5, "mfu": 0.075}
     now[0] += 1
     assert speed.lap(12, small_batch)["clips_per_s"] == 16
+    now[0] += 50
+    assert speed.lap(12, small_batch) == {}
+    now[0] += 1
+    assert speed.lap(13, small_batch)["clips_per_s"] == 8
 
 
 def device(kind):
