@@ -342,22 +342,18 @@ def test_only_so_many_pixels_are_rendered_side_by_side(monkeypatch):
 
 
 @pytest.mark.multidevice
-@pytest.mark.parametrize("filmed", [0, 3])
-def test_devices_render_the_clips_that_lie_on_them(small_config, train, filmed):
+def test_devices_render_the_clips_that_lie_on_them(small_config, train):
     """The batch of one device, but for the last bit of a byte, though parts differ in what they
     hold: worlds, film, own streams behind both; and no device has more of it than its own."""
     model = dataclasses.replace(small_config.model, memory=1, memory_every=8)
     count = 12
-    film = None
-    if filmed:
-        clips = np.random.default_rng(0).integers(0, 256, (2, filmed, 2, 32, 32, 3), np.uint8)
-        paired = np.arange(filmed) == 1
-        film = plan.Film(clips[0], clips[1], ["as it was in spring"] * filmed, paired)
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, 2, 32, 32, 3), np.uint8)
+    paired = np.arange(3) == 1
+    film = plan.Film(clips[0], clips[1], ["as it was in spring"] * 3, paired)
     some = dataclasses.replace(train, scene_fraction=0.3, carry_on=0.5, old_frames=1)
     planned = plan.draw_plan(model, some, np.random.default_rng(5), count, film)
-    if film:  # knows no gaps
-        assert np.all(np.diff(planned.offsets[planned.filmed]) == 1)
-        np.testing.assert_array_equal(planned.old, np.where(planned.filmed, 0, 1))
+    assert np.all(np.diff(planned.offsets[planned.filmed]) == 1)  # film knows no gaps
+    np.testing.assert_array_equal(planned.old, np.where(planned.filmed, 0, 1))
     assert np.all(np.diff(planned.offsets[~planned.filmed]) >= 1)
     planned = planned.before(plan.draw_plan(model, some, np.random.default_rng(6), 4))
     mesh = sharding.make_mesh(2, 2, 2)
@@ -367,7 +363,6 @@ def test_devices_render_the_clips_that_lie_on_them(small_config, train, filmed):
         assert {shard.data.shape[0] for shard in b.addressable_shards} == {4}
         difference = np.abs(np.asarray(a, int) - np.asarray(b, int))
         assert difference.max() <= 1 and np.mean(difference > 0) < 1e-3
-    if film:
-        rows = np.flatnonzero(planned.filmed)
-        np.testing.assert_array_equal(np.asarray(alone.source)[rows], film.source)
-        assert text_of(np.asarray(alone.condition.prompt)[rows[1]]) in ("as it was in spring", "")
+    rows = np.flatnonzero(planned.filmed)
+    np.testing.assert_array_equal(np.asarray(alone.source)[rows], film.source)
+    assert text_of(np.asarray(alone.condition.prompt)[rows[1]]) in ("as it was in spring", "")

@@ -35,7 +35,7 @@ def test_long_streams_are_as_many_as_can_be_asked_for():
 def test_report_has_the_keys_that_are_promised(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reports, "provenance", lambda: {"versions": {}, "commit": None})
     out, plots = tmp_path / "report.json", tmp_path / "plots"
-    extra = ("--worlds", 1, "--frames", 2, "--batch", 16, "--drift-frames", 3, "--passes", "1,2")
+    extra = ("--worlds", 1, "--frames", 2, "--batch", 19, "--drift-frames", 3, "--passes", "1,2")
     command.run(arguments(checkpoint, *extra, "--json", out, "--plots", plots))
     found = json.loads(out.read_text())
 
