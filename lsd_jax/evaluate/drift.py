@@ -125,18 +125,20 @@ class Unfinished:
             return 0, None
         try:
             with self._path.open("rb") as opened, np.load(opened) as file:
-                kept = dict(file)
+                offset = int(file["offset"])
+                series = {name: file[name][:, :frames] for name in self._found}
+                state, before = [], None
+                if offset < frames:  # else nobody wants the states, which are most of the file
+                    state = [file[f"state_{i}"] for i in range(int(file["leaves"]))]
+                    before = file["before"]
         except (ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self._path} is damaged; remove it to stream these anew") from error
-        offset = int(kept["offset"])
-        if offset >= frames:
-            for name, values in self._found.items():
-                values[self._some] = kept[name][:, :frames]
-            return frames, None
+        offset = min(offset, frames)
         for name, values in self._found.items():
-            values[self._some, :offset] = kept[name]
-        self._snapshots.restore([kept[f"state_{i}"] for i in range(int(kept["leaves"]))])
-        return offset, kept["before"]
+            values[self._some, :offset] = series[name]
+        if state:
+            self._snapshots.restore(state)
+        return offset, before
 
     def save(self, offset: int, before: np.ndarray) -> None:
         """Keeps what was found; a minute after the last time, or at the end."""
