@@ -6,26 +6,21 @@ clips lie evenly in it, so that each device has about as many of each to render.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from lsd_jax.config import ModelConfig, TrainConfig
-from lsd_jax.data import edits, prompts, worlds
+from lsd_jax.data import asks, prompts, worlds
 from lsd_jax.data.scene import OBJECTS
-from lsd_jax.data.worlds import BACKGROUNDS, COLOURS, KINDS, OBJECT_EDITS, SHAPES, World
+from lsd_jax.data.worlds import KINDS, OBJECT_EDITS, World
 
 HELD_OUT_WORLDS = 1 << 30
 """Worlds of this seed and above are never trained on."""
 
-PAIRS, IDENTITY = 0.3, 0.05  # shares of the footage prompts that name two edits, or none
 LATEST_START = 1 << 20
-FIELDS = ("kind", "object", "shape", "colour", "background")  # of a scene edit, its reference apart
 
 
 @dataclass(frozen=True)
@@ -93,9 +88,9 @@ def draw_plan(
     rendered = np.flatnonzero(~filmed)
     scenes[rendered] = evenly(round(train.scene_fraction * len(rendered)), len(rendered))
     seeds = rng.integers(HELD_OUT_WORLDS, size=clips, dtype=np.int32)
-    kinds = random_kinds(rng, train, int(scenes.sum()))
-    scene_edits, scene_texts = draw_scene_edits(rng, sample_worlds(seeds[scenes]), kinds)
-    footage, footage_texts = draw_footage_edits(rng, clips - int(scenes.sum()))
+    kinds = asks.random_kinds(rng, train, int(scenes.sum()))
+    scene_edits, scene_texts = asks.draw_scene_edits(rng, sample_worlds(seeds[scenes]), kinds)
+    footage, footage_texts = asks.draw_footage_edits(rng, clips - int(scenes.sum()))
     starts = rng.integers(LATEST_START, size=clips, dtype=np.int32)
     lender = lenders(scenes)
     plan = Plan(
@@ -206,87 +201,6 @@ def draw_scale(
 def sample_worlds(seeds: Int[np.ndarray | Array, " b"]) -> World:
     """One world per seed, stacked."""
     return jax.vmap(worlds.sample_world)(seeds)
-
-
-def draw_scene_edits(
-    rng: np.random.Generator, drawn: World, kinds: Iterable[int], held_out: bool = False
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """A random scene edit of each of `kinds`, for as many of the worlds, as arrays, and its
-    prompts."""
-    shape, colour, visible = (np.asarray(x) for x in (drawn.shape, drawn.colour, drawn.visible))
-    fields: dict[str, list[int]] = {name: [] for name in FIELDS}
-    texts = []
-    for i, kind in enumerate(kinds):
-        edit = scene_edit(rng, kind, shape[i][visible[i]], colour[i][visible[i]])
-        for name, value in edit.items():
-            fields[name].append(value)
-        texts.append(scene_text(rng, edit, shape[i], colour[i], held_out))
-    return {name: np.array(values, np.int32) for name, values in fields.items()}, texts
-
-
-def random_kinds(rng: np.random.Generator, train: TrainConfig, count: int) -> Iterator[int]:
-    """Kinds of scene edits among those trained, each drawn when it is asked for."""
-    kinds = [KINDS.index(name) for name in train.scene_edits or KINDS[1:]]
-    return (kinds[int(rng.integers(len(kinds)))] for _ in range(count))
-
-
-def scene_edit(
-    rng: np.random.Generator, kind: int, shape: np.ndarray, colour: np.ndarray
-) -> dict[str, int]:
-    """A random edit of a kind, for a world whose visible objects have these shapes and colours."""
-    target = int(rng.integers(len(shape)))
-    return {
-        "kind": kind,
-        "object": target,
-        "shape": int(rng.choice(np.setdiff1d(np.arange(len(SHAPES)), shape))),
-        "colour": int(rng.choice(np.setdiff1d(np.arange(len(COLOURS)), colour))),
-        "background": int(rng.integers(len(BACKGROUNDS))),
-    }
-
-
-def scene_text(
-    rng: np.random.Generator,
-    edit: dict[str, int],
-    shape: np.ndarray,
-    colour: np.ndarray,
-    held_out: bool,
-) -> str:
-    """A random paraphrase of a scene edit."""
-    return prompts.scene_prompt(
-        KINDS[edit["kind"]],
-        object_shape=SHAPES[shape[edit["object"]]],
-        object_colour=tuple(COLOURS)[colour[edit["object"]]],
-        shape=SHAPES[edit["shape"]],
-        colour=tuple(COLOURS)[edit["colour"]],
-        background=BACKGROUNDS[edit["background"]],
-        held_out=held_out,
-        choice=int(rng.integers(1000)),
-    ).text
-
-
-@lru_cache
-def footage_texts(held_out: bool = False) -> dict[tuple[str, ...], list[str]]:
-    """The prompts of each meaning: `()` for identity, one edit, or two."""
-    meanings = defaultdict(list)
-    for prompt in prompts.footage_prompts(held_out):
-        meanings[prompt.footage].append(prompt.text)
-    return dict(meanings)
-
-
-def draw_footage_edits(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
-    """For each clip two edit numbers, `[count, 2]` as `edits.compose` takes them, and a prompt."""
-    texts = footage_texts()
-    singles = [m for m in texts if len(m) == 1]
-    pairs = [m for m in texts if len(m) == 2]
-    chosen, spoken = [], []
-    for _ in range(count):
-        dice = rng.random()
-        pool = [()] if dice < IDENTITY else pairs if dice < IDENTITY + PAIRS else singles
-        meaning = pool[rng.integers(len(pool))]
-        chosen.append(edits.slots(meaning))
-        paraphrases = texts[meaning]
-        spoken.append(paraphrases[rng.integers(len(paraphrases))])
-    return np.array(chosen, np.int32).reshape(count, 2), spoken
 
 
 def draw_regions(

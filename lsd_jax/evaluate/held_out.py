@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lsd_jax.config import ModelConfig
-from lsd_jax.data import edits, plan, prompts, rendered, textures, worlds
+from lsd_jax.data import asks, edits, plan, prompts, rendered, textures, worlds
 from lsd_jax.data.worlds import KINDS, SceneEdit
 
 CHUNK = 32  # frames rendered at once
@@ -83,7 +83,7 @@ def clips(model: ModelConfig, count: int, frames: int, seed: int) -> Iterator[Cl
     size, bank = (model.height, model.width), textures.bank()
     for i in range(count):
         chosen = [
-            plan.scene_edit(rng, kind, shape[i][visible[i]], colour[i][visible[i]])
+            asks.scene_edit(rng, kind, shape[i][visible[i]], colour[i][visible[i]])
             for kind in range(len(KINDS))
         ]
         texts = [_text(rng, ask, chosen, shape[i], colour[i]) for ask in ASKS]
@@ -112,8 +112,8 @@ def _text(rng: np.random.Generator, ask: Ask, chosen: list[dict], shape, colour)
     """A random wording of `ask`; `chosen` holds the world's scene edit of each kind."""
     if ask.group == "scene":
         edit = chosen[KINDS.index(ask.name)]
-        return plan.scene_text(rng, edit, shape, colour, ask.held_out)
-    texts = plan.footage_texts(ask.held_out)[tuple(ask.name.split("+"))]
+        return asks.scene_text(rng, edit, shape, colour, ask.held_out)
+    texts = asks.footage_texts(ask.held_out)[tuple(ask.name.split("+"))]
     return texts[rng.integers(len(texts))]
 
 
@@ -156,7 +156,7 @@ class OneOfEach:
         self.texts = [prompts.PARAPHRASES[name][0][1] for name in edits.NAMES]
         self._drawn, self._starts = draw(rng, len(edits.NAMES))
         self._fields = dict.fromkeys(
-            ("kind", "object", "shape", "colour", "background"),
+            asks.FIELDS,
             np.zeros(len(edits.NAMES), np.int32),
         )
         self._pictures = np.zeros((len(self.names), *self._size, 3), np.float32)
@@ -172,7 +172,7 @@ class OneOfEach:
     def _add(self, model: ModelConfig, rng: np.random.Generator, scenes: tuple[str, ...]) -> None:
         count = len(scenes)
         drawn, starts = draw(rng, 2 * count)  # the second half for their pictures
-        edits, texts = plan.draw_scene_edits(rng, drawn, [KINDS.index(name) for name in scenes])
+        edits, texts = asks.draw_scene_edits(rng, drawn, [KINDS.index(name) for name in scenes])
         self.texts += texts
         self._fields = {k: np.concatenate([v, edits[k]]) for k, v in self._fields.items()}
         ours = jax.tree.map(lambda x: x[:count], drawn)

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Float, UInt8
 
 from lsd_jax.config import ModelConfig
-from lsd_jax.data import plan, rendered, textures, worlds
+from lsd_jax.data import asks, rendered, textures, worlds
 from lsd_jax.data.prompts import CARRY_ON
 from lsd_jax.data.scene import OBJECTS
 from lsd_jax.data.worlds import KINDS, OBJECT_EDITS, SceneEdit, World
@@ -127,7 +127,7 @@ def draw(
     total, size, bank = count * len(edits), (model.height, model.width), textures.bank()
     drawn, starts = held_out.draw(rng, total + count)
     kinds = [edits[i % len(edits)] for i in range(total)]
-    chosen, texts = plan.draw_scene_edits(rng, drawn, [KINDS.index(kind) for kind in kinds])
+    chosen, texts = asks.draw_scene_edits(rng, drawn, [KINDS.index(kind) for kind in kinds])
     scale = jnp.asarray(distance_scale())
     for low in range(0, total, batch):
         some = range(low, min(low + batch, total))

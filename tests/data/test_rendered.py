@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsd_jax import sharding
-from lsd_jax.data import edits, plan, prompts, rendered, textures, worlds
+from lsd_jax.data import asks, edits, plan, prompts, rendered, textures, worlds
 
 CLIPS = 8
 edit_world = jax.jit(worlds.edit_world)
@@ -135,18 +135,18 @@ def test_nothing_held_out_is_drawn(train):
     trained = {prompt.text for prompt in prompts.footage_prompts(held_out=False)}
     said = set()
     for _ in range(200):
-        said.update(plan.draw_footage_edits(rng, 8)[1])
+        said.update(asks.draw_footage_edits(rng, 8)[1])
     assert said <= trained and not said & held_out
     assert len(said) > 0.8 * len(trained)
 
     world = plan.sample_worlds(np.arange(32, dtype=np.int32))
     scene_said = set()
     for _ in range(10):
-        kinds = plan.random_kinds(rng, train, 32)
-        scene_said.update(plan.draw_scene_edits(rng, world, kinds)[1])
+        kinds = asks.random_kinds(rng, train, 32)
+        scene_said.update(asks.draw_scene_edits(rng, world, kinds)[1])
     assert not scene_said & held_out_scenes() and len(scene_said) > 100
-    kinds = plan.random_kinds(rng, train, 32)
-    kept = plan.draw_scene_edits(rng, world, kinds, held_out=True)[1]
+    kinds = asks.random_kinds(rng, train, 32)
+    kept = asks.draw_scene_edits(rng, world, kinds, held_out=True)[1]
     assert set(kept) <= held_out_scenes()
 
 
@@ -192,7 +192,7 @@ def test_held_out_worlds_are_never_trained_on(small_config, train, monkeypatch):
 
 @pytest.mark.parametrize("count", [0, 1, 34])
 def test_every_footage_clip_has_a_prompt(count):
-    chosen, texts = plan.draw_footage_edits(np.random.default_rng(0), count)
+    chosen, texts = asks.draw_footage_edits(np.random.default_rng(0), count)
     assert len(texts) == count and chosen.shape == (count, 2)
     for numbers, text in zip(chosen, texts, strict=True):
         assert prompts.parse(text) == tuple(edits.NAMES[n - 1] for n in numbers if n)
@@ -231,6 +231,12 @@ def at_offsets(planned, frames):
     return dataclasses.replace(planned, offsets=offsets, scale=scale)
 
 
+def close(ours, theirs):
+    """But for the last bit of a byte now and then: other shapes are other programs."""
+    difference = np.abs(np.asarray(ours, int) - np.asarray(theirs, int))
+    assert difference.max() <= 1 and np.mean(difference > 0) < 1e-3
+
+
 def test_a_plan_goes_on_where_its_last_clip_ended(small_config, train):
     """The frames behind it are those of a longer clip; prompt and reference stay."""
     model = small_config.model
@@ -239,7 +245,7 @@ def test_a_plan_goes_on_where_its_last_clip_ended(small_config, train):
     first, later = (rendered.render(x, model) for x in (planned, planned.later(2)))
     for name in ("source", "target"):
         both = np.concatenate([getattr(first, name), getattr(later, name)], axis=1)
-        np.testing.assert_array_equal(both, getattr(longer, name))
+        close(both, getattr(longer, name))
     assert all(np.any(a != b) for a, b in zip(first.source, later.source, strict=True))
     for name in ("prompt", "reference", "has_reference"):
         before, after = (getattr(x.condition, name) for x in (first, later))
@@ -265,9 +271,8 @@ def test_old_frames_lie_as_far_back_as_a_memory_reaches(small_config, train):
         for name in ("source", "target")
     )
     for i, offsets in enumerate(planned.offsets):
-        np.testing.assert_array_equal(clips.source[i], source[i, offsets])
-        difference = np.abs(clips.target[i].astype(int) - target[i, offsets].astype(int))
-        assert difference.max() <= 1
+        close(clips.source[i], source[i, offsets])
+        close(clips.target[i], target[i, offsets])
 
 
 def test_prompts_are_taken_back_after_the_first_frame(train):
@@ -283,9 +288,9 @@ def test_prompts_are_taken_back_after_the_first_frame(train):
 
 def test_only_the_scene_edits_that_are_trained_are_drawn(train):
     some = dataclasses.replace(train, scene_edits=("remove", "recolour"))
-    kinds = set(plan.random_kinds(np.random.default_rng(0), some, 50))
+    kinds = set(asks.random_kinds(np.random.default_rng(0), some, 50))
     assert {worlds.KINDS[kind] for kind in kinds} == {"remove", "recolour"}
-    assert len(set(plan.random_kinds(np.random.default_rng(0), train, 200))) == 6
+    assert len(set(asks.random_kinds(np.random.default_rng(0), train, 200))) == 6
     with pytest.raises(ValueError, match="unknown scene edit 'paint'; known: reshape"):
         dataclasses.replace(train, scene_edits=("paint",))
 
@@ -361,8 +366,7 @@ def test_devices_render_the_clips_that_lie_on_them(small_config, train):
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(shared), strict=True):
         assert b.sharding.spec == sharding.BATCH and a.dtype == b.dtype
         assert {shard.data.shape[0] for shard in b.addressable_shards} == {4}
-        difference = np.abs(np.asarray(a, int) - np.asarray(b, int))
-        assert difference.max() <= 1 and np.mean(difference > 0) < 1e-3
+        close(a, b)
     rows = np.flatnonzero(planned.filmed)
     np.testing.assert_array_equal(np.asarray(alone.source)[rows], film.source)
     assert text_of(np.asarray(alone.condition.prompt)[rows[1]]) in ("as it was in spring", "")
