@@ -155,10 +155,7 @@ class OneOfEach:
         self._slots = np.array(slots, np.int32)
         self.texts = [prompts.PARAPHRASES[name][0][1] for name in edits.NAMES]
         self._drawn, self._starts = draw(rng, len(edits.NAMES))
-        self._fields = dict.fromkeys(
-            asks.FIELDS,
-            np.zeros(len(edits.NAMES), np.int32),
-        )
+        self._fields = dict.fromkeys(asks.FIELDS, np.zeros(len(edits.NAMES), np.int32))
         self._pictures = np.zeros((len(self.names), *self._size, 3), np.float32)
         if scenes:
             self._add(model, rng, scenes)

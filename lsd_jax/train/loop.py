@@ -195,7 +195,11 @@ def _length(path: Path, step: int) -> int:
     whole = 0
     with path.open("rb") as file:
         for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            try:
+                kept = line.endswith(b"\n") and json.loads(line)["step"] <= step
+            except ValueError:  # torn in the middle, as by a machine that lost its power
+                kept = False
+            if not kept:
                 break
             whole += len(line)
     return whole
