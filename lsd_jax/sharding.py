@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -22,6 +23,11 @@ RULES: dict[str, str] = {
 
 BATCH = PartitionSpec(BATCH_AXES)
 """Clips are split over every axis that does not split the model."""
+
+
+def parts(mesh: Mesh) -> int:
+    """Into how many parts clips are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:

@@ -14,6 +14,7 @@ from lsd_jax.conditioning import ask as ask_for
 from lsd_jax.config import Config, ModelConfig
 from lsd_jax.model import Denoiser, abstract_model, abstract_params, build, cast
 from lsd_jax.types import Conditioning
+from tests.marks import slow
 
 
 def normals(*shape, seed=0):
@@ -169,7 +170,10 @@ def test_shapes_follow_the_config(small_config):
     assert len(jax.tree.leaves(shapes(layers=5))) == len(jax.tree.leaves(shapes()))
 
 
-@pytest.mark.parametrize(("kv_heads", "per_kv", "memory", "seed"), [(1, 4, 0, 1), (2, 3, 1, 2)])
+@pytest.mark.parametrize(
+    ("kv_heads", "per_kv", "memory", "seed"),
+    [(1, 4, 0, 1), (2, 3, 1, 2), slow(3, 2, 1, 3), slow(3, 4, 0, 4)],
+)
 def test_shared_keys_are_those_of_a_model_that_repeats_them(kv_heads, per_kv, memory, seed):
     """Through prompt, commit, sinks, window and memory: what a stream shows, from less state."""
     heads = kv_heads * per_kv

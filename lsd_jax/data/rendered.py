@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -20,7 +19,6 @@ from lsd_jax.data.batch import Batch
 from lsd_jax.data.plan import Plan, sample_worlds
 from lsd_jax.data.scene import OBJECTS
 from lsd_jax.data.worlds import KINDS, SceneEdit, World
-from lsd_jax.ops.partition import BATCH_AXES
 from lsd_jax.stream import control_planes
 from lsd_jax.types import Conditioning
 
@@ -39,15 +37,14 @@ class Most:
 
 def render(plan: Plan, model: ModelConfig, mesh: Mesh | None = None) -> Batch:
     """The batch of a plan, which every host has whole, split over a mesh if there is one."""
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES) if mesh else 1
+    parts = sharding.parts(mesh) if mesh else 1
     kinds = (plan.scenes, ~plan.scenes, plan.filmed, ~plan.filmed)
     most = Most(*(int(x.reshape(parts, -1).sum(axis=1).max()) for x in kinds))
-    bank = textures.bank()
+    bank = _bank(mesh) if mesh else textures.bank()
     if mesh is not None:
         if plan.film is not None:
             plan = replace(plan, film=_in_parts(plan.film, plan.filmed, parts))
         plan = sharding.spread(plan, NamedSharding(mesh, sharding.BATCH))
-        bank = _bank(mesh)
     size = (model.height, model.width)
     return _render(plan, bank, size=size, controls=model.controls, most=most, mesh=mesh)
 

@@ -64,7 +64,7 @@ def train(
         ValueError: a checkpoint of another architecture, a directory that another run writes to,
             hosts that draw differently, or `PATIENCE` steps without a finite gradient.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = sharding.parts(mesh)
     if config.train.batch % parts:
         raise ValueError(
             f"train.batch={config.train.batch} does not split over data x fsdp = {parts} devices; "

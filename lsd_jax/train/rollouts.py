@@ -9,7 +9,6 @@ hundreds of frames.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -44,7 +43,7 @@ class Rollouts:
     def __init__(self, config: Config, mesh: Mesh):
         self.config = config
         self.streams = own_clips(config)
-        parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        parts = sharding.parts(mesh)
         self._run_at_once = -(-self.streams // parts) * parts  # as many on each device
         self.states: dict[int, StreamState] = {}
         self._mesh = mesh
@@ -69,16 +68,15 @@ class Rollouts:
         if plan.carried is None or not age:
             return plan
         # Its prompt was taken back in its first clip, or never is.
-        told = np.where(plan.carried < train.frames, 0, plan.carried)
-        return replace(plan, carried=told)
+        return replace(plan, carried=np.where(plan.carried < train.frames, 0, plan.carried))
 
     def make(self, step: int, weights: dict, plan: Plan) -> Batch:
         """The batch of `step` with what the streams make of their clips."""
         group, _, age = _place(step)
         state = self.states.pop(group, None)
         if state is None or age == 0:
-            first = step * self.streams - (self._run_at_once - self.streams)
-            state = self._cold(first + np.arange(self._run_at_once, dtype=np.int32))
+            end = (step + 1) * self.streams
+            state = self._cold(np.arange(end - self._run_at_once, end, dtype=np.int32))
             if plan.carried is not None and age:  # they remember nothing to carry on with
                 told = np.array(plan.carried)
                 told[-self.streams :] = self.config.train.frames

@@ -31,7 +31,7 @@ class Throughput:
             `clips_per_s`; `tflops_per_s`, of `flops_of_step`; and where the peak of the devices is
             known `mfu`, what that is of their peak in bfloat16, whatever the arithmetic was in.
             Own streams that are made meanwhile take time and are no FLOPs of a step. Nothing where
-        no step was done.
+            no step was done.
         """
         seconds, steps = time.monotonic() - self._clock, step - self._step
         self._step = step

@@ -41,18 +41,11 @@ sys.exit(main(arguments))
     [
         ("forcing",),
         # Long enough for streams that go on, some of which carry on.
-        (
-            "history",
-            "--set",
-            "history.rolled_out=0.5",
-            "--set",
-            "train.carry_on=0.5",
-            "--set",
-            "train.steps=10",
-        ),
+        ("history", "--set", "history.rolled_out=0.5", "--set", "train.carry_on=0.5",
+         "--set", "train.steps=10"),
     ],
     ids=lambda x: x[0],
-)
+)  # fmt: skip
 def test_two_hosts_train_what_one_does(stage, tmp_path):
     settings = [part for setting in SMALL for part in ("--set", setting)]
     command = ["train", "tiny", *settings, "--stage", *stage]
