@@ -48,11 +48,14 @@ AT_ONCE = 4  # frames of a config before the next one's turn
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chip", default="cpu", help="cpu, or what `lsd bench fit` wrote")
+    parser.add_argument(
+        "--backend", choices=("auto", "xla"), default="auto", help="xla: the stack as a loop"
+    )
     parser.add_argument("--seconds", type=float, default=60, help="of measuring, after compiling")
     parser.add_argument("--json", metavar="PATH")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    rows = compared(chips.load(args.chip), args.seconds)
+    rows = compared(chips.load(args.chip), args.seconds, args.backend)
     table = Table(title=f"frames on {device_name()} (measured), predicted by {args.chip}")
     for heading in ("frame", "predicted ms", "measured ms", "median ms", "error"):
         table.add_column(heading, justify="left" if heading == "frame" else "right")
@@ -64,15 +67,18 @@ def main() -> None:
     mean = statistics.fmean(abs(row["error"]) for row in rows)
     print(f"mean error {mean:.1%} over {len(rows)} frames")
     print(f"worst {worst['error']:+.1%}: {worst['frame']}")
-    write_json(args.json, {"rows": rows, "mean_error": mean, **provenance()})
+    write_json(
+        args.json, {"backend": args.backend, "rows": rows, "mean_error": mean, **provenance()}
+    )
 
 
-def compared(chip: chips.Chip, seconds: float) -> list[dict]:
+def compared(chip: chips.Chip, seconds: float, backend: str) -> list[dict]:
     """A row a config: its frame, what was predicted and measured, and the error."""
-    cases = [frame_case(*sizes) for sizes in CHECKED]
+    cases = [frame_case(*sizes, backend=backend) for sizes in CHECKED]
     rows = []
     for case, found in zip(cases, timed_in_turns(cases, seconds), strict=True):
-        predicted, best = cpu.frame_seconds(config_of(case.shapes), chip), min(found)
+        config, best = config_of(case.shapes), min(found)
+        predicted = cpu.frame_seconds(config, chip, looped=backend == "xla")
         rows.append(
             {
                 "frame": case.name,

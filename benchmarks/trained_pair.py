@@ -47,7 +47,7 @@ def main() -> None:
         for config, row in zip(pair, rows, strict=True):
             seeded = replace(config, train=replace(train, seed=seed))
             row["errors"].append(scored(seeded, args.out)["error"]["1"])
-    frames = timed_in_turns([case_of(config, {}) for config in pair], args.seconds)
+    frames = timed_in_turns([case_of(config, {}, "auto") for config in pair], args.seconds)
     for row, samples in zip(rows, frames, strict=True):
         row |= {"mean_error": statistics.fmean(row["errors"]), "ms": 1e3 * min(samples)}
     found, made = rows

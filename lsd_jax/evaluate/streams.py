@@ -17,6 +17,7 @@ from lsd_jax import stream
 from lsd_jax.conditioning import ask
 from lsd_jax.config import Config
 from lsd_jax.model import Denoiser
+from lsd_jax.ops import dispatch
 from lsd_jax.types import Frame, StreamState
 
 Frames = UInt8[np.ndarray, "b f h w 3"]
@@ -52,7 +53,7 @@ class ModelStreams:
         self._denoiser, self._others = denoiser, dict[int, ModelStreams]()
         self.compiled = stream.compile_stream(stream.prepare(denoiser, config), config, batch)
         self.fresh = jax.jit(partial(stream.init_state, config))
-        self.misremember = jax.jit(_misremember, donate_argnums=1)
+        self.misremember = jax.jit(partial(_misremember, config.stream.backend), donate_argnums=1)
         everywhere = jnp.full((batch, config.model.height, config.model.width), 255, jnp.uint8)
         self.controls = stream.control_planes(config.model.controls, everywhere)
 
@@ -86,10 +87,10 @@ class ModelStreams:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of weights, settings, batch and seed."""
+        """Of weights, settings, batch and seed; whoever computes them."""
         settings = (self.config.model, self.config.stream, self.batch, self._seed)
         found = hashlib.sha256(repr(settings).encode())
-        for leaf in jax.tree.leaves(self.compiled.model):
+        for leaf in jax.tree.leaves(stream.prepare(self._denoiser, self.config)):
             found.update(np.asarray(leaf).tobytes())
         return found.hexdigest()[:16]
 
@@ -163,8 +164,14 @@ class RunningStreams:
 
 
 def _misremember(
-    model: stream.StreamModel, state: StreamState, frame: Frame, shown: Frame, controls: jax.Array
+    backend: str,
+    model: stream.StreamModel,
+    state: StreamState,
+    frame: Frame,
+    shown: Frame,
+    controls: jax.Array,
 ) -> StreamState:
     """The state after a frame that came out as `shown`; the noise to come stays as it was."""
-    after, _ = stream.remember(model, state, stream.seen(model, frame, shown, controls))
+    with dispatch.using(backend):
+        after, _ = stream.remember(model, state, stream.seen(model, frame, shown, controls))
     return after.replace(key=state.key)

@@ -5,6 +5,7 @@ The body here, a scan over stacked layers in plain `jnp`, is the specification o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -31,6 +32,11 @@ everything, and what a fused attention found is as much again as one of them, fo
     Backend("nki", "nki_kernels.backend:denoise_stack", prepare=PACK),
     Backend("nki-sim", "nki_kernels.backend:simulated", automatic=False, prepare=PACK),
     Backend("pallas-interpret", "pallas_kernels.tpu.denoise_stack:interpreted", automatic=False),
+    Backend(
+        "xla-unrolled",
+        "lsd_jax.ops.unrolled:denoise_stack",
+        prepare="lsd_jax.ops.unrolled:apart",
+    ),
 )
 def denoise_stack(
     x: Float[Array, "b t d"],
@@ -63,34 +69,43 @@ def denoise_stack(
         ready to be committed into the buffer.
     """
 
-    tokens = x.shape[1]
-
-    @partial(jax.checkpoint, policy=KEPT)
-    def layer(x, per_layer):
-        weight, k_buffer, v_buffer, mod = per_layer
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (mod[:, i] for i in range(6))
-
-        h = modulate(x, scale_a, shift_a)
-        *queries, k, v = jnp.moveaxis(product("btd,dchk->btchk", h, weight, "qkv"), 2, 0)
-        queries = [rotate(rms_norm(q) * weight.q_scale, rope) for q in queries]
-        k = rotate(rms_norm(k) * weight.k_scale, rope)
-        attended = attend(
-            jnp.concatenate(queries, axis=1),  # of a head as if they were more tokens
-            jnp.concatenate([add_age(k_buffer, weight.age_k, kv.age, tokens), k], axis=1),
-            jnp.concatenate([add_age(v_buffer, weight.age_v, kv.age, tokens), v], axis=1),
-            bias,
-        )
-        found = jnp.split(attended, len(queries), axis=1)
-        out = product("bthk,hkd->btd", jnp.concatenate(found, axis=-1), weight, "out")
-        x = x + gate_a[:, None] * out
-
-        h = modulate(x, scale_m, shift_m)
-        h = jax.nn.gelu(product("btd,dm->btm", h, weight, "up"), approximate=True)
-        x = x + gate_m[:, None] * product("btm,md->btd", h, weight, "down")
-        return x, (k, v)
-
+    layer = jax.checkpoint(partial(block, age=kv.age, bias=bias, rope=rope), policy=KEPT)
     x, (k_new, v_new) = jax.lax.scan(layer, x, (weights, kv.k, kv.v, modulation))
     return x, k_new, v_new
+
+
+def block(
+    x: Float[Array, "b t d"],
+    per_layer: tuple[StackWeights, Array, Array, Array],
+    age: Int[Array, "b s"],
+    bias: Float[Array, "b n"],
+    rope: Rope,
+    attend: Callable = attend,
+) -> tuple[Float[Array, "b t d"], tuple[Float[Array, "b t h k"], Float[Array, "b t h k"]]]:
+    """One layer of `denoise_stack`, whose arguments these are: of the weights, the keys, the values
+    and the modulation in `per_layer` its own."""
+    weight, k_buffer, v_buffer, mod = per_layer
+    tokens = x.shape[1]
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (mod[:, i] for i in range(6))
+
+    h = modulate(x, scale_a, shift_a)
+    *queries, k, v = jnp.moveaxis(product("btd,dchk->btchk", h, weight, "qkv"), 2, 0)
+    queries = [rotate(rms_norm(q) * weight.q_scale, rope) for q in queries]
+    k = rotate(rms_norm(k) * weight.k_scale, rope)
+    attended = attend(
+        jnp.concatenate(queries, axis=1),  # of a head as if they were more tokens
+        jnp.concatenate([add_age(k_buffer, weight.age_k, age, tokens), k], axis=1),
+        jnp.concatenate([add_age(v_buffer, weight.age_v, age, tokens), v], axis=1),
+        bias,
+    )
+    found = jnp.split(attended, len(queries), axis=1)
+    out = product("bthk,hkd->btd", jnp.concatenate(found, axis=-1), weight, "out")
+    x = x + gate_a[:, None] * out
+
+    h = modulate(x, scale_m, shift_m)
+    h = jax.nn.gelu(product("btd,dm->btm", h, weight, "up"), approximate=True)
+    x = x + gate_m[:, None] * product("btm,md->btd", h, weight, "down")
+    return x, (k, v)
 
 
 def product(

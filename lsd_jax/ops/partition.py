@@ -28,6 +28,13 @@ ROWS: Any = PartitionSpec(None, AXIS)
 BUFFER = KVBuffer(k=HEADS, v=HEADS, pinned=WHOLE, age=WHOLE, memory=WHOLE)
 
 
+def device_kind() -> str:
+    """What is traced for, as JAX calls it: the device of the mesh in use, which need not be here,
+    or the default one."""
+    target = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return target.device_kind if target is not None else jax.devices()[0].device_kind
+
+
 def chips_here() -> int:
     """Chips along the axis `tensor` of the mesh in use, which share a stack; 1 without a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape).get(AXIS, 1)

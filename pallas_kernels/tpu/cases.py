@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
-
-import jax
-import jax.numpy as jnp
 
 from lsd_jax.hw.stack import StackShape, abstract_arguments
 from lsd_jax.ops import partition
 from lsd_jax.ops.denoise_stack import denoise_stack as op
-from lsd_jax.types import KVBuffer, Rope, StackWeights
+from lsd_jax.ops.unrolled import each_layer
 from pallas_kernels.tpu.chip import chip_here
 from pallas_kernels.tpu.denoise_stack import by_kernel, denoise_stack
 from pallas_kernels.tpu.plan import Plan
@@ -42,27 +38,9 @@ def stack(
         places=shape.get("places", 0),
         cores=cores,
     )
-    run = {"pallas": kernel, "xla": unrolled, "xla-scan": op.reference}[implementation]
+    run = {"pallas": kernel, "xla": each_layer, "xla-scan": op.reference}[implementation]
     stack_shape = StackShape(**shape)
     return run, abstract_arguments(stack_shape), (), partition.arguments(stack_shape.weight_dtype)
-
-
-def unrolled(x, weights: StackWeights, kv: KVBuffer, bias, modulation, rope: Rope):
-    """The specification, a layer at a time: XLA then need not copy from stacked buffers."""
-    k_new, v_new = [], []
-    for layer in range(weights.qkv.shape[0]):
-        one = slice(layer, layer + 1)
-        x, k, v = op.reference(
-            x,
-            jax.tree.map(lambda w, one=one: w[one], weights),
-            replace(kv, k=kv.k[one], v=kv.v[one]),
-            bias,
-            modulation[one],
-            rope,
-        )
-        k_new.append(k)
-        v_new.append(v)
-    return x, jnp.concatenate(k_new), jnp.concatenate(v_new)
 
 
 def planned(tiles: tuple, **shape) -> Case:

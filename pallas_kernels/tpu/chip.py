@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import jax
-
 from lsd_jax.hw import chips
+from lsd_jax.ops.partition import device_kind
 
 
 def chip_here() -> chips.Chip:
@@ -12,9 +11,7 @@ def chip_here() -> chips.Chip:
 
     Raises NotImplementedError where that is no TPU that we have numbers of.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    target = getattr(mesh, "abstract_device", None)
-    kind = target.device_kind if target is not None else jax.devices()[0].device_kind
+    kind = device_kind()
     tpus = {of: name for of, name in chips.DEVICES.items() if of.startswith("TPU")}
     if kind not in tpus:
         raise NotImplementedError(

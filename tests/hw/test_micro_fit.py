@@ -79,7 +79,13 @@ def test_known_prices_are_found_again(prices, readings):
         config = configs.load(name)
         ops = [op for stage in frame_work(config) for op in stage.ops]
         truth = 1e-9 * sum(prices[n] * x for n, x in cpu.amounts(ops, 1).items())
-        assert cpu.frame_seconds(config, found.chip) == pytest.approx(truth, rel=0.01)
+        assert cpu.frame_seconds(config, found.chip, looped=True) == pytest.approx(truth, rel=0.01)
+        copies = [op for op in ops if op.name in cpu.LAYERS]
+        saved = 1e-9 * sum(
+            prices[n] * x for n, x in cpu.amounts(copies, 1).items() if n != "launch"
+        )
+        assert len(copies) == 4
+        assert cpu.frame_seconds(config, found.chip) == pytest.approx(truth - saved, rel=0.01)
 
 
 def test_cases_that_were_disturbed_hardly_matter(prices, readings):

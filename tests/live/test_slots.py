@@ -249,7 +249,7 @@ def test_weights_that_are_not_finite_are_loaded_again(slots, prepared, monkeypat
         image = pictures(1, 1)[0]
         await slot.condition("night", None)
         expected = (await slot.step(image)).image
-        broken = jax.tree.map(lambda x: x * np.float32(np.nan), prepared)
+        broken = jax.tree.map(lambda x: x * np.float32(np.nan), slots._model)
         await asyncio.wrap_future(slots.change(lambda: setattr(slots, "_model", broken)))
         finite = []
         for _ in range(6):

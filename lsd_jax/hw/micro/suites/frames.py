@@ -1,14 +1,18 @@
-"""Whole frames of small streams, as `lsd stream` runs them."""
+"""Whole frames of small streams: by the specification, to fit prices, or as `lsd stream` runs them
+here, to check what these say."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
+import jax
+
 from lsd_jax import stream
 from lsd_jax.config import Config, ModelConfig, StreamConfig
 from lsd_jax.hw.micro.case import Case
 from lsd_jax.hw.work import frame_work
+from lsd_jax.ops import dispatch
 
 _LETTERS = {
     "s": "size", "p": "patch", "d": "dim", "l": "layers", "h": "heads", "m": "mlp", "w": "window",
@@ -34,19 +38,27 @@ def frames(quick: bool) -> list[Case]:
     return [frame_case(*sizes) for sizes in (FITTED[:2] if quick else FITTED)]
 
 
-def frame_case(*sizes: int) -> Case:
+def frame_case(*sizes: int, backend: str = dispatch.REFERENCE) -> Case:
     """One session's frame, with its sizes in the order of the letters."""
     shapes = dict(zip(_LETTERS, sizes, strict=True))
-    return case_of(config_of(shapes), shapes)
+    return case_of(config_of(shapes), shapes, backend)
 
 
-def case_of(config: Config, shapes: dict[str, int]) -> Case:
-    """One session's frame of a config in float32, called by its `shapes`."""
+def case_of(config: Config, shapes: dict[str, int], backend: str) -> Case:
+    """One session's frame of a config in float32, called by its `shapes`, by a backend."""
     work = [op for stage in frame_work(config) for op in stage.ops]
+
+    def step(*arguments):
+        with dispatch.using(backend):
+            return stream.frame_step(*arguments)
+
+    with dispatch.using(backend):
+        adapted = partial(stream.adapt, config=config, batch=1)
+        model = jax.eval_shape(adapted, stream.abstract_prepared(config))
     return Case(
         "frame", "frame", shapes, "f32", sum(op.times * op.flops for op in work),
-        sum(op.times * op.bytes for op in work), partial(stream.frame_step, one_by_one=False),
-        (stream.abstract_prepared(config), *stream.abstract_inputs(config)), "step",
+        sum(op.times * op.bytes for op in work), step, (model, *stream.abstract_inputs(config)),
+        "step",
     )  # fmt: skip
 
 
