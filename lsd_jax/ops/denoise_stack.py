@@ -68,7 +68,6 @@ def denoise_stack(
         The residual stream after the last layer, and each layer's keys and values of this frame,
         ready to be committed into the buffer.
     """
-
     layer = jax.checkpoint(partial(block, age=kv.age, bias=bias, rope=rope), policy=KEPT)
     x, (k_new, v_new) = jax.lax.scan(layer, x, (weights, kv.k, kv.v, modulation))
     return x, k_new, v_new

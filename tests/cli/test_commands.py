@@ -52,8 +52,14 @@ def frames_of(path) -> np.ndarray:
         return np.stack([image for image, _ in source])
 
 
-def test_a_stream_is_repeatable_and_reported(small_checkpoint, clip, tmp_path):
-    outputs = []
+def test_a_stream_is_repeatable_and_reported(small_checkpoint, clip, tmp_path, monkeypatch):
+    outputs, steps, step = [], [], Session.step
+
+    def noted(self, frame):
+        steps.append((np.array(frame), step(self, frame)))
+        return steps[-1][1]
+
+    monkeypatch.setattr(Session, "step", noted)
     for name in ("a.mkv", "b.mkv"):
         out, report = tmp_path / name, tmp_path / f"{name}.json"
         arguments = ["stream", clip, "--prompt", "night", "--at", "0.4s", "film noir"]
@@ -66,6 +72,9 @@ def test_a_stream_is_repeatable_and_reported(small_checkpoint, clip, tmp_path):
         assert found["launches_per_frame"] == 1
         assert found["recompiles_after_warmup"] == 0
         assert found["latency_ms"].keys() == {"p50", "p99", "max"}
+    for read, shown in ([x[i] for x in steps] for i in (0, 1)):  # so that a difference has a place
+        np.testing.assert_array_equal(read[:20], read[20:])
+        np.testing.assert_array_equal(shown[:20], shown[20:])
     assert np.array_equal(*outputs)
     assert len(outputs[0]) == 20
 
