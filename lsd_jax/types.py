@@ -68,9 +68,10 @@ class StackWeights:
     """The weights of all blocks, stacked over layers: what a kernel streams from memory.
 
     The matrices `qkv`, `out`, `up` and `down` are of eight bits, int8 or float8_e4m3, where there
-    are `matrix_scales`. Keys and values may be shared by several query heads (Ainslie et al. 2023,
-    "GQA"): the G + 2 parts of `qkv` are those of a head's G queries, its key and its value, and
-    `out` takes what its queries found, one after the other.
+    are `matrix_scales`; `ops.unrolled` takes tuples of the layers' in their place. Keys and values
+    may be shared by several query heads (Ainslie et al. 2023, "GQA"): the G + 2 parts of `qkv` are
+    those of a head's G queries, its key and its value, and `out` takes what its queries found, one
+    after the other.
     """
 
     qkv: Float[Array, "l d parts h k"] | Int[Array, "l d parts h k"]

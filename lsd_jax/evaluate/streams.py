@@ -87,7 +87,8 @@ class ModelStreams:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of weights, settings, batch and seed; whoever computes them."""
+        """Of weights, settings, batch and seed. Whom `auto` lets compute them is not part of it:
+        that is a matter of last bits."""
         settings = (self.config.model, self.config.stream, self.batch, self._seed)
         found = hashlib.sha256(repr(settings).encode())
         for leaf in jax.tree.leaves(stream.prepare(self._denoiser, self.config)):

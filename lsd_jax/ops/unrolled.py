@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from lsd_jax.ops.attend import attend
 from lsd_jax.ops.denoise_stack import block
-from lsd_jax.ops.partition import device_kind, one_chip
+from lsd_jax.ops.partition import device_kind
 from lsd_jax.types import KVBuffer, MatrixScales, Rope, StackWeights
 
 
@@ -26,11 +26,13 @@ def denoise_stack(
 ) -> tuple[Array, Array, Array]:
     """`lsd_jax.ops.denoise_stack`, with weights that may be `apart`.
 
-    Raises NotImplementedError, with the remedy, on anything but one CPU.
+    Raises NotImplementedError, with the remedy, on anything but a CPU, and on a mesh, which is laid
+    out for stacked weights.
     """
     if (device := device_kind()) != "cpu":
         raise NotImplementedError(f"it is for CPUs, and this is {device!r}; use xla")
-    one_chip("the unrolled stack")
+    if not jax.sharding.get_abstract_mesh().empty:
+        raise NotImplementedError("it runs on no mesh; use xla")
     return each_layer(x, weights, kv, bias, modulation, rope)
 
 

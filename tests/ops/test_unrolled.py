@@ -1,6 +1,7 @@
 """The stack without its loop, against the specification."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -48,23 +49,34 @@ def test_a_stream_by_it_shows_the_same_pictures(small_model, small_config):
     assert np.array(shown["xla"]).std() > 1
 
 
-def test_a_cpu_copies_no_matrix(small_model, small_config):
-    """Neither out of a stack nor into any: that is all that it is for."""
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_a_cpu_copies_no_matrix(small_model, small_config, sessions):
+    """Out of its stack: that is all that it is for."""
     prepared = stream.prepare(small_model, small_config)
-    with dispatch.using("auto"):
-        adapted = stream.adapt(prepared, small_config, 1)
-        inputs = stream.abstract_inputs(small_config)
-        text = jax.jit(stream.frame_step).lower(adapted, *inputs).compile().as_text()
-    shape = ",".join(map(str, adapted.denoiser.stack.weights().up[0].shape))
-    made = [line.split(" = ")[1] for line in text.splitlines() if f" = f32[{shape}]" in line]
-    assert made and all("parameter(" in line or "bitcast(" in line for line in made)
+    inputs = stream.abstract_inputs(small_config, sessions)
+
+    def copied(backend):
+        config = dataclasses.replace(
+            small_config, stream=dataclasses.replace(small_config.stream, backend=backend)
+        )
+        with dispatch.using(backend):
+            model = stream.adapt(prepared, config, 1)
+            step = jax.jit(stream.frame_step, static_argnames="one_by_one")
+            lowered = step.lower(model, *inputs, one_by_one=sessions > 1)
+            text = lowered.compile().as_text()
+        shape = ",".join(map(str, model.denoiser.stack.weights().up[0].shape))
+        made = re.findall(rf" = f32\[(?:1,)?{shape}\]\S* ([\w-]+)\(", text)
+        return set(made) - {"parameter", "bitcast", "get-tuple-element"}
+
+    assert copied("auto") == set() and copied("xla")
 
 
 def test_it_refuses_what_is_no_single_cpu(monkeypatch):
     seam = abstract_arguments(streamed_stack(configs.load("micro")))
     assert denoise_stack.explain(*seam)[BACKEND] == "chosen"
-    with jax.set_mesh(sharding.make_mesh(1, 1, 2, devices=jax.devices()[:2])):
-        assert "runs on one chip" in denoise_stack.explain(*seam)[BACKEND]
+    for chips in (1, 2):
+        with jax.set_mesh(sharding.make_mesh(1, 1, chips, devices=jax.devices()[:chips])):
+            assert "runs on no mesh" in denoise_stack.explain(*seam)[BACKEND]
     monkeypatch.setattr(unrolled, "device_kind", lambda: "NVIDIA H200")
     answers = denoise_stack.explain(*abstract_arguments(streamed_stack(configs.load("tiny"))))
     assert "it is for CPUs, and this is 'NVIDIA H200'" in answers[BACKEND]
