@@ -72,9 +72,8 @@ def test_a_stream_is_repeatable_and_reported(small_checkpoint, clip, tmp_path, m
         assert found["launches_per_frame"] == 1
         assert found["recompiles_after_warmup"] == 0
         assert found["latency_ms"].keys() == {"p50", "p99", "max"}
-    for read, shown in ([x[i] for x in steps] for i in (0, 1)):  # so that a difference has a place
-        np.testing.assert_array_equal(read[:20], read[20:])
-        np.testing.assert_array_equal(shown[:20], shown[20:])
+    for seen in zip(*steps, strict=True):  # read, then shown: so that a difference has a place
+        np.testing.assert_array_equal(seen[:20], seen[20:])
     assert np.array_equal(*outputs)
     assert len(outputs[0]) == 20
 
