@@ -168,11 +168,8 @@ def frame_step(config: Config, cores: int) -> tuple[bytes, str, str]:
 def hlo(config: Config, implementation: str) -> bytes:
     """The frame step of one session, lowered for Neuron, which need not be here."""
 
-    def ready(key):
-        return stream.adapt(stream.prepare(Denoiser(config.model, key), config), config, 1)
-
     with jax.default_prng_impl("rbg"), dispatch.using(implementation):
-        model = jax.eval_shape(ready, jax.random.key(0))
+        model = stream.abstract_adapted(config)
         step = jax.jit(partial(stream.frame_step, one_by_one=False), donate_argnums=1)
         traced = step.trace(model, *stream.abstract_inputs(config))
         lowered = traced.lower(lowering_platforms=("neuron",))

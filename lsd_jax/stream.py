@@ -347,6 +347,11 @@ def abstract_prepared(config: Config) -> StreamModel:
     return jax.eval_shape(lambda model: prepare(model, config), abstract_model(config.model))
 
 
+def abstract_adapted(config: Config, batch: int = 1) -> StreamModel:
+    """Shapes and dtypes of what `adapt` makes of that, by the backend in use."""
+    return jax.eval_shape(partial(adapt, config=config, batch=batch), abstract_prepared(config))
+
+
 def abstract_condition(config: Config, batch: int) -> Conditioning:
     """Shapes and dtypes of the `Conditioning` that a model of this config takes."""
     model = config.model

@@ -1,6 +1,5 @@
 """The stack without its loop, against the specification."""
 
-import dataclasses
 import re
 
 import jax
@@ -37,8 +36,7 @@ def test_a_stream_by_it_shows_the_same_pictures(small_model, small_config):
     frames = np.random.default_rng(0).integers(0, 256, (6, 1, 32, 32, 3), np.uint8)
     everywhere, shown = np.full((1, 32, 32, 1), 255, np.uint8), {}
     for backend in ("xla", BACKEND):
-        chosen = dataclasses.replace(small_config.stream, backend=backend)
-        config = dataclasses.replace(small_config, stream=chosen)
+        config = configs.override(small_config, [f"stream.backend={backend}"])
         compiled = stream.compile_stream(stream.prepare(small_model, config), config)
         assert compiled.backends["denoise_stack"] == backend
         state = stream.init_state(config, jnp.zeros(1, jnp.int32))
@@ -56,9 +54,7 @@ def test_a_cpu_copies_no_matrix(small_model, small_config, sessions):
     inputs = stream.abstract_inputs(small_config, sessions)
 
     def copied(backend):
-        config = dataclasses.replace(
-            small_config, stream=dataclasses.replace(small_config.stream, backend=backend)
-        )
+        config = configs.override(small_config, [f"stream.backend={backend}"])
         with dispatch.using(backend):
             model = stream.adapt(prepared, config, 1)
             step = jax.jit(stream.frame_step, static_argnames="one_by_one")

@@ -3,10 +3,7 @@ here, to check what these say."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
-
-import jax
 
 from lsd_jax import stream
 from lsd_jax.config import Config, ModelConfig, StreamConfig
@@ -53,8 +50,7 @@ def case_of(config: Config, shapes: dict[str, int], backend: str) -> Case:
             return stream.frame_step(*arguments)
 
     with dispatch.using(backend):
-        adapted = partial(stream.adapt, config=config, batch=1)
-        model = jax.eval_shape(adapted, stream.abstract_prepared(config))
+        model = stream.abstract_adapted(config)
     return Case(
         "frame", "frame", shapes, "f32", sum(op.times * op.flops for op in work),
         sum(op.times * op.bytes for op in work), step, (model, *stream.abstract_inputs(config)),
