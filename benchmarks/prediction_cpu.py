@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from lsd_jax.config import override
 from lsd_jax.hw import chips, cpu
 from lsd_jax.hw.micro.case import Case
 from lsd_jax.hw.micro.clock import stepper
@@ -77,8 +78,9 @@ def compared(chip: chips.Chip, seconds: float, backend: str) -> list[dict]:
     cases = [frame_case(*sizes, backend=backend) for sizes in CHECKED]
     rows = []
     for case, found in zip(cases, timed_in_turns(cases, seconds), strict=True):
-        config, best = config_of(case.shapes), min(found)
-        predicted = cpu.frame_seconds(config, chip, looped=backend == "xla")
+        best = min(found)
+        config = override(config_of(case.shapes), [f"stream.backend={backend}"])
+        predicted = cpu.frame_seconds(config, chip)
         rows.append(
             {
                 "frame": case.name,

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 from lsd_jax.config import Config
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.work import Op, frame_work
+from lsd_jax.hw.work import Op, by_xla_alone, frame_work
 
 LANES = 16  # float32 numbers of a 512-bit register; narrower results leave lanes idle
 TINY = 512  # multiply-adds; below it a batched product is a loop, not a product
 LAYERS = {"weights of a layer", "buffer of a layer"}
-"""Copies by name that take a layer out of a stack. Only a loop over layers has them, which is what
-the fit times; a stream on a CPU has none (`ops.unrolled`)."""
+"""Copies by name that take a layer out of a stack, which is what a loop over layers does."""
 REARRANGED = {"patches", "coarse picture", "planes", "squares", "cells", "keys and values"}
 """Copies by name that change the order of elements."""
 
@@ -110,28 +109,33 @@ def amounts(ops: Iterable[Op], frames: int = 0) -> dict[str, int | float]:
     return total
 
 
-def seconds(op: Op, chip: Chip, looped: bool = False) -> float:
-    """Of all executions of an operation in a frame, whose stack is `looped` or not. Raises
-    ValueError for a chip without prices."""
-    if op.name in LAYERS and not looped:
-        return 0.0
+def performed(ops: Iterable[Op], by_xla: bool) -> list[Op]:
+    """Those of a frame's operations that a CPU performs: its layers are taken apart at load
+    (`ops.unrolled`), unless plain XLA is to loop over them."""
+    return [op for op in ops if by_xla or op.name not in LAYERS]
+
+
+def seconds(op: Op, chip: Chip) -> float:
+    """Of all executions of an operation in a frame. Raises ValueError for a chip without prices."""
     has = amounts([op], frames=1) | {"launch": 0}
     return sum(chip[name] * amount for name, amount in has.items() if amount) * 1e-9
 
 
-def frame_times(
-    config: Config, chip: Chip, sessions: int = 1, looped: bool = False
-) -> tuple[Timed, ...]:
+def frame_times(config: Config, chip: Chip, sessions: int = 1) -> tuple[Timed, ...]:
     """The stages of `stream.frame_step` and the call itself, with their seconds. A CPU takes the
     sessions one by one. Prices are of float32, in whatever the config computes."""
+    by_xla = by_xla_alone(config.stream)
     stages = [
-        Timed(stage.name, {op.name: sessions * seconds(op, chip, looped) for op in stage.ops})
+        Timed(
+            stage.name,
+            {op.name: sessions * seconds(op, chip) for op in performed(stage.ops, by_xla)},
+        )
         for stage in frame_work(config)
         if any(features(op) for op in stage.ops)
     ]
     return (*stages, Timed("launch", {"launch": chip["launch"] * 1e-9}))
 
 
-def frame_seconds(config: Config, chip: Chip, sessions: int = 1, looped: bool = False) -> float:
+def frame_seconds(config: Config, chip: Chip, sessions: int = 1) -> float:
     """Of one `stream.frame_step` for so many sessions."""
-    return sum(stage.total for stage in frame_times(config, chip, sessions, looped))
+    return sum(stage.total for stage in frame_times(config, chip, sessions))

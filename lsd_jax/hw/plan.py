@@ -16,7 +16,14 @@ from lsd_jax.hw import cpu, roofline
 from lsd_jax.hw.chips import Chip, cores_of_device
 from lsd_jax.hw.memory import Held, held
 from lsd_jax.hw.stack import StackShape
-from lsd_jax.hw.work import REMEMBERING, Stage, commit_ops, frame_work, stack_ops
+from lsd_jax.hw.work import (
+    REMEMBERING,
+    Stage,
+    by_xla_alone,
+    commit_ops,
+    frame_work,
+    stack_ops,
+)
 
 KERNELS = {
     "trainium": "nki_kernels.bench:stack_seconds",
@@ -106,11 +113,11 @@ def plan_frame(
         raise ValueError(f"{ranks} cores are no whole devices of {cores_of_device(chip)} each")
     if model.key_heads % shares(chip, ranks):
         raise ValueError(f"{model.key_heads} heads of keys do not share {ranks} cores")
-    times, notes, stacks = [], [], {}
+    times, notes, stacks, by_xla = [], [], {}, by_xla_alone(config.stream)
     for stage in frame_work(config, sessions):
         if (stack := stage.stack) is not None:
             if stack not in stacks:
-                stacks[stack] = stack_seconds(stack, chip, ranks, rough)
+                stacks[stack] = stack_seconds(stack, chip, ranks, rough, by_xla)
             seconds, bound, note = stacks[stack]
             notes.append(note)
         else:
@@ -145,9 +152,11 @@ def bounded(stage: Stage, rates: roofline.Rates, ranks: int) -> tuple[float, str
 
 
 def stack_seconds(
-    shape: StackShape, chip: Chip, ranks: int, rough: bool = False
+    shape: StackShape, chip: Chip, ranks: int, rough: bool = False, by_xla: bool = False
 ) -> tuple[float, str, str]:
     """Of the denoise stack: seconds, what bounds it, and who computes it."""
+    if by_xla:
+        return xla_seconds(shape, chip, ranks, "as asked")
     if chip.family not in KERNELS:
         return xla_seconds(shape, chip, ranks, "there is no kernel of ours")
     if rough and chip.family in ROUGH:

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from lsd_jax.config import Config, ModelConfig
+from lsd_jax.config import Config, ModelConfig, StreamConfig
 from lsd_jax.hw.stack import StackShape, streamed_stack
 
 Kind = Literal["matmul", "convolution", "elementwise", "copy", "host", "collective"]
@@ -75,6 +75,17 @@ class Stage:
 
 REMEMBERING = ("remember: embed", "remember: stack", "commit")
 """The stages behind the picture, which a server shows before them (`stream.remember`)."""
+
+
+def by_xla_alone(stream: StreamConfig) -> bool:
+    """Whether plain XLA is asked for, rather than the best that a chip has. Raises ValueError for
+    any other backend: the time of a chosen kernel is not planned."""
+    if stream.backend not in ("auto", "xla"):
+        raise ValueError(
+            f"stream.backend={stream.backend} is not planned; give auto, the best that the chip "
+            "has, or xla"
+        )
+    return stream.backend == "xla"
 
 
 def frame_work(config: Config, sessions: int = 1) -> tuple[Stage, ...]:

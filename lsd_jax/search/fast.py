@@ -19,7 +19,15 @@ from lsd_jax.config import ModelConfig
 from lsd_jax.hw import cpu, plan
 from lsd_jax.hw.chips import Chip
 from lsd_jax.hw.stack import StackShape, stack_of
-from lsd_jax.hw.work import Stage, commit_ops, embed_ops, frame_work, readout_ops, stack_ops
+from lsd_jax.hw.work import (
+    Stage,
+    by_xla_alone,
+    commit_ops,
+    embed_ops,
+    frame_work,
+    readout_ops,
+    stack_ops,
+)
 from lsd_jax.search.law import block_parameters
 from lsd_jax.search.space import Candidates
 
@@ -96,16 +104,16 @@ def stacks(
     """Seconds of each candidate's denoise stack, and whether a kernel of ours computes it."""
     history = ("sinks",) if commit else ("window", "sinks", "memory")
     models, where = alike(found, ("dim", "heads", "per_kv", "head_dim", "mlp", "patch", *history))
-    dtype = found.base.stream.compute_dtype
+    dtype, by_xla = found.base.stream.compute_dtype, by_xla_alone(found.base.stream)
     eight = found.base.stream.weight_dtype
     shapes = [stack_of(model, dtype, commit=commit, weight_dtype=eight) for model in models]
     deep = [[replace(shape, layers=depth) for shape in shapes] for depth in DEPTHS]
-    low, high = (kernel_seconds(each, chip, ranks) for each in deep)
+    low, high = (kernel_seconds(each, chip, ranks, by_xla) for each in deep)
     taken = np.isfinite(low)
     doubtful = taken & ~np.isfinite(high)
     high[doubtful] = low[doubtful]
     for i in np.flatnonzero(~taken):
-        low[i], high[i] = (xla(each[i], chip, ranks) for each in deep)
+        low[i], high[i] = (xla(each[i], chip, ranks, by_xla) for each in deep)
     each = (high - low) / (DEPTHS[1] - DEPTHS[0])
     seconds = low[where] + (found.layers - DEPTHS[0]) * each[where]
     for i in np.flatnonzero(doubtful):  # the kernel takes some depths, and refuses others
@@ -122,17 +130,18 @@ def one(shape: StackShape, chip: Chip, ranks: int) -> float:
     return kernel if np.isfinite(kernel) else xla(shape, chip, ranks)
 
 
-def kernel_seconds(shapes: list[StackShape], chip: Chip, ranks: int) -> Any:
-    """Seconds of stacks by a kernel of ours, infinity where there is none or it refuses."""
-    if chip.family not in CLOSED_FORMS:
+def kernel_seconds(shapes: list[StackShape], chip: Chip, ranks: int, by_xla: bool = False) -> Any:
+    """Seconds of stacks by a kernel of ours, infinity where there is none, it refuses, or XLA is
+    asked for."""
+    if by_xla or chip.family not in CLOSED_FORMS:
         return np.full(len(shapes), np.inf)
     return pkgutil.resolve_name(CLOSED_FORMS[chip.family])(shapes, chip, ranks)
 
 
-def xla(shape: StackShape, chip: Chip, ranks: int) -> float:
-    """Seconds of a stack by XLA."""
+def xla(shape: StackShape, chip: Chip, ranks: int, by_xla: bool = False) -> float:
+    """Seconds of a stack by XLA, on a CPU with its layers taken apart unless that is asked for."""
     if chip.family == "cpu":
-        return stage_seconds(Stage("", tuple(stack_ops(shape))), chip, ranks)
+        return sum(cpu.seconds(op, chip) for op in cpu.performed(stack_ops(shape), by_xla))
     return plan.xla_seconds(shape, chip, ranks, "")[0]
 
 

@@ -266,6 +266,8 @@ def test_what_does_not_fit_says_by_how_much(tmp_path, capsys):
         (["--chip", "v6e", "--fps", "inf"], "--fps inf: give more than 0, and a finite number"),
         (["--chip", "v6e", "--chips", "0"], "--chips 0: give at least 1"),
         (["--chip", "v6e", "--price", "-1"], "--price -1.0: give at least 0"),
+        (["--chip", "cpu", "--set", "stream.backend=nki"], "stream.backend=nki is not planned"),
+        (["--chip", "v6e", "--set", "stream.backend=nki"], "stream.backend=nki is not planned"),
     ],
 )
 def test_bad_input_is_refused_in_a_line(arguments, message, capsys):

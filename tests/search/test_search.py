@@ -98,6 +98,17 @@ def test_the_fast_path_gives_the_planners_figures(name, ranks):
     assert found[shared] == pytest.approx(planned, rel=0.03)
 
 
+@pytest.mark.parametrize("name", ["v6e", "trn2", "cpu"])
+def test_plain_xla_is_costed_where_it_is_asked_for(name):
+    chip, few = chips.load(name), some(8, seed=2)
+    asked = replace(few, base=configs.override(few.base, ["stream.backend=xla"]))
+    found = fast.frame_ms(asked, chip)
+    planned = [plan_frame(asked.config(i, "x"), chip).ms for i in range(len(asked))]
+    assert found == pytest.approx(planned, rel=0.03)
+    best = fast.frame_ms(few, chip)
+    assert np.all(found >= best) and np.any(found > best)
+
+
 def test_query_heads_share_keys_in_the_space():
     assert set(EVERYTHING.per_kv) == set(space.PER_KV) and not any(
         EVERYTHING.heads % EVERYTHING.per_kv
