@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from lsd_jax.config import Config
 from lsd_jax.hw.chips import Chip
-from lsd_jax.hw.work import Op, by_xla_alone, frame_work
+from lsd_jax.hw.work import Op, by_xla_alone, frame_work, stack_ops
 
 LANES = 16  # float32 numbers of a 512-bit register; narrower results leave lanes idle
 TINY = 512  # multiply-adds; below it a batched product is a loop, not a product
@@ -109,12 +109,6 @@ def amounts(ops: Iterable[Op], frames: int = 0) -> dict[str, int | float]:
     return total
 
 
-def performed(ops: Iterable[Op], by_xla: bool) -> list[Op]:
-    """Those of a frame's operations that a CPU performs: its layers are taken apart at load
-    (`ops.unrolled`), unless plain XLA is to loop over them."""
-    return [op for op in ops if by_xla or op.name not in LAYERS]
-
-
 def seconds(op: Op, chip: Chip) -> float:
     """Of all executions of an operation in a frame. Raises ValueError for a chip without prices."""
     has = amounts([op], frames=1) | {"launch": 0}
@@ -124,15 +118,11 @@ def seconds(op: Op, chip: Chip) -> float:
 def frame_times(config: Config, chip: Chip, sessions: int = 1) -> tuple[Timed, ...]:
     """The stages of `stream.frame_step` and the call itself, with their seconds. A CPU takes the
     sessions one by one. Prices are of float32, in whatever the config computes."""
-    by_xla = by_xla_alone(config.stream)
-    stages = [
-        Timed(
-            stage.name,
-            {op.name: sessions * seconds(op, chip) for op in performed(stage.ops, by_xla)},
-        )
-        for stage in frame_work(config)
-        if any(features(op) for op in stage.ops)
-    ]
+    apart, stages = not by_xla_alone(config.stream), []
+    for stage in frame_work(config):
+        ops = stack_ops(stage.stack, apart) if stage.stack else stage.ops
+        if spent := {op.name: sessions * seconds(op, chip) for op in ops if features(op)}:
+            stages.append(Timed(stage.name, spent))
     return (*stages, Timed("launch", {"launch": chip["launch"] * 1e-9}))
 
 

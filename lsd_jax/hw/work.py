@@ -186,8 +186,12 @@ def embed_ops(model: ModelConfig, sessions: int, dtype: str) -> Iterator[Op]:
     yield elementwise("position", rows * model.dim, 1, dtype, reads=2)
 
 
-def stack_ops(s: StackShape) -> Iterator[Op]:
-    """All layers of `ops.denoise_stack`, each operation once with as many times as layers."""
+def stack_ops(s: StackShape, apart: bool = False) -> Iterator[Op]:
+    """All layers of `ops.denoise_stack`, each operation once with as many times as layers.
+
+    Layers that are `apart` (`ops.unrolled`) are not taken out of their stack first; and of the last
+    one of a stack that commits a frame, XLA leaves out what is behind its keys and values.
+    """
     each = partial(elementwise, dtype=s.dtype, times=s.layers)
     product = partial(matmul, dtype=s.dtype, times=s.layers)
     move = partial(copy, dtype=s.dtype, times=s.layers)
@@ -196,17 +200,20 @@ def stack_ops(s: StackShape) -> Iterator[Op]:
     remembered = s.sessions * s.slots * s.tokens * width
     buffered = s.sessions * s.keys * width
     logits = s.sessions * s.heads * s.per_kv * s.tokens * seen
-    stored = partial(copy, dtype=s.weight_dtype or s.dtype, times=s.layers)
-    yield stored("weights of a layer", s.matrix_weights)
+    if not apart:
+        weights = copy("weights of a layer", s.matrix_weights, s.weight_dtype or s.dtype)
+        yield replace(weights, times=s.layers)
+        yield move("buffer of a layer", 2 * buffered)
     if s.weight_dtype:
         read = s.weight_itemsize / s.itemsize
         yield each("weights from eight bits", s.matrix_weights, 2, reads=read)
-    yield move("buffer of a layer", 2 * buffered)
     yield each("modulate", s.rows * s.dim, 5)
     yield product("qkv", s.rows, s.dim, asked + 2 * width)
     yield each("QK-norm, rotate", s.rows * (asked + width), 7)
     if remembered:
         yield each("ages", 2 * remembered, 1)
+    if apart and s.places:
+        each, product, move = (partial(f, times=s.layers - 1) for f in (each, product, move))
     yield move("keys and values", 2 * (buffered + s.rows * width))
     queries = s.per_kv * s.tokens
     if s.per_kv > 1:

@@ -10,7 +10,8 @@ from lsd_jax import config as configs
 from lsd_jax import stream
 from lsd_jax.flops import count_flops
 from lsd_jax.hw.stack import abstract_arguments, stack_of
-from lsd_jax.hw.work import frame_work
+from lsd_jax.hw.work import frame_work, stack_ops
+from lsd_jax.ops import dispatch
 from lsd_jax.ops.denoise_stack import denoise_stack
 
 CASES = {
@@ -61,6 +62,20 @@ def test_flops_are_what_xla_counts_within_three_per_cent(assignments):
     )
     touched = sum(op.bytes for stage in once for op in stage.ops if op.kind != "host")
     assert 0.6 < touched / counted["bytes accessed"] < 1.1  # XLA also counts what stays in caches
+
+
+def test_layers_apart_are_what_xla_counts_on_a_cpu():
+    config = configs.override(configs.load("micro"), ["model.layers=2"])
+    with dispatch.using("xla-unrolled"):
+        arguments = stream.abstract_adapted(config), *stream.abstract_inputs(config, 1)
+        counted = jax.jit(stream.frame_step, donate_argnums=1).lower(*arguments).compile()
+    ops = [
+        op
+        for stage in frame_work(config)
+        for op in (stack_ops(stage.stack, apart=True) if stage.stack else stage.ops)
+    ]
+    ours = sum(op.times * op.flops for op in ops)
+    assert ours == pytest.approx(counted.cost_analysis()["flops"], rel=0.03)
 
 
 def test_abstract_arguments_are_those_that_the_op_takes():
