@@ -16,6 +16,7 @@ from nki_kernels.sharing import share
 
 PE_CLOCK = 2.4e9  # of the chip that it was fitted to,
 HBM_BYTES_PER_NS = 318.0  # and its bandwidth
+PLAIN_VECTOR = 1.25  # as much longer where the vector engine is no faster in bfloat16: on a trn1
 FIRST_NS = 18_584.6  # that the first layer takes more than each of the others
 LAYER_NS = {
     "tile": 1323.0,
@@ -82,7 +83,8 @@ def amounts(s: Shapes) -> dict[str, float]:
 def stacks_seconds(shapes: list[StackShape], chip: Chip, ranks: int = 1) -> np.ndarray:
     """Seconds of stacks that so many cores share, infinity where the kernel refuses.
 
-    The form is a Trainium2's; other chips are taken to differ by the clock of their tensor engine.
+    The form is a Trainium2's; other chips are taken to differ by the clock of their tensor engine,
+    and by whether their vector engine has a faster way with bfloat16.
     """
     return np.array([_seconds(shape, chip, ranks) for shape in shapes])
 
@@ -97,4 +99,7 @@ def _seconds(shape: StackShape, chip: Chip, ranks: int) -> float:
     if mine.ring:  # of the last layer keys and values alone
         matrices = 2 * (mine.heads + mine.asked) * mine.head + 2 * mine.mlp
         layers -= 1 - 2 * mine.width / matrices
-    return (FIRST_NS + layers * layer) * 1e-9 * PE_CLOCK / chip["pe_clock"]
+    slower = PE_CLOCK / chip["pe_clock"]
+    if chip["dve_copy_bf16"] >= chip["dve_copy_fp32"]:
+        slower *= PLAIN_VECTOR
+    return (FIRST_NS + layers * layer) * 1e-9 * slower

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,8 @@ def parameters(m: Any) -> Any:
 def readout_parameters(m: Any) -> Any:
     """Of `readout.Readout`."""
     hidden, cell, planes = m.detail_dim, m.detail_patch**2, 3 * CHANNELS + len(m.controls)
-    square = np.gcd(SURROUNDINGS * m.detail_patch, m.patch)
+    gcd = math.gcd if isinstance(m.patch, int) else np.gcd  # numpy's integers have a largest
+    square = gcd(SURROUNDINGS * m.detail_patch, m.patch)
     steer = m.dim * (CHANNELS * m.patch**2 + CHANNELS**2 + 4 * hidden)
     fine = hidden * (9 * cell * planes + 18 * hidden + cell * CHANNELS)
     return steer + fine + square**2 * planes * hidden

@@ -43,6 +43,16 @@ def test_it_is_near_the_timeline(ranks, places, weights, per_kv, parts):
     assert errors.mean() < 0.1 and errors.max() < (0.25 if places == 2 else plan.ROUGH_ERROR)
 
 
+@pytest.mark.parametrize("name", ["trn1", "trn3"])
+@pytest.mark.parametrize(("ranks", "places"), [(1, 0), (2, 1)])
+def test_it_is_near_the_timeline_of_the_other_chips(name, ranks, places):
+    chip = chips.load(name)
+    stacks = [replace(stack, places=places) for stack in STACKS if stack.heads % ranks == 0]
+    timed = np.array([bench.stack_seconds(stack, chip, ranks)[0] for stack in stacks])
+    errors = np.abs(stacks_seconds(stacks, chip, ranks) / timed - 1)
+    assert errors.mean() < 0.12 and errors.max() < plan.ROUGH_ERROR
+
+
 def test_what_the_kernel_refuses_is_infinite():
     odd = StackShape(1, 64, 200, 2, 2, 128, 512, 64, 2, 3, 1, "bfloat16")
     assert stacks_seconds([odd], TRN2)[0] == pytest.approx(np.inf)
