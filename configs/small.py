@@ -1,4 +1,4 @@
-"""256x256, about 28 M parameters: one GPU, TPU core or NeuronCore pair.
+"""256x256, 29.0 M parameters: one GPU, TPU core or NeuronCore pair.
 
 lsd info small
 lsd train configs/small.py --stage forcing

@@ -1,6 +1,6 @@
-"""256x256, 53.1 M parameters, 1.864 ms a frame on trn2 (modelled),
-where `small` takes 1.993 on one core and 1.830 on four with 29.0 M. Trained for
-a hundred steps, no more (docs/plan.md).
+"""256x256, 53.1 M parameters, 1.864 ms a frame on one core of trn2, 1.741 on three
+(modelled), where `small` takes 1.994 on one core and 1.830 on four with 29.0 M. Trained for a
+hundred steps, no more (docs/plan.md).
 
 Found by
 

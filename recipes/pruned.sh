@@ -5,6 +5,8 @@
 #     recipes/pruned.sh       one core: about an hour and a half
 #
 # Run it again to go on where it stopped. MINUTES=9 stops the training after so long.
+# Replaces checkpoints/tiny_pruned; `rm -r checkpoints/tiny_pruned; git checkout checkpoints/tiny_pruned`
+# brings the shipped one back.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=runs/pruned

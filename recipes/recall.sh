@@ -5,6 +5,8 @@
 #     recipes/recall.sh       two cores: about two hours
 #
 # Run it again to go on where it stopped.
+# Replaces checkpoints/recall; `rm -r checkpoints/recall; git checkout checkpoints/recall` brings the
+# shipped one back.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=runs/recall

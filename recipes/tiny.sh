@@ -5,6 +5,8 @@
 #     recipes/tiny.sh gpu     one large GPU, in bfloat16
 #
 # Run it again to go on where it stopped. MINUTES=9 stops each stage after so long.
+# Replaces checkpoints/tiny; `rm -r checkpoints/tiny; git checkout checkpoints/tiny` brings the
+# shipped one back.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 machine=${1:?cpu or gpu}

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         from lsd_jax.serve.main import serve
         from lsd_jax.serve.settings import Settings
     except ModuleNotFoundError as error:
-        raise ValueError(f"no {error.name}; install it by pip install 'lsd-jax[serve]'") from error
+        raise ValueError(f"no {error.name}; install it by pip install -e '.[serve]'") from error
 
     settings = Settings(
         model=args.model,

@@ -53,7 +53,7 @@ def launcher(settings: Settings, number: int = 0) -> Launcher:
     try:
         from lsd_jax.serve.on_ray import RayLauncher
     except ModuleNotFoundError as error:
-        raise ValueError(f"no {error.name}; install it by pip install 'lsd-jax[ray]'") from error
+        raise ValueError(f"no {error.name}; install it by pip install -e '.[ray]'") from error
     return RayLauncher(dict(settings.resources))
 
 
