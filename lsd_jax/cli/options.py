@@ -20,7 +20,7 @@ def at_least(args: argparse.Namespace, **smallest: int) -> None:
 
 def a_rate(fps: float) -> None:
     """Raises ValueError for a rate at which no frame is due, or each at once."""
-    if not 0 < fps < float("inf"):
+    if not (0 < fps < float("inf") and 1000 / fps < float("inf")):
         raise ValueError(f"--fps {fps}: give more than 0, and a finite number")
 
 

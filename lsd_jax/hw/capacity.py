@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lsd_jax.config import Config, ModelConfig, StreamConfig
 from lsd_jax.hw.chips import Chip, cores_of_device
-from lsd_jax.hw.plan import FramePlan, cores_per_chip, plan_frame, shared_by, shares
+from lsd_jax.hw.plan import FramePlan, cores_per_chip, plan_frame, shareable, shared_by
 from lsd_jax.hw.stack import least_macs, streamed_stack
 
 MOST_CHIPS = 64
@@ -25,9 +25,10 @@ class Change:
 
 def share_counts(config: Config, chip: Chip, chips: int) -> list[int]:
     """Numbers of cores among which a stream can be shared on so many chips."""
+    model, device = config.model, cores_of_device(chip)
     most = 1 if chip.family == "cpu" else chips * cores_per_chip(chip)
-    whole = (1, *range(cores_of_device(chip), most + 1, cores_of_device(chip)))
-    return [n for n in dict.fromkeys(whole) if config.model.key_heads % shares(chip, n) == 0]
+    whole = (1, *range(device, min(most, model.key_heads * device) + 1, device))
+    return [n for n in dict.fromkeys(whole) if shareable(model.key_heads, model.mlp, chip, n)]
 
 
 def fastest(config: Config, chip: Chip, chips: int = 1) -> FramePlan:
@@ -102,7 +103,7 @@ def sessions_together(config: Config, chip: Chip, ranks: int, fps: int | float) 
     if in_turn[0] != in_turn[1]:
         in_turn = [int(1000 / fps // exact(alone, config, chip).ms)]
     each = alone.held.state + alone.held.working
-    room = int((alone.room_bytes - alone.held.weights) // each)
+    room = int(min((alone.room_bytes - alone.held.weights) / each, MOST_SESSIONS))
     low = max(1, min(room, in_turn[0]))  # one step after the other
     high = 2 * low
     while high <= MOST_SESSIONS and held(high):

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import pkgutil
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lsd_jax.config import Config
 from lsd_jax.hw import cpu, roofline
 from lsd_jax.hw.chips import Chip, cores_of_device
 from lsd_jax.hw.memory import Held, held
-from lsd_jax.hw.stack import StackShape
+from lsd_jax.hw.stack import Size, StackShape
 from lsd_jax.hw.work import (
     REMEMBERING,
     Stage,
@@ -111,8 +112,11 @@ def plan_frame(
         return FramePlan(sessions, 1, times, held(config, sessions), room, notes)
     if ranks % cores_of_device(chip) and ranks > 1:
         raise ValueError(f"{ranks} cores are no whole devices of {cores_of_device(chip)} each")
-    if model.key_heads % shares(chip, ranks):
-        raise ValueError(f"{model.key_heads} heads of keys do not share {ranks} cores")
+    if not shareable(model.key_heads, model.mlp, chip, ranks):
+        raise ValueError(
+            f"{model.key_heads} heads of keys and {model.mlp} MLP features do not share {ranks} "
+            "cores"
+        )
     times, notes, stacks, by_xla = [], [], {}, by_xla_alone(config.stream)
     for stage in frame_work(config, sessions):
         if (stack := stage.stack) is not None:
@@ -209,6 +213,13 @@ def shares(chip: Chip, ranks: int) -> int:
     each of several devices."""
     devices, cores = shared_by(chip, ranks)
     return devices if devices > 1 else cores
+
+
+def shareable(key_heads: Size, mlp: Size, chip: Chip, ranks: int) -> Any:
+    """Whether so many cores can share blocks of these sizes: all of them divide the heads, and
+    devices the MLP features, too (`stream.compile_stream`)."""
+    devices, _ = shared_by(chip, ranks)
+    return (key_heads % shares(chip, ranks) == 0) & (mlp % devices == 0)
 
 
 def cores_per_chip(chip: Chip) -> int:

@@ -41,7 +41,7 @@ def frame_ms(found: Candidates, chip: Chip, ranks: int = 1) -> np.ndarray:
     """Milliseconds of one frame of one stream, of each candidate, shared by so many cores; infinity
     where its heads cannot be."""
     ms = np.full(len(found), np.inf)
-    shared = found.key_heads % plan.shares(chip, ranks) == 0
+    shared = plan.shareable(found.key_heads, found.mlp, chip, ranks)
     if shared.any():
         ms[shared] = _shared_ms(found.where(shared), chip, ranks)
     return ms

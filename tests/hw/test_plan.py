@@ -169,8 +169,13 @@ def test_sharing_a_stream_pays_for_its_links():
     lucy = configs.load("lucy_1080p")
     one, eight = plan_frame(lucy, V6E), plan_frame(lucy, V6E, ranks=8)
     assert one.ms / 8 < eight.ms < one.ms / 4
-    with pytest.raises(ValueError, match="16 heads of keys do not share 3 cores"):
+    with pytest.raises(ValueError, match="16 heads of keys and 8192 MLP features do not share 3"):
         plan_frame(lucy, V6E, ranks=3)
+    odd = configs.override(lucy, ["model.mlp=4097"])
+    with pytest.raises(ValueError, match="4097 MLP features do not share 2 cores"):
+        plan_frame(odd, V6E, ranks=2)
+    assert capacity.share_counts(odd, V6E, 10**9) == [1]
+    assert capacity.share_counts(lucy, V6E, 10**9) == [1, 2, 4, 8, 16]
 
 
 def test_sessions_of_a_chip_are_the_most_that_hold_the_rate():
@@ -248,6 +253,15 @@ def test_a_chip_may_be_a_file_of_ones_own(tmp_path):
     assert found["ms_per_frame"] < plan_frame(configs.load("base"), V6E).ms
 
 
+def test_a_chip_may_not_know_its_memory(capsys):
+    cpu = chips.load("cpu")
+    numbers = {name: number for name, number in cpu.numbers.items() if name != "memory_bytes"}
+    fitted = replace(cpu, numbers=numbers)
+    tiny = configs.load("tiny")
+    held = capacity.sessions_per_chip(tiny, fitted, 5)
+    assert held == capacity.sessions_per_chip(tiny, cpu, 5) == int(200 / plan_frame(tiny, cpu).ms)
+
+
 def test_what_does_not_fit_says_by_how_much(tmp_path, capsys):
     report = tmp_path / "plan.json"
     huge = ["--set", "model.layers=400", "--json", str(report)]
@@ -263,6 +277,7 @@ def test_what_does_not_fit_says_by_how_much(tmp_path, capsys):
     [
         (["--chip", "v9"], "unknown chip 'v9'; known: "),
         (["--chip", "v6e", "--fps", "0"], "--fps 0.0: give more than 0"),
+        (["--chip", "v6e", "--fps", "1e-320"], "give more than 0, and a finite number"),
         (["--chip", "v6e", "--fps", "inf"], "--fps inf: give more than 0, and a finite number"),
         (["--chip", "v6e", "--chips", "0"], "--chips 0: give at least 1"),
         (["--chip", "v6e", "--price", "-1"], "--price -1.0: give at least 0"),
@@ -286,7 +301,7 @@ def test_query_heads_that_share_keys_leave_room_for_more_sessions():
     sessions = [capacity.sessions_per_chip(config, V6E, 10) for config in (whole, shared)]
     assert sessions[0] < sessions[1]
     assert capacity.share_counts(shared, V6E, 8) == [1, 2]
-    with pytest.raises(ValueError, match="2 heads of keys do not share 5 cores"):
+    with pytest.raises(ValueError, match="2 heads of keys and .* do not share 5 cores"):
         plan_frame(shared, V6E, ranks=5)
     narrow = configs.override(shared, ["model.head_width=64"])
     offered = dict(capacity.variations(narrow, V6E))["heads of 128: 5 of them"].model
