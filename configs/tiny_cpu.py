@@ -1,9 +1,9 @@
-"""128x128, 7.4 M parameters, 15.045 ms a frame on cpu (modelled), where `tiny` takes 19.4.
+"""128x128, 7.4 M parameters, 14.103 ms a frame on cpu (modelled), where `tiny` takes 18.7.
 After 200 steps each it is as good (docs/plan.md).
 
 Found by
 
-    lsd search --chip cpu --config tiny --fps 66 --set model.window=3
+    lsd search --chip cpu --config tiny --fps 70 --set model.window=3
 """
 
 from lsd_jax.config import Config, HistoryConfig, ModelConfig, TrainConfig

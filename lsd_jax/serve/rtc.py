@@ -22,6 +22,7 @@ from av import VideoFrame
 
 from lsd_jax.serve import convert, rtc_compat
 from lsd_jax.serve.metrics import Metrics
+from lsd_jax.serve.sdp import MAX_CANDIDATES, answer_sdp, check_sdp
 from lsd_jax.serve.sessions import LiveSession
 from lsd_jax.serve.settings import Settings
 from lsd_jax.serve.sound import SoundTrack
@@ -30,7 +31,7 @@ _log = logging.getLogger("lsd.rtc")
 _CLOCK = Fraction(1, 90_000)
 NEGOTIATION_S = 5.0
 CONNECTION_S = 20.0
-MAX_SDP, MAX_SECTIONS, MAX_CANDIDATES, MAX_FAILED = 100_000, 8, 64, 8
+MAX_FAILED = 8
 
 
 class NewestTrack(VideoStreamTrack):
@@ -67,7 +68,8 @@ class Peer:
         rtc_compat.install()
         self._session, self._metrics = session, metrics
         self._tasks: set[asyncio.Task] = set()
-        self._candidates = self._failed = 0
+        self._named: set[str] = set()  # candidates in descriptions
+        self._trickled = self._failed = 0
         self._closed = False
         self._connection, self._offers, self.used = self._connect(), offers, False
 
@@ -83,7 +85,7 @@ class Peer:
         with what to do."""
         if not self._offers:
             raise ValueError("this session has answered an offer already; open another session")
-        _check(sdp, "offer")
+        self._check(sdp, "offer")
         self._offers, self.used = self._offers - 1, True
         try:
             async with asyncio.timeout(NEGOTIATION_S):
@@ -101,7 +103,7 @@ class Peer:
         sent = [t.sender.track for t in self._connection.getTransceivers()]
         self._session.sounds |= any(track is not None and track.kind == "audio" for track in sent)
         self._spawn(self._expect_connection(self._connection))
-        return rtc_compat.answer_sdp(self._connection.localDescription.sdp, sdp)
+        return answer_sdp(self._connection.localDescription.sdp, sdp)
 
     async def offer(self) -> str:
         """An offer of the session's pictures, and of its sound where it has some."""
@@ -115,13 +117,24 @@ class Peer:
 
     async def accept(self, sdp: str) -> None:
         """Takes the answer to our offer. Raises ValueError, with what to do."""
-        _check(sdp, "answer")
+        self._check(sdp, "answer")
         try:
             async with asyncio.timeout(NEGOTIATION_S):
                 answer = RTCSessionDescription(sdp=sdp, type="answer")
                 await self._connection.setRemoteDescription(answer)
         except Exception as error:  # parsers of SDP raise nearly anything
             raise _not_understood("answer", error) from error
+
+    def _check(self, sdp: str, what: str) -> None:
+        """Raises ValueError for a description that is none of a browser's, or has more candidates
+        than there may be with those before; a later offer tells the same ones again."""
+        found = check_sdp(sdp, what)
+        named = self._named.union(found)
+        if max(len(found), len(named) + self._trickled) > MAX_CANDIDATES:
+            raise ValueError(
+                f"the {what} brings more than {MAX_CANDIDATES} candidates; send a browser's"
+            )
+        self._named = named
 
     async def _expect_connection(self, connection: RTCPeerConnection) -> None:
         await asyncio.sleep(CONNECTION_S)
@@ -174,11 +187,12 @@ class Peer:
 
     async def add_candidate(self, candidate: dict[str, Any] | None) -> None:
         """A trickled candidate of the peer's; one that cannot be understood is ignored, and so are
-        those after the first 64."""
+        those after the first 64, of which descriptions may have had some."""
         text = str((candidate or {}).get("candidate", "")).partition(":")[2]
-        if not text or len(text) > 1000 or self._candidates >= MAX_CANDIDATES:
+        known = len(self._named) + self._trickled
+        if not text or len(text) > 1000 or known >= MAX_CANDIDATES:
             return
-        self._candidates += 1
+        self._trickled += 1
         try:
             found = candidate_from_sdp(text)
             index = (candidate or {}).get("sdpMLineIndex")
@@ -218,18 +232,6 @@ class Peer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _check(sdp: str, what: str) -> None:
-    """Raises ValueError where a description is plainly none of a browser's."""
-    if len(sdp) > MAX_SDP:
-        raise ValueError(f"the {what} has more than {MAX_SDP:,} characters; send a browser's")
-    lines = sdp.splitlines()  # as aiortc does, at more characters than a browser's line ends
-    if sum(line.startswith("m=") for line in lines) > MAX_SECTIONS:
-        raise ValueError(f"the {what} has more than {MAX_SECTIONS} media sections; send one")
-    for wanted in ("a=fingerprint:", "a=ice-ufrag:", "a=ice-pwd:"):
-        if not any(line.startswith(wanted) for line in lines):
-            raise ValueError(f"the {what} has no {wanted[:-1]}; send a browser's")
 
 
 def _not_understood(what: str, error: Exception) -> ValueError:

@@ -1,16 +1,19 @@
 """What aiortc 1.16 needs to be a real-time server; the only module that reaches into it.
 
-`install()` mends six things, once per process, and refuses versions that it was not written for:
+`install()` mends seven things, once per process, and refuses versions that it was not written for:
 
 1. The jitter buffer gives a frame out only when the next one's first packet has come: a frame late.
    Here it comes with its RTP marker.
 2. The receiver queues decoded frames without bound. Here the newest replaces what waits.
-3. H.264 is encoded with x264's preset `medium` and level 3.1 at any size. Here `superfast`, and the
+3. It queues frames for its decoder without bound too, and a receiver that stops decodes them all
+   while the event loop waits. Here a decoder that does not keep up goes on at the next key frame,
+   and one that stops leaves out what waits.
+4. H.264 is encoded with x264's preset `medium` and level 3.1 at any size. Here `superfast`, and the
    level is x264's to choose.
-4. Bitrates are capped at 1.5 and 3 Mb/s. Here at 5 and 8.
-5. Chrome starts at 300 kb/s and sends small pictures for long, and of several sizes (simulcast)
-   only the smallest. `answer_sdp` asks for more.
+5. Bitrates are capped at 1.5 and 3 Mb/s. Here at 5 and 8.
 6. One empty datagram from anyone closes a session. Here only the peer's datagrams pass.
+7. Data channels hold up the event loop, for seconds by one packet that tells of many gaps, and take
+   messages without bound. Here they are negotiated, as LiveKit's clients want, and never open.
 
 Besides, sent video asks receivers for no playout delay, and pictures of more than `MAX_PIXELS` are
 not decoded.
@@ -21,7 +24,9 @@ from __future__ import annotations
 import asyncio
 import fractions
 import logging
+import queue
 import re
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -39,6 +44,8 @@ from aiortc.codecs.h264 import H264Decoder, H264Encoder
 from aiortc.codecs.vpx import Vp8Decoder, Vp8Encoder
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
 from aiortc.rtcrtpparameters import RTCRtpHeaderExtensionParameters
+from aiortc.rtcrtpreceiver import RTCRtpReceiver
+from aiortc.rtcsctptransport import RTCSctpTransport
 from av.video.frame import PictureType
 
 _log = logging.getLogger("lsd.rtc")
@@ -48,6 +55,8 @@ H264_BPS, VP8_BPS = (300_000, 2_000_000, 8_000_000), (250_000, 1_200_000, 5_000_
 """Least, first and most bits per second of a sender."""
 MAX_PIXELS = 3840 * 2160
 """Of a picture in: a stranger's codec could ask for half a gigabyte a picture."""
+MAX_WAITING = 16
+"""Frames before a decoder: half a second of a camera's."""
 
 _installed = False
 
@@ -63,6 +72,9 @@ def install() -> None:
         )
     _replace(JitterBuffer, _remove_frame=_frame_at_marker)
     _replace(aiortc.rtcrtpreceiver.RemoteStreamTrack, __init__=_init_track)
+    _replace(RTCRtpReceiver, __init__=_init_receiver, stop=_stop_receiver)
+    _replace(RTCRtpReceiver, _RTCRtpReceiver__stop_decoder=_end_decoder)
+    _replace(RTCSctpTransport, start=_start_nothing)
     _replace(H264Encoder, _encode_frame=_encode_h264, encode=_timed(H264Encoder.encode))
     _replace(Vp8Encoder, encode=_timed(Vp8Encoder.encode))
     _replace(H264Decoder, __init__=_init_decoder(H264Decoder))
@@ -87,6 +99,8 @@ def _replace(owner: Any, **attributes: Any) -> None:
 
 _frame_when_next_came = JitterBuffer._remove_frame
 _init_unbounded_track = aiortc.rtcrtpreceiver.RemoteStreamTrack.__init__
+_init_unbounded_receiver = RTCRtpReceiver.__init__
+_stop_without_decoder = RTCRtpReceiver.stop
 _unguarded_datagram = aioice.ice.StunProtocol.datagram_received
 
 
@@ -136,6 +150,62 @@ def _init_track(self: Any, kind: str, id: str | None = None) -> None:
 def dropped(track: Any) -> int:
     """Decoded frames of a received track that a newer one has replaced."""
     return track._queue.dropped
+
+
+class DecoderQueue(queue.Queue):
+    """Frames that wait for a decoder. Where it does not keep up they are dropped, and so are all
+    that come before the next key frame, for which the peer is asked."""
+
+    def __init__(self, ask: threading.Event):
+        super().__init__()
+        self._ask, self._lost = ask, 0
+
+    def _put(self, item: Any) -> None:
+        full = len(self.queue) >= MAX_WAITING
+        if item is None or full:
+            self.queue.clear()
+        if item is None or is_key(*item):
+            self._lost = 0
+        elif full or self._lost:
+            if self._lost % MAX_WAITING == 0:  # again and again: what asks may be lost
+                self._ask.set()
+            self._lost += 1
+            return
+        self.queue.append(item)
+
+
+_IDR = re.compile(rb"\x00\x00\x01[\x05\x25\x45\x65]")
+"""A NAL unit of type 5, of any importance."""
+
+
+def is_key(codec: Any, frame: JitterFrame) -> bool:
+    """Whether `frame`, encoded by `codec`, can be decoded without those before it."""
+    if codec.name == "H264":
+        return _IDR.search(frame.data) is not None
+    return codec.name != "VP8" or (frame.data != b"" and not frame.data[0] & 1)  # RFC 6386, 9.1
+
+
+def _init_receiver(self: Any, kind: str, transport: Any) -> None:
+    _init_unbounded_receiver(self, kind, transport)
+    self._RTCRtpReceiver__decoder_queue = DecoderQueue(self._RTCRtpReceiver__decoder_error)
+    self._ending = None
+
+
+def _end_decoder(self: Any) -> None:
+    """Has the decoder end after the frame that it is at, and does not wait for it."""
+    if thread := self._RTCRtpReceiver__decoder_thread:
+        self._RTCRtpReceiver__decoder_queue.put(None)
+        self._RTCRtpReceiver__decoder_thread, self._ending = None, thread
+
+
+async def _stop_receiver(self: Any) -> None:
+    await _stop_without_decoder(self)
+    if self._ending:
+        await asyncio.to_thread(self._ending.join)
+
+
+async def _start_nothing(self: Any, remoteCaps: Any, remotePort: int) -> None:
+    """Leaves the transport of data channels as it is, so that nothing of SCTP is ever read."""
 
 
 def offered_direction(transceiver: Any) -> str | None:
@@ -247,50 +317,3 @@ def _ask_for_no_playout_delay() -> None:
         return aiortc.rtp.pack_header_extensions([*found, (id, b"\0\0\0")])
 
     cls.configure, cls.set = configured, packed
-
-
-def answer_sdp(sdp: str, offer: str = "", kbps: tuple[int, int, int] = (600, 2500, 6000)) -> str:
-    """`sdp`, the answer to `offer`, asking Chrome to send its video with these least, first and
-    most kb/s, and of several sizes the largest, so that a camera arrives at its own size at once.
-    """
-    hints = "x-google-min-bitrate={};x-google-start-bitrate={};x-google-max-bitrate={}".format(
-        *kbps
-    )
-    payloads = re.findall(r"^a=rtpmap:(\d+) (?:H264|VP8)/90000", sdp, re.MULTILINE)
-    lines = []
-    for line in sdp.splitlines():
-        found = re.match(r"a=fmtp:(\d+) (.*)", line)
-        if found and found[1] in payloads:
-            line = f"{line};{hints}"
-            payloads.remove(found[1])
-        lines.append(line)
-    for payload in payloads:  # VP8 has no fmtp of its own
-        at = next(i for i, line in enumerate(lines) if line.startswith(f"a=rtpmap:{payload} "))
-        lines.insert(at + 1, f"a=fmtp:{payload} {hints}")
-    return _largest_alone("\r\n".join(lines) + "\r\n", offer)
-
-
-_STREAM_ID = r"^a=extmap:(\d{1,3})(?:/\w{1,9})? (urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id)\r?$"
-_RANK = "fhq"
-"""Names that LiveKit's clients give the sizes that they send, from the largest."""
-
-
-def _largest_alone(answer: str, offer: str) -> str:
-    """`answer` asking for the largest of the sizes that each video section of `offer` would send:
-    one that says nothing of them is sent the smallest."""
-    asked: dict[str, str] = {}
-    for section in offer.split("\r\nm=")[1:]:
-        sizes = set(re.findall(r"^a=rid:(\w+) send", section, re.MULTILINE))
-        named = re.search(_STREAM_ID, section, re.MULTILINE)
-        mid = re.search(r"^a=mid:(\S+)", section, re.MULTILINE)
-        largest = next((size for size in _RANK if size in sizes), None)
-        if largest and named and mid:
-            asked[mid[1]] = (
-                f"a=extmap:{named[1]} {named[2]}\r\na=rid:{largest} recv\r\n"
-                f"a=simulcast:recv {largest}\r\n"
-            )
-    head, *sections = re.split(r"(?=^m=)", answer, flags=re.MULTILINE)
-    for n, section in enumerate(sections):
-        mid = re.search(r"^a=mid:(\S+)", section, re.MULTILINE)
-        sections[n] = section + asked.get(mid[1] if mid else "", "")
-    return head + "".join(sections)

@@ -234,7 +234,7 @@ def test_a_room_takes_so_much_and_no_more(what):
 
 
 def test_the_largest_picture_of_several_is_asked_for():
-    from lsd_jax.serve.rtc_compat import answer_sdp
+    from lsd_jax.serve.sdp import answer_sdp
 
     line = "a=extmap:10 urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id\r\n"
     answer = "v=0\r\nm=audio 9 X 1\r\na=mid:0\r\nm=video 9 X 1\r\na=mid:1\r\n"

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,10 @@ from av import VideoFrame
 from harness import connected, scenario, serving
 from test_engines import HERE
 
+from lsd_jax.runtime import Mailbox
 from lsd_jax.serve import protocol, rtc, rtc_compat, sound
+from lsd_jax.serve.metrics import Metrics
+from lsd_jax.serve.sdp import MAX_CANDIDATES, check_sdp
 
 SIZE = {"width": 320, "height": 192, "slots": 2}
 
@@ -42,8 +46,9 @@ class Source(VideoStreamTrack):
 
 
 async def call(client, codec, source):
-    """A connection whose received track is given."""
+    """A connection whose received track is given; it offers a data channel, as LiveKit's do."""
     connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    connection.createDataChannel("unused")
     transceiver = connection.addTransceiver(source, "sendrecv")
     codecs = RTCRtpSender.getCapabilities("video").codecs
     transceiver.setCodecPreferences([c for c in codecs if c.mimeType == f"video/{codec}"])
@@ -69,6 +74,7 @@ def test_pictures_go_there_and_back(codec):
             assert (frame.width, frame.height) == (320, 192)
             assert abs(frame.to_ndarray(format="rgb24").mean() - 150) < 6
             assert time.monotonic() - started < 20
+            assert "m=application" in sdp and connection.sctp.state == "new"
             async with asyncio.timeout(10):  # the first may be from before the camera came
                 while (await client.until("metrics"))["input_size"] != [320, 192]:
                     continue
@@ -175,7 +181,51 @@ def test_an_offer_that_is_none_is_refused(sdp):
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\x0b", "\x0c", "\r", "\x85", "\u2028"])
 def test_sections_are_counted_as_their_parser_finds_them(end):
     with pytest.raises(ValueError, match="more than 8 media sections"):
-        rtc._check(f"v=0{end}" + f"m=video 9 X 96{end}" * 9, "offer")
+        check_sdp(f"v=0{end}" + f"m=video 9 X 96{end}" * 9, "offer")
+
+
+def naming(sdp, count):
+    """`sdp` with so many candidates, always the same ones."""
+    named = "".join(f"a=candidate:1 1 udp 1 192.0.2.{n} 9 typ host\r\n" for n in range(count))
+    ours = ("a=candidate:", "a=end-of-candidates")
+    lines = [line for line in sdp.splitlines(keepends=True) if not line.startswith(ours)]
+    at = next(i for i, line in enumerate(lines) if line.startswith("a=ice-pwd:"))
+    return "".join((*lines[:at], named, *lines[at:]))
+
+
+def test_candidates_are_bounded_however_they_come():
+    """A later offer names those of the one before again, which are no more for that."""
+
+    async def run():
+        ended = asyncio.get_running_loop().create_future()
+        manifest = {"video_inputs": []}
+        session = SimpleNamespace(manifest=manifest, sound=None, sounds=False, video=Mailbox(),
+                                  ended=ended)  # fmt: skip
+        peer = rtc.Peer(session, None, Metrics(), offers=3)
+        connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        connection.addTransceiver("video", "recvonly")
+        await connection.setLocalDescription(await connection.createOffer())
+        sdp = connection.localDescription.sdp
+        for refused in (MAX_CANDIDATES + 1, 2000):
+            for refuse in (peer.answer, peer.accept):
+                with pytest.raises(ValueError, match="more than 64 candidates; send a browser's"):
+                    await refuse(naming(sdp, refused))
+        await peer.answer(naming(sdp, 60))
+        (transceiver,) = peer._connection.getTransceivers()
+        ice = transceiver.receiver.transport.transport
+        for n in range(2):
+            trickled = f"candidate:1 1 udp 1 192.0.2.{100 + n} 9 typ host"
+            await peer.add_candidate({"candidate": trickled, "sdpMid": transceiver.mid})
+        await peer.answer(naming(sdp, 62))
+        assert len(ice.getRemoteCandidates()) == MAX_CANDIDATES
+        with pytest.raises(ValueError, match="more than 64 candidates"):
+            await peer.answer(naming(sdp, 63))
+        trickled = "candidate:1 1 udp 1 192.0.2.200 9 typ host"
+        await peer.add_candidate({"candidate": trickled, "sdpMid": transceiver.mid})
+        assert len(ice.getRemoteCandidates()) == MAX_CANDIDATES
+        await asyncio.gather(peer.close(), connection.close())
+
+    scenario(run(), 30)
 
 
 def test_offers_that_fail_are_so_many_and_change_nothing(monkeypatch):
