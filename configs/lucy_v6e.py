@@ -1,5 +1,5 @@
-"""2048x1088, 1503.8 M parameters, 7.124 ms a frame on 8 cores of v6e (modelled),
-where `lucy_1080p` of 1,324.6 M takes 7.25 at that width. Nobody has trained it yet.
+"""2048x1088, 1503.8 M parameters, 8.996 ms a frame on 8 cores of v6e (modelled),
+where `lucy_1080p` of 1,324.6 M takes 8.89 at that width. Nobody has trained it yet.
 
 Found by
 

@@ -77,11 +77,21 @@ ON_LOGS = {
 }
 """Cases about logs of measurements; each takes the arguments and gives its report."""
 
+TAKES = {
+    **dict.fromkeys(ROWS, ("chip", "config", "set")),
+    "calibrate": ("chip", "config", "set", "profile", "out", "cores", "lnc"),
+    "calibrate without --profile": ("chip",),
+    "micro": ("chip", "out", "suite", "quick", "report", "devices"),
+    "fit": ("out",),
+    "compare": (),
+}
+"""By the case, the options that it takes; beside them each takes `--json`."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", choices=CASES, help="what to time")
     parser.add_argument("--chip", help="such as v6e, or a path ending in .json")
-    parser.add_argument("--config", default="reference", help="a .py file or a shipped name")
+    parser.add_argument("--config", help="a .py file or a shipped name; default: reference")
     parser.add_argument(
         "--profile",
         metavar="SUMMARY.json",
@@ -94,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cores", type=int, help="calibrate: that the profile ran on; default: --lnc"
     )
     parser.add_argument(
-        "--lnc", type=int, default=1, help="calibrate: how many of these act as one (LNC), 1 or 2"
+        "--lnc", type=int, help="calibrate: how many of these act as one (LNC), 1 or 2; default: 1"
     )
     bench_micro.add_arguments(parser)
 
@@ -103,6 +113,7 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.cli.calibrate import complete
     from lsd_jax.reports import write_json
 
+    only_what_it_takes(args)
     if args.case in ON_LOGS:
         write_json(args.json, ON_LOGS[args.case](args))
         return
@@ -112,7 +123,20 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.case} needs --chip, such as v6e")
     if args.files:
         raise ValueError(f"{args.case} takes no file: {args.files[0]}")
+    args.config = "reference" if args.config is None else args.config
+    args.lnc = 1 if args.lnc is None else args.lnc
     _on_a_chip(args)
+
+
+def only_what_it_takes(args: argparse.Namespace) -> None:
+    """Raises ValueError for options that the case would ignore."""
+    alone = args.case == "calibrate" and not args.profile
+    case = "calibrate without --profile" if alone else args.case
+    takes = TAKES[case]
+    others = {name for names in TAKES.values() for name in names} - set(takes)
+    if odd := [name for name in sorted(others) if vars(args)[name] not in (None, [])]:
+        no, only = (", ".join(f"--{name}" for name in names) for names in (odd, takes))
+        raise ValueError(f"{case} takes no {no}; it takes {only or 'two logs alone'}")
 
 
 def _on_a_chip(args: argparse.Namespace) -> None:

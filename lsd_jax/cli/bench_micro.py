@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files", nargs="*", metavar="FILE.jsonl", help="fit: logs of one chip; compare: two"
     )
     parser.add_argument("--suite", metavar="A,B", help="micro: some of the suites; default: all")
-    parser.add_argument("--quick", action="store_true", help="micro: fewer cases, two minutes")
+    parser.add_argument(
+        "--quick", action="store_true", default=None, help="micro: fewer cases, two minutes"
+    )
     parser.add_argument("--report", metavar="DIR", help="micro: an HTML page with pictures")
     parser.add_argument("--devices", type=int, help="micro: so many virtual devices of a CPU")
 
@@ -42,6 +44,9 @@ def micro(args: argparse.Namespace) -> dict:
         raise ValueError(f"micro takes no file: {args.files[0]}; give --out FILE.jsonl")
     if not args.out:
         raise ValueError("micro needs --out FILE.jsonl, where the measurements go")
+    if args.chip is not None and args.devices is not None:
+        raise ValueError("--devices are of the CPU here, which is measured without --chip")
+    args.quick = bool(args.quick)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     kind, chip, versions, engine, before, cases, after = _plan(args)
     from lsd_jax.hw.micro import harness

@@ -22,11 +22,13 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from lsd_jax import config as configs
+    from lsd_jax.cli.options import a_seed
     from lsd_jax.export import check, export
     from lsd_jax.hw import chips
     from lsd_jax.pretrained import load_model, weights_for
     from lsd_jax.reports import write_json
 
+    a_seed(args.seed)
     config = configs.override(configs.load(args.config), args.set)
     chip, out = chips.load(args.chip), Path(args.out)
     check(config, chip, out)

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
             check_writable(args.json)
         module.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:
         print(f"lsd {args.command}: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
@@ -109,6 +109,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
+    if isinstance(error, OverflowError):
+        return f"a number is too large, give less: {error}"
     return " ".join(str(error).split())
 
 

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chip", required=True, help="such as v6e, a path ending in .json, or all of them: all"
     )
-    parser.add_argument("--chips", type=int, default=1, help="that one stream may be shared by")
+    parser.add_argument("--chips", type=int, help="that one stream may be shared by; default: 1")
     parser.add_argument("--fps", type=float, default=30.0, help="frames a second to hold")
     parser.add_argument("--price", type=float, help="of a chip for an hour, in any currency")
     parser.add_argument("--plot", metavar="PNG", help="draw the stages as a waterfall")
@@ -26,17 +26,22 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.hw import chips
     from lsd_jax.reports import provenance, write_json
 
-    at_least(args, chips=1)
     a_rate(args.fps)
-    if args.price is not None and not args.price >= 0:
-        raise ValueError(f"--price {args.price}: give at least 0")
+    of_one = [f"--{name}" for name in ("chips", "price", "plot") if vars(args)[name] is not None]
+    if args.chip == ALL and of_one:
+        raise ValueError(f"--chip {ALL} takes no {', '.join(of_one)}: name one chip for that")
+    args.chips = 1 if args.chips is None else args.chips
+    at_least(args, chips=1)
+    if args.price is not None and not 0 <= args.price < float("inf"):
+        raise ValueError(f"--price {args.price}: give at least 0, and a finite number")
     config = configs.override(configs.load(args.config), args.set)
-    if args.plot:
-        Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
     if args.chip == ALL:
         report = {"config": config.name, "fps": args.fps, "chips": smallest(config, args.fps)}
     else:
-        report = planned(config, chips.load(args.chip), args)
+        chip = chips.load(args.chip)
+        if args.plot:
+            Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
+        report = planned(config, chip, args)
     write_json(args.json, report | provenance())
 
 
@@ -118,7 +123,11 @@ def smallest(config: Any, fps: float) -> list[dict[str, Any]]:
         longest = max(plan.stages, key=lambda stage: stage.ms)
         why = f"{longest.name} takes {longest.ms:.1f} ms, bound by {longest.bound_by}"
         if not found and chip.family != "cpu":
-            why = f"{config.model.key_heads} heads of keys share no more cores than these; {why}"
+            limit = "more cores are no faster"
+            if plan.ranks == capacity.share_counts(config, chip, capacity.MOST_CHIPS)[-1]:
+                blocks = f"{config.model.key_heads} heads of keys, {config.model.mlp} MLP features"
+                limit = f"{blocks} share no more cores than these"
+            why = f"{limit}; {why}"
         rows.append({
             "chip": chip.name, "chips": found[0] if found else None, "cores": plan.ranks,
             "ms_per_frame": plan.ms, "bytes_held": plan.held.total, "kind": plan.kind,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from lsd_jax.search import law
-
     if args.refit:
+        from dataclasses import asdict
+
         from lsd_jax.heap import keep_memory
-        from lsd_jax.search import grid
+        from lsd_jax.reports import provenance, write_json
+        from lsd_jax.search import grid, law
 
         keep_memory()
-        path = args.grid or args.runs / "grid.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grid.run(path, args.runs)
-        print(f"{path}: {says(law.of(path))}")
+        args.grid = args.grid or args.runs / "grid.json"  # a search goes by it, too
+        args.grid.parent.mkdir(parents=True, exist_ok=True)
+        grid.run(args.grid, args.runs)
+        quality = law.of(args.grid)
+        print(f"{args.grid}: {says(quality)}")
+        if not args.chip:
+            found = {"grid": str(args.grid), "kind": "measured", **asdict(quality)}
+            write_json(args.json, found | provenance())
     if args.chip:
         searched(args)
     elif not args.refit:
@@ -114,16 +120,17 @@ def says(quality: Any) -> str:
 def describe(point: Any, args: argparse.Namespace) -> str:
     """The docstring of a found config: what it is, and the command that found it."""
     model = point.config.model
-    options = [f"--chip {args.chip}", f"--config {args.config}", f"--fps {args.fps:g}"]
-    options += [f"--cores {args.cores}"] if args.cores > 1 else []
-    options += [f"--sessions {args.sessions}"] if args.sessions > 1 else []
-    options += [f"--params-max {args.params_max:g}"] if args.params_max else []
-    options += [f"--set {assignment}" for assignment in args.set]
+    options = ["--chip", args.chip, "--config", args.config, "--fps", f"{args.fps!r}"]
+    options += ["--cores", f"{args.cores}"] if args.cores > 1 else []
+    options += ["--sessions", f"{args.sessions}"] if args.sessions > 1 else []
+    options += ["--params-max", f"{args.params_max!r}"] if args.params_max else []
+    options += ["--grid", f"{args.grid}"] if args.grid else []
+    options += [part for assignment in args.set for part in ("--set", assignment)]
     cores = f" on {point.plan.ranks} cores of" if point.plan.ranks > 1 else " on"
     return (
         f"{model.width}x{model.height}, {point.params / 1e6:.1f} M parameters, "
         f"{point.plan.ms:.3f} ms a frame{cores} {args.chip} (modelled).\n\nFound by\n\n"
-        f"    lsd search {' '.join(options)}\n"
+        f"    {shlex.join(['lsd', 'search', *options])}\n"
     )
 
 

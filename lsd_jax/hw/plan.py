@@ -184,12 +184,13 @@ def xla_seconds(shape: StackShape, chip: Chip, ranks: int, why: str) -> tuple[fl
 
 
 def all_reduce_seconds(shape: StackShape, chip: Chip, ranks: int) -> float:
-    """Two all-reduces of the residual stream in each layer: a start, and each byte twice over the
-    links but for a rank's own share."""
+    """Two all-reduces of the residual stream in each layer: a start, and each byte out twice but
+    for a rank's own share, by all links of a chip (one way half of what they carry both ways)."""
     if ranks == 1:
         return 0.0
     size = shape.rows * shape.dim * shape.itemsize
-    links = chip["ici_bandwidth"] if "ici_bandwidth" in chip.numbers else chip["link_bandwidth"]
+    both_ways = "ici_bandwidth" in chip.numbers
+    links = chip["ici_bandwidth"] / 2 if both_ways else chip["link_bandwidth"]
     start = chip["collective_ns" if "collective_ns" in chip.numbers else "all_reduce_ns"] * 1e-9
     return 2 * shape.layers * (start + 2 * size * (ranks - 1) / ranks / links)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lsd_jax.config import SECTIONS, Config, ModelConfig
 from lsd_jax.files import replacing
-from lsd_jax.hw.capacity import eight_bits_of
+from lsd_jax.hw.capacity import eight_bits_of, exact
 from lsd_jax.hw.chips import Chip, cores_of_device
 from lsd_jax.hw.plan import FramePlan, plan_frame
 from lsd_jax.search import fast
@@ -30,6 +31,17 @@ class Found:
     plan: FramePlan
     predicted_loss: float
     params: int
+    over: float  # bytes by which all sessions do not fit, counted as `capacity` does; else below 0
+
+
+class Rival(NamedTuple):
+    """A point that may be of the front, by the fast path: the candidate `i` of a few."""
+
+    few: Candidates
+    i: int
+    ranks: int
+    ms: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,7 @@ def search(
     options = law.history.contenders(histories(base, keep))
     groups = {(h.sinks, h.memory): [o for o in options if o[1:] == h[1:]] for h in options}
     count, least, lacking, ms, losses = 0, np.inf, np.inf, [], []
-    rivals: list[tuple[Candidates, int, int, Any, Any]] = []
+    rivals: list[Rival] = []
     sizes: list[int] = []  # parameters of whatever the law knows
     for some in groups.values():  # one after another: there may be millions
         space = enumerate_all(base, keep, some)
@@ -91,7 +103,8 @@ def search(
             ms.append(taken[within])
             losses.append(expected[within])
             few = each.where(best)
-            rivals += [(few, ranks, i, taken[n], expected[n]) for i, n in enumerate(best.tolist())]
+            points = zip(taken[best].tolist(), expected[best].tolist(), strict=True)
+            rivals += [Rival(few, i, ranks, *point) for i, point in enumerate(points)]
     if not count:
         kept = f", {', '.join(sorted(keep))} as given" if keep else ""
         raise ValueError(
@@ -106,22 +119,39 @@ def search(
             f"{min(sizes):,}"
         )
     places = f"a core of {chip.name}" if cores == 1 else f"{cores} cores of {chip.name}"
+    front, tried = holding(rivals, chip, law, budget, sessions)
+    if tried:
+        lacking = min(point.over for point in tried)
+        least = min((point.plan.ms for point in tried if point.over <= 0), default=np.inf)
     if lacking > 0:
         raise ValueError(
             f"nothing fits on {places}: {sessions} sessions of whatever needs least want "
             f"{lacking / 1e9:.2f} GB more than there are"
         )
-    if not rivals:
+    if not front:
         raise ValueError(
             f"nothing holds {fps:g} fps for {sessions} sessions on {places}: the "
-            f"fastest takes {least:.2f} ms, {least / budget:.1f} times the {budget:.2f} ms of each"
+            f"fastest takes {least:.2f} ms, {least / budget:.2f} times the {budget:.2f} ms of each"
         )
-    best_ms, best_losses = (np.array([rival[n] for rival in rivals]) for n in (3, 4))
-    chosen = [rivals[i] for i in spread(best_ms, best_losses).tolist()]
-    found = [planned(few, ranks, i, chip, law) for few, ranks, i, *_ in chosen]
-    found = [point for point in found if point.plan.ms <= budget]  # the fast path is a little off
-    front = [found[i] for i in pareto(*figures(found))]
     return Searched(count, sum(map(len, ms)), np.concatenate(ms), np.concatenate(losses), front)
+
+
+def holding(
+    rivals: list[Rival], chip: Chip, law: Law, budget: float, sessions: int
+) -> tuple[list[Found], list[Found]]:
+    """The front of those that hold by the planner proper, too: the fast path is a little off, and
+    knows nothing of the room for arithmetic. Where none does, all that were tried."""
+    fast_figures = np.array([(rival.ms, rival.loss) for rival in rivals])
+    left, tried = np.arange(len(rivals)), {}
+    while len(left):
+        chosen = left[spread(*fast_figures[left].T)].tolist()
+        tried |= {n: planned(rivals[n], chip, law, sessions) for n in chosen if n not in tried}
+        short = [n for n in chosen if tried[n].over > 0 or tried[n].plan.ms > budget]
+        if not short:
+            found = [tried[n] for n in chosen]
+            return [found[i] for i in pareto(*figures(found))], []
+        left = np.setdiff1d(left, short)
+    return [], list(tried.values())
 
 
 def ranks_of(chip: Chip, cores: int) -> list[int]:
@@ -163,12 +193,18 @@ def spread(ms: np.ndarray, losses: np.ndarray) -> np.ndarray:
     return front[np.unique([np.abs(at - w).argmin() for w in wanted])]
 
 
-def planned(space: Candidates, ranks: int, i: int, chip: Chip, law: Law) -> Found:
-    """A candidate on so many cores, by the planner proper."""
-    model = space.model(i)
-    config = space.config(i, name_of(model, chip, space.base.stream.weight_dtype))
-    loss = float(law.predict(model, int(space.passes[i])))
-    return Found(config, plan_frame(config, chip, ranks), loss, int(space.parameters[i]))
+def planned(rival: Rival, chip: Chip, law: Law, sessions: int = 1) -> Found:
+    """A candidate by the planner proper; roughly where so many sessions do not fit, since an exact
+    plan of a Trainium takes seconds."""
+    few, i = rival.few, rival.i
+    model = few.model(i)
+    config = few.config(i, name_of(model, chip, few.base.stream.weight_dtype))
+    loss = float(law.predict(model, int(few.passes[i])))
+    plan = plan_frame(config, chip, rival.ranks, rough=True)
+    each = plan.held.state + plan.held.working
+    over = plan.held.weights + sessions * each - plan.room_bytes
+    plan = plan if over > 0 else exact(plan, config, chip)
+    return Found(config, plan, loss, int(few.parameters[i]), over)
 
 
 def name_of(model: ModelConfig, chip: Chip, weight_dtype: str = "") -> str:
@@ -188,17 +224,25 @@ def source(config: Config, docstring: str) -> str:
         section = getattr(config, name)
         default = type(section)()
         fields = "".join(
-            f"\n        {field}={value!r},"
+            f"\n        {field}={literal(value)},"
             for field, value in vars(section).items()
             if value != getattr(default, field)
         )
         if fields:
             sections.append(f"    {name}={type(section).__name__}({fields}\n    ),\n")
     kinds = sorted({part.split("=")[1].split("(")[0] for part in sections} | {"Config"})
+    said = docstring.replace("\\", r"\\").replace('"""', r"\"\"\"")
     return (
-        f'"""{docstring}"""\n\nfrom lsd_jax.config import {", ".join(kinds)}\n\n'
-        f"config = Config(\n    name={config.name!r},\n{''.join(sections)})\n".replace("'", '"')
+        f'"""{said}"""\n\nfrom lsd_jax.config import {", ".join(kinds)}\n\n'
+        f"config = Config(\n    name={literal(config.name)},\n{''.join(sections)})\n"
     )
+
+
+def literal(value: Any) -> str:
+    """A field's value as Python, strings in double quotes."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def write(config: Config, folder: Path, docstring: str) -> Path:

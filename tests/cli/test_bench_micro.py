@@ -135,6 +135,25 @@ def test_the_shipped_logs_give_the_shipped_chip(tmp_path):
         (["micro", "a.jsonl"], "micro takes no file: a.jsonl; give --out FILE.jsonl"),
         (["micro", "--devices", "0", "--out", "OUT"], "--devices 0: give at least 1"),
         (["stack", "a.jsonl", "--chip", "v6e"], "stack takes no file: a.jsonl"),
+        (
+            ["stack", "--chip", "trn1", "-o", "OUT", "--quick", "--suite", "x", "--devices", "0"],
+            "stack takes no --devices, --out, --quick, --suite; it takes --chip, --config, --set",
+        ),
+        (["frame", "--chip", "v6e", "--profile", "x", "--lnc", "0"], "frame takes no --lnc, --pro"),
+        (
+            ["calibrate", "--chip", "trn2", "--cores", "2", "--config", "tiny"],
+            "calibrate without --profile takes no --config, --cores; it takes --chip",
+        ),
+        (["micro", "--config", "tiny", "--out", "OUT"], "micro takes no --config; it takes --chip"),
+        (
+            ["micro", "--chip", "trn2", "--devices", "4", "--out", "OUT"],
+            "--devices are of the CPU here, which is measured without --chip",
+        ),
+        (["fit", "LOG", "-o", "OUT", "--report", "OUT"], "fit takes no --report; it takes --out"),
+        (
+            ["compare", "LOG", "LOG", "--chip", "x", "--set", "x=y", "--out", "OUT"],
+            "compare takes no --chip, --out, --set; it takes two logs alone",
+        ),
         (["micro", "--suite", "warp", "--out", "OUT"], "--suite warp: known here: matmul"),
         (
             ["micro", "--suite", "launch", "--chip", "trn2", "--out", "OUT"],

@@ -126,6 +126,23 @@ def test_what_cannot_be_fitted_is_refused(readings):
         fit.fit(modelled, "x", "x")
 
 
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    [("matmul", {"zz": 1}), ("frame", {"zz": 1}), ("copy", {}), ("frame", {"s": 64, "i": 9})],
+)
+def test_a_case_of_other_sizes_than_its_operation_has_is_named(op, shapes, readings):
+    odd = dataclasses.replace(readings[0], op=op, shapes=shapes)
+    with pytest.raises(ValueError, match=f"{odd.name}: {op} has no such sizes; measure it again"):
+        fit.fit([*readings, odd], "x", "x")
+
+
+def test_rates_are_of_cases_that_have_the_size(readings):
+    blank = dataclasses.replace(readings[0], dtype="bf16", shapes={"zz": 1})
+    odd = [dataclasses.replace(blank, op="copy")]
+    odd += [dataclasses.replace(blank, suite="elementwise", op="round", dtype="f32")]
+    assert fit.fit([*readings, *odd], "x", "x").chip == fit.fit(readings, "x", "x").chip
+
+
 def test_a_frame_of_the_log_is_all_that_the_frame_does():
     shapes = dict(zip(frames._LETTERS, frames.FITTED[0], strict=True))
     m = on(dict.fromkeys(cpu.PRICES, 1.0), "frame", shapes)

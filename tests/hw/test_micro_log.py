@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -62,6 +63,27 @@ def test_a_file_that_is_no_log_is_refused_by_its_line(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("log") / "a.jsonl"
     path.write_text(log.line(measured()) + "\n" + text.replace("\r", " ") + "\n{", "utf-8")
     with pytest.raises(ValueError, match=r"a.jsonl, line \d+ is no measurement"):
+        log.read(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("shapes", {"n": "x"}, "shapes are not all whole numbers"),
+        ("fastest", "x", "fastest is no int | float | None"),
+        ("fastest", -1.0, "fastest, operations and bytes want finite numbers of at least 0"),
+        ("operations", float("nan"), "fastest, operations and bytes want finite numbers"),
+        ("samples", [1.0, float("inf")], "samples are not all finite numbers"),
+        ("samples", [True, "x"], "samples are not all finite numbers"),
+        ("dtype", None, "dtype is no str"),
+        ("commit", 3, "commit is no str | None"),
+    ],
+)
+def test_a_field_of_another_type_is_refused_by_its_line(field, value, said, tmp_path):
+    path = tmp_path / "a.jsonl"
+    good = log.line(measured(fastest=1.0))
+    path.write_text(f"{good}\n{json.dumps(json.loads(good) | {field: value})}\n")
+    with pytest.raises(ValueError, match=re.escape(f"a.jsonl, line 2 is no measurement: {said}")):
         log.read(path)
 
 
@@ -150,6 +172,16 @@ def test_a_slower_case_is_found_among_the_others():
         found[0].name[0] == "c" and not any(c.significant for c in found[1:])
     )
     assert found[0].ratio == pytest.approx(1.1)
+
+
+def test_a_median_that_is_lost_in_noise_is_compared_with_nothing():
+    """A sample is a difference of two loops, which may be nothing, or less."""
+    lost = [measured("a", (0.0, 0.0, 1.0)), measured("b", (-1.0, 2.0, -1.0)), measured("c")]
+    whole = [measured(op) for op in "abc"]
+    for before, after in ((lost, whole), (whole, lost)):
+        assert [(c.name[0], c.ratio) for c in compare(before, after)] == [("c", 1)]
+    with pytest.raises(ValueError, match="no case in common whose times are above 0"):
+        compare(lost[:2], whole)
 
 
 def test_computed_figures_differ_without_chance():

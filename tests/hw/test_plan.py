@@ -8,6 +8,7 @@ import pytest
 from lsd_jax import config as configs
 from lsd_jax.cli import info
 from lsd_jax.cli.main import main
+from lsd_jax.cli.plan import smallest
 from lsd_jax.hw import capacity, chips, roofline
 from lsd_jax.hw.memory import held, parameters
 from lsd_jax.hw.plan import ROUGH_ERROR, plan_frame
@@ -43,9 +44,14 @@ def test_a_roofline_by_hand():
     product = matmul("p", 4096, 4096, 4096, "bfloat16", times=3)
     seconds, bound = roofline.operation_seconds(product, rates)
     assert bound == "MXU" and seconds == pytest.approx(3 * 2 * 4096**3 / (0.5 * 918e12))
-    narrow, _ = roofline.operation_seconds(matmul("n", 4096, 4096, 48, "float32"), rates)
-    whole, _ = roofline.operation_seconds(matmul("w", 4096, 4096, 256, "float32"), rates)
+    narrow, _ = roofline.operation_seconds(matmul("upsample", 4096, 4096, 48, "float32"), rates)
+    whole, _ = roofline.operation_seconds(matmul("upsample", 4096, 4096, 256, "float32"), rates)
     assert narrow == whole  # a matrix unit is filled in whole
+    plain, exact = (
+        roofline.operation_seconds(matmul(name, 4096, 4096, 4096, dtype), rates)[0]
+        for name, dtype in (("p", "float32"), ("upsample rows", "float32"))
+    )
+    assert 3 * plain == pytest.approx(seconds) and exact == pytest.approx(6 * plain)
     seconds, bound = roofline.operation_seconds(elementwise("e", 10**9, 1, "bfloat16"), rates)
     assert bound == "HBM" and seconds == pytest.approx(4e9 / 1.64e12)
     assert roofline.operation_seconds(matmul("t", 8, 8, 8, "bfloat16"), rates)[1] == "latency"
@@ -168,7 +174,7 @@ def test_a_stack_that_the_kernel_refuses_is_planned_by_xla_and_says_so():
 def test_sharing_a_stream_pays_for_its_links():
     lucy = configs.load("lucy_1080p")
     one, eight = plan_frame(lucy, V6E), plan_frame(lucy, V6E, ranks=8)
-    assert one.ms / 8 < eight.ms < one.ms / 4
+    assert one.ms / 8 < eight.ms < one.ms / 3
     with pytest.raises(ValueError, match="16 heads of keys and 8192 MLP features do not share 3"):
         plan_frame(lucy, V6E, ranks=3)
     odd = configs.override(lucy, ["model.mlp=4097"])
@@ -281,14 +287,41 @@ def test_what_does_not_fit_says_by_how_much(tmp_path, capsys):
         (["--chip", "v6e", "--fps", "inf"], "--fps inf: give more than 0, and a finite number"),
         (["--chip", "v6e", "--chips", "0"], "--chips 0: give at least 1"),
         (["--chip", "v6e", "--price", "-1"], "--price -1.0: give at least 0"),
+        (["--chip", "cpu", "--price", "inf"], "--price inf: give at least 0, and a finite number"),
+        (
+            ["--chip", "all", "--chips", "1", "--price", "0", "--plot", "absent/a.png"],
+            "--chip all takes no --chips, --price, --plot: name one chip for that",
+        ),
         (["--chip", "cpu", "--set", "stream.backend=nki"], "stream.backend=nki is not planned"),
         (["--chip", "v6e", "--set", "stream.backend=nki"], "stream.backend=nki is not planned"),
     ],
 )
-def test_bad_input_is_refused_in_a_line(arguments, message, capsys):
-    assert main(["plan", "tiny", *arguments]) == 2
+def test_bad_input_is_refused_in_a_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "tiny", *arguments, "--json", "plan.json"]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_size_may_be_as_large_as_any(tmp_path):
+    report, dim = tmp_path / "plan.json", 10**12
+    wide = ["--set", f"model.dim={dim}", "--set", "model.head_width=128", "--json", str(report)]
+    assert main(["plan", "tiny", "--chip", "cpu", *wide]) == 0
+    assert json.loads(report.read_text())["bytes"]["weights"] > dim**2 > 2**63
+
+
+def test_chips_that_are_too_slow_say_what_keeps_more_of_them_from_helping(monkeypatch):
+    monkeypatch.setattr(chips, "known", lambda: ["cpu", "h200", "v5e"])
+    small, large = (
+        {row["chip"]: row for row in smallest(configs.load(name), 1e6)} for name in ("tiny", "base")
+    )
+    assert all(row["chips"] is None for row in small.values())
+    assert [rows["v5e"]["cores"] for rows in (small, large)] == [1, 4]
+    assert small["h200"]["reason"].startswith("more cores are no faster; ")
+    most = "4 heads of keys, 5632 MLP features share no more cores than these; "
+    assert large["v5e"]["reason"].startswith(most)
+    assert "more cores" not in small["cpu"]["reason"]
 
 
 def test_query_heads_that_share_keys_leave_room_for_more_sessions():

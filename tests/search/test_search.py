@@ -1,5 +1,6 @@
 """The search: its fast path is the planner's, its front is a front, its files are configs."""
 
+import ast
 import json
 from dataclasses import asdict, replace
 from itertools import product
@@ -176,10 +177,12 @@ def test_a_front_has_no_point_that_another_beats():
 
 @pytest.mark.parametrize("name", ["tiny", "base", "lucy_1080p"])
 def test_a_written_config_is_read_back_whole(name, tmp_path):
-    asked = ["model.controls=mask,keypoints", "model.kv_heads=1"]
+    asked = ["model.controls=mask,keypoints", "model.kv_heads=1", "train.scene_edits=remove"]
+    asked.append('distill.teacher=it\'s a \\ or """"\n❄\x1f')
     config = configs.override(configs.load(name), asked)
-    path = front.write(config, tmp_path, "It is one.\n")
+    path = front.write(config, tmp_path, f"It is one by {asked}.\n")
     assert configs.load(path) == config
+    assert ast.get_docstring(ast.parse(path.read_text()), clean=False) == f"It is one by {asked}.\n"
     assert [p.name for p in tmp_path.iterdir()] == [f"{name}.py"]
 
 

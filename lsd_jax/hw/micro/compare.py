@@ -34,14 +34,15 @@ class Change:
 def compare(before: Sequence[Measurement], after: Sequence[Measurement]) -> list[Change]:
     """The cases in both, the largest change first.
 
-    Where figures are computed and not sampled (compiled, modelled) any change is significant.
+    Where figures are computed and not sampled (compiled, modelled) any change is significant. A
+    median that is not above 0, a difference of loops lost in noise, has no ratio to another.
     Raises ValueError for logs of different chips or kinds, or without a case in common.
     """
     same([before[0], after[0]])
-    old = {m.name: m for m in before if m.samples}
-    pairs = [(old[m.name], m) for m in after if m.samples and m.name in old]
+    old, new = ({m.name: m for m in log if m.samples and m.p50 > 0} for log in (before, after))
+    pairs = [(old[name], new[name]) for name in new if name in old]
     if not pairs:
-        raise ValueError("the logs have no case in common")
+        raise ValueError("the logs have no case in common whose times are above 0")
     chances = [_chance(a, b) for a, b in pairs]
     holds = holm([p for p in chances if p is not None], LEVEL)
     found = []

@@ -126,11 +126,11 @@ def _rates(found: Sequence[Measurement]) -> dict[str, Number]:
         if products:
             numbers[name] = _rate(max(products, key=lambda m: m.operations / m.seconds), unit)
     for m in found:
-        if m.suite == "elementwise" and m.dtype == "f32" and m.fastest:
+        if m.suite == "elementwise" and m.dtype == "f32" and m.fastest and "n" in m.shapes:
             key, best = f"{m.op}_per_s", numbers.get(f"{m.op}_per_s")
             rate = _rate(m, "1/s", m.shapes["n"])
             numbers[key] = rate if best is None or rate.value > best.value else best
-        if m.op == "copy" and m.fastest:
+        if m.op == "copy" and m.fastest and "bytes" in m.shapes:
             numbers[f"copy_bandwidth_{m.shapes['bytes'] // 1024}kib"] = _rate(m, "B/s")
     return numbers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,12 @@ from lsd_jax.hw.micro.case import Measurement
 
 _FIELDS = {f.name: f for f in dataclasses.fields(Measurement)}
 _REQUIRED = {n for n, f in _FIELDS.items() if f.default is dataclasses.MISSING}
-_TYPES = {"op": str, "kind": str, "chip": str, "shapes": dict, "versions": dict, "samples": list}
+_TYPES = {
+    "suite": str, "op": str, "shapes": dict, "dtype": str, "operations": int | float,
+    "bytes": int | float, "method": str, "kind": str, "chip": str, "versions": dict,
+    "commit": str | None, "samples": list, "fastest": int | float | None, "turns": int,
+    "cycles": int | None, "refused": str | None,
+}  # fmt: skip
 _DERIVED = ("name", "p50", "p99", "max")
 
 
@@ -35,12 +41,16 @@ def parse(text: str) -> Measurement:
         raise ValueError(f"lacks {', '.join(sorted(missing))}")
     if unknown := set(content) - set(_FIELDS):
         raise ValueError(f"unknown {', '.join(sorted(unknown))}")
-    for field, wanted in _TYPES.items():
-        if not isinstance(content.get(field, wanted()), wanted):
-            raise ValueError(f"{field} is no {wanted.__name__}")
-    samples = content.get("samples", [])
-    if not all(isinstance(s, (int, float)) for s in samples):
-        raise ValueError("samples are not all numbers")
+    for field, value in content.items():
+        if not isinstance(value, _TYPES[field]):
+            raise ValueError(f"{field} is no {getattr(_TYPES[field], '__name__', _TYPES[field])}")
+    if not all(isinstance(size, int) for size in content["shapes"].values()):
+        raise ValueError("shapes are not all whole numbers")
+    samples, fastest = content.get("samples", []), content.get("fastest") or 0
+    if not all(isinstance(s, (int, float)) and abs(s) < math.inf for s in samples):
+        raise ValueError("samples are not all finite numbers")
+    if not all(0 <= n < math.inf for n in (fastest, content["operations"], content["bytes"])):
+        raise ValueError("fastest, operations and bytes want finite numbers of at least 0")
     fields: dict[str, Any] = content | {"samples": tuple(samples)}
     return Measurement(**fields)
 

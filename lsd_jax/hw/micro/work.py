@@ -79,6 +79,11 @@ WORK: dict[str, Callable[..., Iterable[Op]]] = {
 
 
 def work_of(m: Measurement) -> tuple[Op, ...] | None:
-    """The operations of a measured case; None where a frame has no such ones, or not in float32."""
-    known = m.op in WORK and m.dtype == "f32" and m.suite != "harness"
-    return tuple(WORK[m.op](**m.shapes)) if known else None
+    """The operations of a measured case; None where a frame has no such ones, or not in float32.
+    Raises ValueError for sizes that its operation does not have."""
+    if m.op not in WORK or m.dtype != "f32" or m.suite == "harness":
+        return None
+    try:
+        return tuple(WORK[m.op](**m.shapes))
+    except (TypeError, KeyError, ValueError) as error:  # whatever a file may say
+        raise ValueError(f"{m.name}: {m.op} has no such sizes; measure it again") from error
