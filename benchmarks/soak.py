@@ -64,10 +64,9 @@ def soak(session: Session, clip: list[np.ndarray], frames: int) -> dict:
                 changes += 1
             asked = time.perf_counter()
             session.step(clip[i % len(clip)])
-            session.clock.latency_ms.append((time.perf_counter() - asked) * 1e3)
-            session.clock.host_ms.append(
-                session.clock.latency_ms[-1] - session.clock.execute_ms[-1]
-            )
+            latency_ms = (time.perf_counter() - asked) * 1e3
+            session.clock.latency_ms.add(latency_ms)
+            session.clock.host_ms.add(latency_ms - session.clock.execute_ms.recent[-1])
             if i >= frames // 10 and i % max(frames // 20, 1) == 0:
                 resident.append(resident_mb())
     found = figures(session.clock, time.perf_counter() - begun, session.dispatch_ms())

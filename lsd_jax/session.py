@@ -21,6 +21,7 @@ from lsd_jax.data.prompts import encode
 from lsd_jax.interruption import stop_on_signal
 from lsd_jax.model import Denoiser
 from lsd_jax.reports import provenance
+from lsd_jax.times import Times
 
 Schedule = list[tuple[float, str]]
 
@@ -36,11 +37,11 @@ class Sink(Protocol):
 
 @dataclass
 class Clock:
-    """What happened in a running stream, frame by frame."""
+    """What happened in a running stream."""
 
-    latency_ms: list[float] = field(default_factory=list)  # next frame asked for, to handed on
-    execute_ms: list[float] = field(default_factory=list)  # executable called, to output ready
-    host_ms: list[float] = field(default_factory=list)  # the rest, from when the frame is here
+    latency_ms: Times = field(default_factory=Times)  # next frame asked for, to handed on
+    execute_ms: Times = field(default_factory=Times)  # executable called, to output ready
+    host_ms: Times = field(default_factory=Times)  # the rest, from when the frame is here
     launches: int = 0
     compiles: int = 0
 
@@ -96,7 +97,7 @@ class Session:
         )
         out.block_until_ready()
         self.clock.launches += 1
-        self.clock.execute_ms.append((time.perf_counter() - start) * 1e3)
+        self.clock.execute_ms.add((time.perf_counter() - start) * 1e3)
         return np.asarray(out)[0]
 
     def dispatch_ms(self, calls: int = 50) -> float:
@@ -156,16 +157,16 @@ def play(
                 session.condition(pending.pop(0)[1], reference)
             sink.write(session.step(image), time_s)
             done = time.perf_counter()
-            if not clock.latency_ms:
+            if not clock.latency_ms.count:
                 first_ms, begun = (done - started) * 1e3, done
                 clock.compiles = 0
-            clock.latency_ms.append((done - (came if live else asked)) * 1e3)
-            clock.host_ms.append((done - came) * 1e3 - clock.execute_ms[-1])
+            clock.latency_ms.add((done - (came if live else asked)) * 1e3)
+            clock.host_ms.add((done - came) * 1e3 - clock.execute_ms.recent[-1])
             tick(clock)
     wall_s = time.perf_counter() - begun
     if stopped:
         sink.keep_partial()
-    if not clock.latency_ms:
+    if not clock.latency_ms.count:
         if stopped:
             raise KeyboardInterrupt("interrupted before the first frame")
         raise ValueError("the input gave no frame")
@@ -184,19 +185,18 @@ def play(
 
 def figures(clock: Clock, wall_s: float, dispatch_ms: float) -> dict:
     """The report's figures; the first frame, which warms caches, counts in none but `max`."""
-    latency, host = (x[1:] or x for x in (clock.latency_ms, clock.host_ms))
-    frames = len(clock.latency_ms)
+    latency, frames = clock.latency_ms, clock.latency_ms.count
     return {
         "frames": frames,
         "fps": max(frames - 1, 1) / wall_s,
         "latency_ms": {
-            "p50": float(np.percentile(latency, 50)),
-            "p99": float(np.percentile(latency, 99)),
-            "max": float(np.max(clock.latency_ms)),
+            "p50": latency.percentile(50),
+            "p99": latency.percentile(99),
+            "max": latency.max,
         },
         "launches_per_frame": clock.launches / frames,
         "recompiles_after_warmup": clock.compiles,
-        "host_ms_p50": float(np.median(host)) + dispatch_ms,
+        "host_ms_p50": clock.host_ms.percentile(50) + dispatch_ms,
     }
 
 
@@ -231,10 +231,10 @@ def _bar(total: int | None):
         def tick(clock: Clock) -> None:
             nonlocal shown_at
             now = time.perf_counter()
-            if now - shown_at > 0.25 or len(clock.latency_ms) == total:
+            if now - shown_at > 0.25 or clock.latency_ms.count == total:
                 shown_at = now
-                recent = np.array(clock.latency_ms[-250:])
+                recent = np.array(clock.latency_ms.recent)
                 note = f"{1e3 / recent.mean():.1f} fps  p99 {np.percentile(recent, 99):.1f} ms"
-                bar.update(task, completed=len(clock.latency_ms), note=note)
+                bar.update(task, completed=clock.latency_ms.count, note=note)
 
         yield tick

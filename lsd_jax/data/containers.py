@@ -44,7 +44,7 @@ def open_input(path: str) -> InputContainer:
         options = {"framerate": "30"} if device[1] == "avfoundation" else {}
         try:
             return av.open(device[0], format=device[1], options=options, timeout=5)
-        except (OSError, ValueError) as error:
+        except (FFmpegError, OSError, ValueError) as error:  # some of FFmpeg's are neither
             raise ValueError(
                 f"no camera at {path} ({reason(error)}); plug one in, or give a video file or a "
                 "folder of images"
@@ -57,7 +57,7 @@ def open_input(path: str) -> InputContainer:
         raise ValueError(f"{path} is empty; give a video that plays")
     try:
         container = av.open(path, **_TAGS)
-    except (OSError, ValueError) as error:
+    except (FFmpegError, OSError, ValueError) as error:  # some of FFmpeg's are neither
         raise ValueError(
             f"{path} does not open as a video ({reason(error)}); it may be cut short or of "
             "another kind, give one that plays"

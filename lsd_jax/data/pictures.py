@@ -15,6 +15,13 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 50_000_000
 _WEB = ("JPEG", "PNG", "WEBP")  # what strangers may send: no format that runs an interpreter
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SCANS, SEGMENTS, PROFILES, READS = 32, 1_000, 8, 10_000
+"""What a stranger's picture may have at most: a scan of a few bytes costs libjpeg a pass over all
+pixels, a profile in a PNG unpacks to a megabyte, and each read costs Pillow a turn in Python. (So
+many reads are 27 MB of a PNG in the usual chunks of 8 KB.)"""
+PART = 1 << 18  # bytes searched before other threads have their turn: milliseconds, at worst
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # of a segment, as libjpeg looks for one
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 
 # Pillow only warns between its own limit and twice that; a bomb is an error here.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -70,7 +77,7 @@ def decode_picture(
     data: bytes, height: int, width: int, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
     """The picture in `data`, as `load_picture` gives one from a file."""
-    image = _decode(io.BytesIO(data), "the picture", max_pixels)
+    image = _decode(data, "the picture", max_pixels)
     return np.array(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
 
 
@@ -79,8 +86,49 @@ def picture_kind(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
 
     Raises ValueError where it is no picture, or has more than `max_pixels`.
     """
-    header = _decode(io.BytesIO(data), "the picture", max_pixels, whole=False)
+    header = _decode(data, "the picture", max_pixels, whole=False)
     return Image.MIME["JPEG" if header.format == "MPO" else header.format]  # some phones' JPEGs
+
+
+def untrusted(data: bytes) -> io.BytesIO:
+    """A stranger's picture as a file for Pillow: one of which it costs little to find out what it
+    is, and no more than its size says to decode it. Raises ValueError for another, here or once
+    that has shown while it is read."""
+    if data.startswith(b"\xff\xd8"):
+        _check_scans(data)
+    elif data.count(b"iCCP") > PROFILES:
+        raise ValueError(f"it has more than {PROFILES} colour profiles")
+    return _Bounded(data)
+
+
+class _Bounded(io.BytesIO):
+    """A file that is not read in more than `READS` pieces."""
+
+    _reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > READS:
+            raise ValueError("it is in too many small pieces")
+        return super().read(size)
+
+
+def _check_scans(jpeg: bytes) -> None:
+    """Raises ValueError for too many scans. What only looks like one does not count: thumbnails are
+    within segments, and videos that phones append lie behind the end."""
+    at, scans, segments = 2, 0, 0
+    while at < len(jpeg):
+        marker = _MARKER.search(jpeg, at, at + PART)
+        if marker is None:
+            at += PART - 1
+            continue
+        if marker[0] == _END:
+            return
+        scans, segments = scans + (marker[0] == _SCAN), segments + 1
+        if scans > SCANS or segments > SEGMENTS:
+            raise ValueError(f"it has more than {SCANS} scans or {SEGMENTS:,} segments")
+        length = int.from_bytes(jpeg[marker.end() : marker.end() + 2])
+        at = marker.end() + max(length, 2)
 
 
 def _open(path: Path) -> Image.Image:
@@ -91,11 +139,13 @@ def _open(path: Path) -> Image.Image:
     return _decode(path, str(path), MAX_PIXELS)
 
 
-def _decode(source: Path | io.BytesIO, name: str, max_pixels: int, whole: bool = True) -> Any:
-    """The picture upright in RGB; or only its header read where it is not wanted `whole`."""
+def _decode(source: Path | bytes, name: str, max_pixels: int, whole: bool = True) -> Any:
+    """The picture upright in RGB; or only its header read where it is not wanted `whole`. Bytes are
+    a stranger's."""
     too_large = f"{name} has more than {max_pixels / 1e6:g} million pixels; give a smaller picture"
     try:
-        with Image.open(source, formats=None if isinstance(source, Path) else _WEB) as image:
+        file, formats = (source, None) if isinstance(source, Path) else (untrusted(source), _WEB)
+        with Image.open(file, formats=formats) as image:
             if image.width * image.height <= max_pixels:
                 return _upright_rgb(image) if whole else image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -109,6 +159,8 @@ def _decode(source: Path | io.BytesIO, name: str, max_pixels: int, whole: bool =
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.getexif()  # is kept, and what it was read from is not, which would be written anew:
+    image.info.pop("exif", None)  # seconds, where a stranger's has many entries
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # 16 and 32 bit greyscale, which Pillow would clip
         deep = np.asarray(image, np.float32)

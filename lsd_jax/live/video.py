@@ -91,7 +91,8 @@ class VideoSession(Session["VideoModel"]):
             shown = await self._slot.step(frame.image)
             self.ctx.record_inference_ms(shown.step_ms)
             await self.ctx.publish("main_video", shown.planes, frame.ts_ms, shown.finite)
-            await asyncio.wrap_future(shown.remembered)  # a picture taken before would grow old
+            # A picture taken before would grow old. Others of the batch wait for the same.
+            await asyncio.shield(asyncio.wrap_future(shown.remembered))
 
     async def reset(self) -> None:
         async with self._steering:

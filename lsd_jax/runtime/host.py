@@ -237,6 +237,7 @@ class SessionHost:
             method = getattr(self._session, definition.method)
             try:
                 async with asyncio.timeout(self.limits.input_timeout_s):
+                    await definition.check(args)
                     result = method(**args)
                     if inspect.isawaitable(result):
                         await result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import typing
@@ -40,7 +41,8 @@ class InputDefinition:
         return found | ({"binding": self.binding.to_dict()} if self.binding else {})
 
     def parse(self, args: object, shelf: UploadShelf) -> dict[str, Any]:
-        """The method's arguments from a client's JSON. Raises InputError."""
+        """The method's arguments from a client's JSON, whose uploads are yet to be checked. Raises
+        InputError."""
         if not isinstance(args, dict):
             raise InputError("invalid_args", "args are no object; send the input's arguments")
         try:
@@ -51,9 +53,12 @@ class InputDefinition:
         except (ValueError, RecursionError) as error:
             raise InputError("invalid_args", f"{self.name}: {error}") from None
         values = {name: getattr(parsed, name) for name in self.arguments.model_fields}
+        return values | {name: shelf.take(values[name]) for name in self.uploads}
+
+    async def check(self, values: dict[str, Any]) -> None:
+        """Looks into the uploads among `values`. Raises InputError."""
         for name, upload in self.uploads.items():
-            values[name] = shelf.take(values[name], upload.check)
-        return values
+            await asyncio.to_thread(upload.check, values[name])
 
 
 def first_error(error: ValidationError) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -83,7 +82,8 @@ class UploadSpec:
         }
 
     def check(self, file: InputFile) -> None:
-        """Raises InputError where `file` is none that this argument takes."""
+        """Raises InputError where `file` is none that this argument takes. For worker threads, not
+        the loop: a large picture takes milliseconds."""
         if file.size_bytes > self.max_bytes:
             raise InputError(
                 "too_large",
@@ -152,10 +152,9 @@ class UploadShelf:
         """Bytes held now."""
         return sum(file.size_bytes for file in self._files.values())
 
-    def take(self, id: object, check: Callable[[InputFile], None]) -> InputFile:
-        """The upload `id` if it passes `check`; it is held no longer. Raises InputError."""
+    def take(self, id: object) -> InputFile:
+        """The upload `id`, not checked yet; it is held no longer. Raises InputError."""
         file = self._files.pop(id, None) if isinstance(id, str) else None
         if file is None:
             raise InputError("unknown_upload", "no upload of this id is held; upload first")
-        check(file)
         return file

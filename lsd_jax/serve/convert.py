@@ -12,6 +12,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 from PIL import Image
 
+from lsd_jax.data.pictures import untrusted
+
 _local = threading.local()
 _BT601, _LIMITED = 5, 1
 
@@ -43,7 +45,7 @@ def to_rgb(
         )
         return np.ascontiguousarray(rgb.to_ndarray())
     try:
-        with Image.open(io.BytesIO(picture), formats=("JPEG",)) as image:
+        with Image.open(untrusted(picture), formats=("JPEG",)) as image:
             if image.width * image.height <= max_pixels:
                 image.draft("RGB", (width, height))
                 small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
@@ -58,7 +60,7 @@ def picture_size(picture: VideoFrame | bytes) -> tuple[int, int]:
     if isinstance(picture, VideoFrame):
         return picture.width, picture.height
     try:
-        with Image.open(io.BytesIO(picture), formats=("JPEG",)) as image:
+        with Image.open(untrusted(picture), formats=("JPEG",)) as image:
             return image.size
     except Exception as error:
         raise ValueError(f"the picture is damaged or no JPEG ({error})") from error

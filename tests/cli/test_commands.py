@@ -250,6 +250,26 @@ def test_too_much_at_once_is_one_line(error, monkeypatch, capsys):
         main(["info", "tiny"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["plan", "tiny", "--set", f"model.dim=1{400 * '0'}", "--set", "model.head_width=128"],
+            "lsd plan: a number is too large, give less: int too large to convert to float\n",
+        ),
+        (
+            ["export", "micro", "-o", "OUT", "--seed", 23 * "9"],
+            f"lsd export: --seed {23 * '9'}: give 0 to 2147483647\n",
+        ),
+    ],
+)
+def test_a_number_that_is_too_large_is_one_line(arguments, said, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    chip = {"plan": "cpu", "export": "trn1"}[arguments[0]]
+    assert main([*(out if a == "OUT" else a for a in arguments), "--chip", chip]) == 2
+    assert capsys.readouterr().err == said and not list(tmp_path.iterdir())
+
+
 def test_help_is_quick_because_it_imports_nothing_heavy():
     code = (
         "import sys; from lsd_jax.cli.main import main\n"

@@ -1,5 +1,6 @@
 """Video in and out: sizes, times, rotation, audio, damage, interruption, full disks, threads."""
 
+import struct
 import subprocess
 import sys
 import threading
@@ -322,6 +323,7 @@ def test_bad_input_is_one_clear_line(tmp_path):
         "text.mp4": b"these are plain words, not a video\n" * 99,
         "text.txt": b"these are plain words, not a video\n" * 99,
         "noise.mp4": np.random.default_rng(0).bytes(5000),
+        "song.au": b".snd" + struct.pack(">5I", 24, 1000, 99, 8000, 1),
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
@@ -333,6 +335,7 @@ def test_bad_input_is_one_clear_line(tmp_path):
         "text.mp4": "video that plays|give one that plays",
         "text.txt": "video that plays|give one that plays",
         "noise.mp4": "give one that plays|video that plays",
+        "song.au": "does not open as a video",  # which FFmpeg "does not implement"
         "song.mp3": "holds no video",
         "folder": "no images in the folder",
         "broken": "f1.png is damaged or no picture",

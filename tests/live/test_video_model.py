@@ -3,6 +3,7 @@
 import asyncio
 import io
 import logging
+from concurrent.futures import Future
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lsd_jax.live.slot import Slot
+from lsd_jax.live.slots import Shown
 from lsd_jax.live.video import START, VideoConfig, VideoModel
 from lsd_jax.live.yuv import yuv420
 from lsd_jax.runtime import (
@@ -129,6 +132,27 @@ def test_slots_are_freed_however_a_session_ends(model):
             with pytest.raises(RuntimeError, match="slots are taken"):
                 Driver(model)
         assert model.stream.free == 2
+
+    scenario(run())
+
+
+def test_who_leaves_takes_no_other_of_the_batch_along(model, monkeypatch):
+    """On accelerators sessions are stepped together, and wait for one future."""
+    image, remembered = pictures(1)[0], Future()
+
+    async def step(self, image):
+        return Shown(image, planes_of(image), True, 1.0, remembered)
+
+    monkeypatch.setattr(Slot, "step", step)
+
+    async def run():
+        async with Driver(model) as stays:
+            await stays.show(image)
+            async with Driver(model) as leaves:
+                await leaves.show(image)
+            assert not remembered.cancelled()
+            remembered.set_result(np.ones(2, bool))
+            await stays.show(image)
 
     scenario(run())
 

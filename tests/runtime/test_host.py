@@ -1,8 +1,6 @@
 """A hosted session: acknowledged inputs, newest frames, bounds, pauses, guards, endings."""
 
 import asyncio
-import hashlib
-import io
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -11,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from lsd_jax.live.drive import DriveModel
 from lsd_jax.runtime import (
@@ -260,69 +257,6 @@ def test_a_pause_holds_frames_and_inputs():
     scenario(run())
 
 
-def picture(kind="PNG", size=(30, 20)):
-    file = io.BytesIO()
-    Image.new("RGB", size, "red").save(file, kind)
-    return file.getvalue()
-
-
-def test_uploads_are_checked_and_bounded():
-    async def run():
-        async with hosted(held_uploads=2, upload_bytes=50_000) as (host, session):
-            good = picture()
-            digest = hashlib.sha256(good).hexdigest()
-            id = await host.upload("a.png", "image/png", good, digest)
-            await host.call("picture", {"image": id})
-            assert session.seen == [(8, 8, 3)]
-            await refused(host.call("picture", {"image": id}), "unknown_upload")  # taken already
-            bad = {
-                "bad_upload": [
-                    ("image/jpeg", good), ("image/png", b""), ("image/png", good[:20]),
-                    ("text/plain", good), ("image/png", bomb()), ("image/png", b"%!PS-Adobe-3.0"),
-                ],
-                "too_large": [("image/png", bytes(20_001))],
-            }  # fmt: skip
-            for code, uploads in bad.items():
-                for mime, data in uploads:
-                    id = await host.upload("x", mime, data)
-                    await refused(host.call("picture", {"image": id}), code)
-            with pytest.raises(InputError, match="sha256"):
-                await host.upload("a", "image/png", good, "0" * 64)
-            with pytest.raises(InputError, match="at most 50,000"):
-                await host.upload("a", "image/png", bytes(50_001))
-            ids = [await host.upload("a", "image/png", good) for _ in range(5)]
-            await refused(host.call("picture", {"image": ids[2]}), "unknown_upload")
-            await host.call("picture", {"image": ids[3]})
-
-    scenario(run())
-
-
-def test_a_large_upload_is_hashed_beside_the_loop():
-    """Sixteen megabytes take tens of milliseconds, in which other streams go on."""
-
-    async def run():
-        async with hosted() as (host, _):
-            data, turns = bytes(16_000_000), 0
-            digest = hashlib.sha256(data).hexdigest()
-            adding = asyncio.create_task(host.upload("a", "application/x", data, digest))
-            while not adding.done():
-                turns += 1
-                await asyncio.sleep(0)
-            assert turns > 10 and await adding
-
-    scenario(run())
-
-
-def bomb():
-    """A picture of 40,000 x 40,000 pixels in a kilobyte."""
-    data = bytearray(picture())
-    data[16:24] = (40_000).to_bytes(4) * 2
-    import zlib
-
-    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4)
-    return bytes(data)
-
-
 def test_what_is_not_finite_is_never_shown():
     async def run():
         async with hosted() as (host, session):
@@ -463,12 +397,6 @@ def test_a_mailbox_knows_how_long_its_taker_is_busy(monkeypatch):
 def test_limits_without_sense_are_refused():
     with pytest.raises(ValueError, match="queued_inputs=0"):
         Limits(queued_inputs=0)
-
-
-def test_files_of_uploads_are_on_disk_when_asked_for():
-    file = InputFile("1", "a.txt", "text/plain", 2, "", b"hi")
-    assert file.open().read() == b"hi" and file.path.read_bytes() == b"hi"
-    assert file.path == file.path
 
 
 def test_threads_do_not_outlive_a_session():
