@@ -101,7 +101,7 @@ def libtpu_version() -> str:
         return importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(
-            "compiling for TPU needs libtpu (Linux, x86-64): pip install 'lsd-jax[tpu]'"
+            "compiling for TPU needs libtpu (Linux, x86-64): pip install -e '.[tpu]'"
         ) from None
 
 

@@ -112,7 +112,7 @@ def test_bad_input_is_refused_in_a_line(monkeypatch):
         raise aot.importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(aot.importlib.metadata, "version", absent)
-    with pytest.raises(ValueError, match=r"pip install 'lsd-jax\[tpu\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '.\[tpu\]'"):
         aot.compile_for("v6e", CASE, {})
 
 
