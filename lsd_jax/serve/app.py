@@ -194,7 +194,7 @@ class Server:
         """A session of Decart's realtime messages, over a WebSocket."""
         socket, grant = await self._admit(request)
         host, _, port = request.host.rpartition(":")
-        address = (host, int(port)) if port.isdigit() else (request.host, 443)
+        address = (host, int(port)) if port.isdecimal() else (request.host, 443)
         secure = "https" in (request.scheme, request.headers.get("X-Forwarded-Proto"))
         url, limit = f"{'wss' if secure else 'ws'}://{request.host}", grant.max_session_s
         await DecartClient(self.registry, socket, address, limit, self.rooms, url).run()
@@ -224,7 +224,9 @@ class Server:
 
     async def _socket(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(
-            heartbeat=self.settings.heartbeat_s, max_msg_size=self.settings.max_message_bytes
+            heartbeat=self.settings.heartbeat_s,
+            max_msg_size=self.settings.max_message_bytes,
+            compress=False,  # a few KB would become the largest message
         )
         await socket.prepare(request)
         self._sockets.add(socket)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from typing import Any
 
-from aiohttp import WSCloseCode, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from lsd_jax.serve.guard import Bucket
 from lsd_jax.serve.registry import Registry
@@ -44,6 +45,35 @@ class SocketClient:
                 await self._socket.send_json(message)
             except ConnectionError:
                 _log.debug("a client left before it could be told %s", message["type"])
+
+    async def _until_left(self, opening: Coroutine[Any, Any, LiveSession]) -> LiveSession | None:
+        """The session that `opening` gives when its turn has come, or None where the client left
+        before. What that says until then goes to `_meanwhile`. Raises what either of them does."""
+        turn = asyncio.create_task(opening)
+        try:
+            while not turn.done():
+                receiving = asyncio.ensure_future(self._socket.receive())
+                try:
+                    await asyncio.wait([turn, receiving], return_when="FIRST_COMPLETED")
+                finally:
+                    receiving.cancel()
+                    await asyncio.gather(receiving, return_exceptions=True)
+                if receiving.cancelled():
+                    continue
+                message = receiving.result()
+                if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                    return None
+                await self._meanwhile(message)
+            return turn.result()
+        finally:  # a session that is opened by now is ours, to use or to end
+            turn.cancel()
+            await asyncio.gather(turn, return_exceptions=True)
+            if not turn.cancelled() and turn.exception() is None:
+                self._session = turn.result()
+
+    async def _meanwhile(self, message: WSMessage) -> None:
+        """Takes what a client says before its turn."""
+        raise NotImplementedError
 
     async def _hang_up(self, code: int = WSCloseCode.OK, words: str = "") -> None:
         """Closes the socket; begun, that goes on though this client is done with."""

@@ -12,9 +12,10 @@ import base64
 import binascii
 import json
 import time
+from collections import deque
 from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSMessage, WSMsgType, web
 
 from lsd_jax.data.pictures import picture_kind
 from lsd_jax.runtime import InputError
@@ -22,12 +23,15 @@ from lsd_jax.runtime.uploads import MAX_PIXELS
 from lsd_jax.serve.client import OVERLOADED, POLICY, SocketClient
 from lsd_jax.serve.guard import ice_servers
 from lsd_jax.serve.livekit import Rooms
+from lsd_jax.serve.protocol import ProtocolError
 from lsd_jax.serve.registry import Full, Registry
 from lsd_jax.serve.rtc import Peer
-from lsd_jax.serve.sessions import LiveSession
+from lsd_jax.serve.sessions import MAX_INPUT, LiveSession
 
 PASS_THROUGH = "leave it as it is"
 """What no picture and no prompt asks for, in the words of our own model."""
+EARLY = 64
+"""Messages that are kept for a client that waits for its turn, of together one message's size."""
 
 
 class DecartClient(SocketClient):
@@ -45,18 +49,22 @@ class DecartClient(SocketClient):
         super().__init__(registry, socket, max_session_s)
         self._address, self._rooms, self._room_url = address, rooms, room_url
         self._joined = self._relayed = False
+        self._early: deque[WSMessage] = deque()
 
     async def run(self) -> None:
         """Serves the client until it leaves, or the session ends."""
         limit = self._max_session_s, "max_session_duration"
-        opening = asyncio.create_task(self._registry.open(0, self._tell_place, *limit))
         try:
             try:
-                session = self._session = await opening
+                opening = self._registry.open(0, self._tell_place, *limit)
+                session = await self._until_left(opening)
             except Full as full:
                 limit_reached = "Concurrent session limit reached."  # as the SDKs know it
                 words = limit_reached if full.code == "full" else f"{full.code}: {full}"
-                await self._error(words, OVERLOADED)
+                return await self._error(words, OVERLOADED)
+            except ProtocolError as error:
+                return await self._error(str(error), POLICY)
+            if session is None:
                 return
             session.ended.add_done_callback(lambda _: self._spawn(self._ended(session)))
             self._peer = Peer(session, self._registry.settings, self._registry.metrics)
@@ -66,13 +74,24 @@ class DecartClient(SocketClient):
             self._spawn(self._tick(session))
             await self._listen(session, self._peer)
         finally:
-            opening.cancel()
             await self._leave()
 
+    async def _meanwhile(self, message: WSMessage) -> None:
+        """Keeps a prompt, a picture or an offer until its turn. Raises ProtocolError."""
+        self._early.append(message)
+        size = sum(len(one.data) for one in self._early)
+        if len(self._early) > EARLY or size > self._settings.max_message_bytes:
+            raise ProtocolError("too much before there is a session; wait for session_id")
+
     async def _listen(self, session: LiveSession, peer: Peer) -> None:
-        async for message in self._socket:
+        while True:
+            message = self._early.popleft() if self._early else await self._socket.receive()
+            if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
+                return
             if message.type is not WSMsgType.TEXT or not self._rate.take():
                 return await self._error("not a message; send JSON text, and not so often", POLICY)
+            if message.data.count(",") > MAX_INPUT:  # a picture is long, but one value
+                return await self._error("too many values; send a picture and a prompt", POLICY)
             try:
                 found = json.loads(message.data)
                 kind = found["type"]

@@ -196,7 +196,10 @@ class EngineHandle:
         limit = self._settings.engine_timeout_s
         while True:
             self.send({"type": "ping"})
+            due = time.monotonic() + limit / 5
             await asyncio.sleep(limit / 5)
+            if time.monotonic() - due > limit / 5:  # the front was late, and has read no pong
+                continue
             allowed = limit if self.ready.is_set() else self._settings.load_timeout_s
             if time.monotonic() - self._heard > allowed:
                 _log.error("engine %d has been silent for %.0f s", self.number, allowed)

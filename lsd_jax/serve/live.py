@@ -29,6 +29,8 @@ START_S = 10.0
 """In which a client must send `start`."""
 MAX_TASKS = 64
 """Requests of one client that may wait for their answers."""
+CHARGED = 1_000
+"""Characters of JSON that count as one more message, since long JSON takes long to read."""
 
 
 class LiveClient(SocketClient):
@@ -72,7 +74,6 @@ class LiveClient(SocketClient):
         while True:
             message = await self._socket.receive()
             if message.type is WSMsgType.TEXT:
-                self._spend()
                 if not await self._text(message.data):
                     return
             elif message.type is WSMsgType.BINARY:
@@ -103,15 +104,19 @@ class LiveClient(SocketClient):
     def _on_end(self, ended: asyncio.Future[str]) -> None:
         self._spawn(self._ended(ended.result()))
 
-    def _spend(self) -> None:
-        if not self._rate.take():
+    def _spend(self, characters: int = 0) -> None:
+        if not all(self._rate.take() for _ in range(1 + characters // CHARGED)):
             raise protocol.TooMany("too many messages; slow down")
+
+    def _parse(self, text: str) -> Any:
+        self._spend(len(text))
+        return protocol.parse(text, protocol.MAX_TEXT if self._session else protocol.MAX_FIRST)
 
     async def _text(self, text: str) -> bool:
         """Takes a message; gives whether to go on."""
-        message = protocol.parse(text)
+        message = self._parse(text)
         if isinstance(message, protocol.Ping):
-            await self.send({"type": "pong", "client_ts_ms": message.client_ts_ms})
+            await self._pong(message)
             return True
         if self._session is None:
             if not isinstance(message, protocol.Start):
@@ -137,6 +142,9 @@ class LiveClient(SocketClient):
             case _:
                 await self._answer_later(message.id, self._request(message))
         return True
+
+    async def _pong(self, ping: protocol.Ping) -> None:
+        await self.send({"type": "pong", "client_ts_ms": ping.client_ts_ms})
 
     async def _start(self, message: protocol.Start) -> bool:
         if message.session is None:
@@ -164,19 +172,15 @@ class LiveClient(SocketClient):
             told = {"type": "queue_position", "position": place, "queue_size": length}
             self._spawn(self.send(told | {"loading": self._registry.loading}))
 
-        opening = asyncio.create_task(
-            self._registry.open(message.seed, waits if message.wait else None, self._max_session_s)
-        )
+        limit = self._max_session_s
         try:
-            session = await (self._until_left(opening) if message.wait else opening)
+            if message.wait:
+                session = await self._until_left(self._registry.open(message.seed, waits, limit))
+            else:
+                session = self._session = await self._registry.open(message.seed, None, limit)
         except Full as full:
             await self._refuse(full.code, str(full), OVERLOADED)
             return None
-        finally:  # a session that is opened by now is ours, to use or to end
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
-            if not opening.cancelled() and opening.exception() is None:
-                self._session = opening.result()
         if session is not None:
             session.hold(self._let_go)
         return session
@@ -209,26 +213,12 @@ class LiveClient(SocketClient):
         self._spawn(self._send_events(session))
         self._spawn(self._send_metrics(session))
 
-    async def _until_left(self, opening: asyncio.Task[LiveSession]) -> LiveSession | None:
-        """The session when its turn has come, or None where the client left before. Raises
-        ProtocolError for anything but a ping meanwhile."""
-        while True:
-            leaving = asyncio.ensure_future(self._socket.receive())
-            try:
-                await asyncio.wait([opening, leaving], return_when="FIRST_COMPLETED")
-                if opening.done():
-                    return opening.result()
-            finally:
-                leaving.cancel()
-                await asyncio.gather(leaving, return_exceptions=True)
-            message = leaving.result()
-            if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
-                return None
-            self._spend()
-            ping = protocol.parse(message.data) if message.type is WSMsgType.TEXT else None
-            if not isinstance(ping, protocol.Ping):
-                raise ProtocolError("no session yet; wait for started")
-            await self.send({"type": "pong", "client_ts_ms": ping.client_ts_ms})
+    async def _meanwhile(self, message: WSMessage) -> None:
+        """Raises ProtocolError for anything but a ping."""
+        ping = self._parse(message.data) if message.type is WSMsgType.TEXT else None
+        if not isinstance(ping, protocol.Ping):
+            raise ProtocolError("no session yet; wait for started")
+        await self._pong(ping)
 
     async def _binary(self, data: bytes) -> None:
         session = self._session
@@ -263,10 +253,17 @@ class LiveClient(SocketClient):
             case protocol.Control(type="resume"):
                 await session.resume()
             case protocol.Control(type="snapshot"):
-                content = await session.snapshot()
-                await self._socket.send_bytes(protocol.pack(protocol.SNAPSHOT, content))
+                await session.snapshot(self._send_snapshot)
             case protocol.Control(type="end"):
                 self._spawn(session.end("ended"))
+
+    async def _send_snapshot(self, state: bytes) -> None:
+        """Raises InputError where no client could send it back."""
+        longest = self._settings.max_message_bytes - protocol.HEADER_BYTES - 1  # as aiohttp counts
+        if len(state) > longest:
+            words = f"a state of {len(state):,} bytes could not be restored, only {longest:,} could"
+            raise InputError("too_large", f"{words}; go on without, or raise max_message_bytes")
+        await self._socket.send_bytes(protocol.pack(protocol.SNAPSHOT, state))
 
     async def _answer_later(self, id: int, work: Any, result: str | None = None) -> None:
         """Answers request `id` when `work` is done; of too many at a time it refuses the newest."""

@@ -18,6 +18,10 @@ PICTURE, FILE, SNAPSHOT, SAMPLE = 1, 2, 3, 4
 _HEADER = struct.Struct("<B3xId")
 IN_FLIGHT = 2
 """Pictures out that a client need not have acknowledged by `shown` before it gets another."""
+HEADER_BYTES = _HEADER.size
+MAX_TEXT, MAX_FIRST = 250_000, 4_000
+"""Characters of a JSON message, and of one before there is a session, which needs no token: JSON is
+read on the event loop, where all other clients wait for it."""
 
 
 class ProtocolError(ValueError):
@@ -116,8 +120,11 @@ Message = Annotated[
 _adapter: TypeAdapter = TypeAdapter(Message)
 
 
-def parse(text: str) -> Any:
-    """A client's message. Raises ProtocolError, in one line."""
+def parse(text: str, longest: int = MAX_TEXT) -> Any:
+    """A client's message of at most `longest` characters. Raises ProtocolError, in one line."""
+    if len(text) > longest:
+        words = f"a message of {len(text):,} characters is too long; send at most {longest:,}"
+        raise ProtocolError(words)
     try:
         return _adapter.validate_json(text)
     except ValidationError as error:

@@ -8,7 +8,8 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -73,6 +74,7 @@ class LiveSession:
         self.let_go: Callable[[], None] | None = None
         self.claimed = False  # by a first client
         self._opened = self._ending = self._failed = False
+        self._state_moves = False
         self.manifest = engine.manifest
         self._settings, self._metrics = settings, metrics
         self._outputs = {one["name"]: one for one in self.manifest["outputs"]}
@@ -190,13 +192,28 @@ class LiveSession:
                 self.on_taken(name)
         self._unpaused.set()
 
-    async def snapshot(self) -> bytes:
-        """The stream's whole state. Raises InputError."""
-        return (await self._ask({"type": "snapshot"}))[1]
+    async def snapshot(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        """Has the stream's whole state sent. Raises InputError."""
+        with self._only_state():
+            await send((await self._ask({"type": "snapshot"}))[1])
 
     async def restore(self, state: bytes) -> None:
         """Goes on from a snapshot. Raises InputError."""
-        await self._ask({"type": "restore"}, state)
+        if self.engine.congested:
+            raise InputError("queue_full", "the model is busy; restore again in a moment")
+        with self._only_state():
+            await self._ask({"type": "restore"}, state)
+
+    @contextmanager
+    def _only_state(self) -> Iterator[None]:
+        """One whole state at a time is held here, until it is sent. Raises InputError."""
+        if self._state_moves:
+            raise InputError("queue_full", "a snapshot or restore is under way; await its ack")
+        self._state_moves = True
+        try:
+            yield
+        finally:
+            self._state_moves = False
 
     async def end(self, reason: str) -> None:
         """Ends the session and frees its slot."""
@@ -209,7 +226,8 @@ class LiveSession:
         """Notes that the engine has ended the session, or is gone."""
         if self.ended.done():
             return
-        self._failed = failed
+        self._failed, self.let_go = failed, None
+        self.on_taken, self.on_refused, self.sounds = _nobody, _nobody, False
         self.ended.set_result(reason)
         self.engine.sessions.discard(self.id)
         for pump in self._pumps:

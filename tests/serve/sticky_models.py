@@ -1,4 +1,5 @@
-"""A model whose every picture tells how many it has seen, and one that takes long to load."""
+"""A model whose every picture tells how many it has seen, one that takes long to load, and one that
+has a state."""
 
 import asyncio
 import os
@@ -31,6 +32,30 @@ class Counting(PassThroughSession):
 class CountingModel(PassThroughModel):
     name = "counting"
     session_cls = Counting
+
+
+class Stateful(PassThroughSession):
+    """Gives no snapshot before it is told of what size."""
+
+    def __init__(self, model, ctx):
+        super().__init__(model, ctx)
+        self.size, self.told = 0, asyncio.Event()
+
+    @input
+    def give(self, size: int) -> None:
+        self.size = size
+        self.told.set()
+
+    async def snapshot(self):
+        await self.told.wait()
+        return b"s" * self.size
+
+    async def restore(self, state): ...
+
+
+class StatefulModel(PassThroughModel):
+    name = "stateful"
+    session_cls = Stateful
 
 
 class SlowModel(PassThroughModel):

@@ -1,5 +1,6 @@
 """Decart's realtime messages, in the orders in which its SDKs send them."""
 
+import asyncio
 import base64
 import io
 from contextlib import asynccontextmanager
@@ -12,7 +13,10 @@ from harness import SMALL, Client, scenario, serving
 from PIL import Image
 from test_rtc import SIZE, Source
 
+from lsd_jax.serve import decart
+
 IMAGES = "image_models:ImagesModel"
+MANY = '{"type":"prompt","prompt":[' + "[]," * 100_000 + "[]]}"
 
 
 @asynccontextmanager
@@ -78,7 +82,7 @@ def test_what_is_wrong_is_acknowledged_as_such(monkeypatch):
     scenario(run())
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", "[" * 9999])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", "[" * 9999, MANY])
 def test_what_no_sdk_sends_closes_that_client(text):
     async def run():
         async with serving(config=SMALL) as server, streaming(server) as client:
@@ -93,17 +97,48 @@ def test_what_no_sdk_sends_closes_that_client(text):
 def test_the_queue_and_its_end():
     async def run():
         one = {**SMALL, "slots": 1}
-        async with serving(config=one, queue=1, heartbeat_s=60.0) as server:
+        async with serving(config=one, queue=1) as server:
             async with streaming(server) as first:
                 await first.until("session_id")
                 async with streaming(server) as second, streaming(server) as third:
                     assert (await second.until("queue_position"))["position"] == 1
+                    await second.socket.send_json({"type": "prompt", "prompt": "night"})
                     assert (await third.until("error"))["error"].startswith("Concurrent session")
                     assert await third.receive() == 1013
                     await first.socket.close()
                     await second.until("session_id")
+                    assert (await second.until("prompt_ack"))["prompt"] == "night"
 
     scenario(run())
+
+
+@pytest.mark.parametrize("says", [0, decart.EARLY + 1, b"x" * 60_000])
+def test_who_leaves_the_queue_or_floods_it_has_no_place_there(says):
+    async def run():
+        one = {**SMALL, "slots": 1}
+        async with serving(config=one, queue=1, max_message_bytes=100_000) as server:
+            async with streaming(server) as first, streaming(server) as second:
+                await first.until("session_id")
+                await second.until("queue_position")
+                if not says:
+                    await second.socket.close()
+                elif isinstance(says, int):
+                    for _ in range(says):
+                        await second.socket.send_json({"type": "ice-candidate"})
+                else:
+                    for _ in range(2):
+                        await second.socket.send_bytes(says)
+                if says:
+                    assert "wait for session_id" in (await second.until("error"))["error"]
+                    assert await second.receive() == 1008
+                while server.registry.waiting:
+                    await asyncio.sleep(0.01)
+                async with streaming(server) as third:
+                    await third.until("queue_position")
+                    await first.socket.close()
+                    await third.until("session_id")
+
+    scenario(run(), 30)
 
 
 def test_a_client_with_sdp_learns_of_turn_by_an_ice_restart():

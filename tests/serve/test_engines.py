@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from lsd_jax.cli.main import main
 from lsd_jax.runtime.outputs import VideoOutput
 from lsd_jax.serve import launch
 from lsd_jax.serve.engine import Engine
-from lsd_jax.serve.engines import EngineFailed
+from lsd_jax.serve.engines import EngineFailed, EngineHandle
 from lsd_jax.serve.link import Link
 from lsd_jax.serve.settings import Settings
 
@@ -68,6 +69,27 @@ def test_an_engine_that_hangs_is_replaced(here):
             await asyncio.wait_for(engine.ready.wait(), 60)
             async with connected(server) as client:
                 await client.start()
+
+    scenario(run())
+
+
+def test_a_front_that_was_late_blames_no_engine(monkeypatch):
+    """A clock that jumps is a front that was held up: nothing was read meanwhile."""
+    jumped, monotonic = 0.0, time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + jumped)
+
+    async def run():
+        nonlocal jumped
+        settings = Settings(model=PASS, engine_timeout_s=15.0)
+        engine = EngineHandle(0, settings, lambda *_: None, lambda _: None)
+        engine.ready.set()
+        watch = asyncio.create_task(engine._watch())
+        for seconds, over in ((20.0, False), (3.01, True)):
+            await asyncio.sleep(0.01)
+            jumped += seconds
+            await asyncio.sleep(0.01)
+            assert watch.done() is over
+        await engine.stop()
 
     scenario(run())
 

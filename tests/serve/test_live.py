@@ -107,7 +107,7 @@ def test_damaged_pictures_are_counted_and_the_stream_goes_on(smooth):
     [
         "", "{", "[]", "null", "{}", '{"type":"no"}', '{"type":"input","id":1,"name":"x"}',
         '{"type":"start","media":"mp3"}', '{"type":"start","seed":-1}', '{"type":"start","x":1}',
-        "[" * 100_000, b"", b"short", b"\x01" * 20,
+        "[" * 3_000, "[" * 100_000, b"", b"short", b"\x01" * 20,
     ],
 )  # fmt: skip
 def test_what_no_client_sends_closes_that_client_alone(message, smooth):
@@ -172,7 +172,7 @@ def test_a_large_input_is_refused_and_harms_nobody(smooth):
         async with serving() as server, connected(server) as client, connected(server) as other:
             await asyncio.gather(client.start(), other.start())
             engine = server.registry.engines[0]
-            large = {"prompt": "ж" * 1_000_000}
+            large = {"prompt": "x" * 100_000}
             assert (await client.ask("input", name="set_prompt", args=large))["code"] == "too_large"
             answer, _ = await engine.ask({"type": "input", "args": "x" * MAX_HEADER})
             assert answer["code"] == "too_large" and not engine._answers

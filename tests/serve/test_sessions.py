@@ -1,7 +1,9 @@
 """Sessions by id: opened and ended over HTTP, gone on with after a lost socket, by nobody else."""
 
 import asyncio
+import gc
 import time
+import weakref
 
 import aiohttp
 import pytest
@@ -66,6 +68,29 @@ def test_a_session_from_opened_to_ended_over_http(smooth):
             assert (code, told["session"]["reason"]) == (200, "ended")
             code, told, _ = await ask(server, "POST", f"/sessions/{id}:end", secret)
             assert (code, told["session"]["state"]) == (200, "ENDED")
+
+    scenario(run())
+
+
+def test_a_session_that_is_over_has_no_client_and_keeps_none_in_memory(smooth):
+    async def run():
+        async with serving(config=ONE) as server:
+            _, told, _ = await ask(server, "POST", "/sessions")
+            id, secret = told["session"]["session_id"], told["client_access_token"]
+            async with connected(server) as client:
+                await client.start(session=id, secret=secret)
+                await client.show(smooth)
+                session = server.registry.sessions[id]
+                session.sounds = True
+                served = weakref.ref(session.let_go.__self__)
+                await client.ask("end")
+                await client.until("ended")
+            assert not (await until_state(server, id, secret, "ENDED"))["connected"]
+            assert not session.sounds
+            async with asyncio.timeout(10):
+                while served() is not None:
+                    gc.collect()
+                    await asyncio.sleep(0.01)
 
     scenario(run())
 
