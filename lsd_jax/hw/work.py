@@ -213,7 +213,9 @@ def stack_ops(s: StackShape, apart: bool = False) -> Iterator[Op]:
     if remembered:
         yield each("ages", 2 * remembered, 1)
     if apart and s.places:
-        each, product, move = (partial(f, times=s.layers - 1) for f in (each, product, move))
+        fewer = s.layers - 1
+        each, product = partial(each, times=fewer), partial(product, times=fewer)
+        move = partial(move, times=fewer)
     yield move("keys and values", 2 * (buffered + s.rows * width))
     queries = s.per_kv * s.tokens
     if s.per_kv > 1:
