@@ -102,8 +102,8 @@ def sessions_together(config: Config, chip: Chip, ranks: int, fps: int | float) 
     in_turn = [int(1000 / fps // ms) for ms in alone.range_ms]
     if in_turn[0] != in_turn[1]:
         in_turn = [int(1000 / fps // exact(alone, config, chip).ms)]
-    each = alone.held.state + alone.held.working
-    room = int(min((alone.room_bytes - alone.held.weights) / each, MOST_SESSIONS))
+    room = (alone.room_bytes - alone.held.weights) / alone.held.beside_weights
+    room = int(min(room, MOST_SESSIONS))
     low = max(1, min(room, in_turn[0]))  # one step after the other
     high = 2 * low
     while high <= MOST_SESSIONS and held(high):

@@ -24,8 +24,13 @@ class Held:
     working: int  # the largest operation's arrays, twice
 
     @property
+    def beside_weights(self) -> int:
+        """State and room for arithmetic: what as many sessions again would want."""
+        return self.state + self.working
+
+    @property
     def total(self) -> int:
-        return self.weights + self.state + self.working
+        return self.weights + self.beside_weights
 
 
 def held(config: Config, sessions: int = 1, by_kernel: bool = False) -> Held:

@@ -201,8 +201,7 @@ def planned(rival: Rival, chip: Chip, law: Law, sessions: int = 1) -> Found:
     config = few.config(i, name_of(model, chip, few.base.stream.weight_dtype))
     loss = float(law.predict(model, int(few.passes[i])))
     plan = plan_frame(config, chip, rival.ranks, rough=True)
-    each = plan.held.state + plan.held.working
-    over = plan.held.weights + sessions * each - plan.room_bytes
+    over = plan.held.weights + sessions * plan.held.beside_weights - plan.room_bytes
     plan = plan if over > 0 else exact(plan, config, chip)
     return Found(config, plan, loss, int(few.parameters[i]), over)
 
