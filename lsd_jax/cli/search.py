@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # `lsd --help` imports no more than it needs
+    from lsd_jax.config import Config
+    from lsd_jax.hw.chips import Chip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,50 +33,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.refit:
-        from dataclasses import asdict
-
-        from lsd_jax.heap import keep_memory
-        from lsd_jax.reports import provenance, write_json
-        from lsd_jax.search import grid, law
-
-        keep_memory()
-        args.grid = args.grid or args.runs / "grid.json"  # a search goes by it, too
-        args.grid.parent.mkdir(parents=True, exist_ok=True)
-        grid.run(args.grid, args.runs)
-        quality = law.of(args.grid)
-        print(f"{args.grid}: {says(quality)}")
-        if not args.chip:
-            found = {"grid": str(args.grid), "kind": "measured", **asdict(quality)}
-            write_json(args.json, found | provenance())
-    if args.chip:
-        searched(args)
-    elif not args.refit:
+    if not (args.chip or args.refit):
         raise ValueError("give --chip to search for, or --refit")
+    if not args.chip and (args.out or args.plot):
+        raise ValueError("--out and --plot are for what a search finds; give --chip as well")
+    asked = wanted(args) if args.chip else None  # refused before the hours of a refit
+    if args.refit:
+        refit(args)
+    if asked:
+        searched(args, *asked)
 
 
-def searched(args: argparse.Namespace) -> None:
+def wanted(args: argparse.Namespace) -> tuple[Config, Chip]:
+    """The config whose pictures to keep, and the chip. Raises ValueError for what no search takes,
+    OSError where its files cannot be written."""
+    from lsd_jax import config as configs
+    from lsd_jax.cli.options import a_rate, at_least
+    from lsd_jax.files import make_folder
+    from lsd_jax.hw import chips
+
+    at_least(args, sessions=1, cores=1)
+    a_rate(args.fps)
+    base = configs.override(configs.load(args.config), args.set)
+    chip = chips.load(args.chip)
+    for folder in (args.out, args.plot and Path(args.plot).parent):
+        if folder:
+            make_folder(folder)
+    return base, chip
+
+
+def refit(args: argparse.Namespace) -> None:
+    """Trains what is left of a grid, and prints the law that fits it."""
+    from dataclasses import asdict
+
+    from lsd_jax.heap import keep_memory
+    from lsd_jax.reports import provenance, write_json
+    from lsd_jax.search import grid, law
+
+    keep_memory()
+    args.grid = args.grid or args.runs / "grid.json"  # a search goes by it, too
+    args.grid.parent.mkdir(parents=True, exist_ok=True)
+    grid.run(args.grid, args.runs)
+    quality = law.of(args.grid)
+    print(f"{args.grid}: {says(quality)}")
+    if not args.chip:
+        found = {"grid": str(args.grid), "kind": "measured", **asdict(quality)}
+        write_json(args.json, found | provenance())
+
+
+def searched(args: argparse.Namespace, base: Config, chip: Chip) -> None:
     """Searches, prints the front, and writes what was asked for."""
     import time
 
     from rich.console import Console
     from rich.table import Table
 
-    from lsd_jax import config as configs
-    from lsd_jax.cli.options import a_rate, at_least
-    from lsd_jax.hw import chips
     from lsd_jax.reports import write_json
     from lsd_jax.search import front, law, space
 
-    at_least(args, sessions=1, cores=1)
-    a_rate(args.fps)
-    base = configs.override(configs.load(args.config), args.set)
-    chip = chips.load(args.chip)
     quality = law.of(args.grid) if args.grid else law.fit(law.load())
     keep = {assignment.partition("=")[0] for assignment in args.set} & set(space.SEARCHED)
-    for folder in (args.out, args.plot and Path(args.plot).parent):
-        if folder:  # now, not after the search
-            folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with Console(stderr=True).status(f"searching for {chip.name}"):
         found = front.search(

@@ -414,6 +414,9 @@ def test_the_command_writes_configs_that_plan_takes(few, tmp_path, capsys):
     ("arguments", "message"),
     [
         ([], "give --chip to search for, or --refit"),
+        (["--refit", "-o", "found"], "give --chip as well"),
+        (["--refit", "--plot", "front.png"], "give --chip as well"),
+        (["--refit", "--chip", "v9"], "unknown chip 'v9'; known: "),  # before it trains anything
         (["--chip", "v9"], "unknown chip 'v9'; known: "),
         (["--chip", "v6e", "--fps", "0"], "--fps 0.0: give more than 0"),
         (["--chip", "v6e", "--fps", "inf"], "--fps inf: give more than 0, and a finite number"),
