@@ -94,9 +94,8 @@ class ModelConfig:
             f"memory pools 2x2 tokens, and {self.grid[0]}x{self.grid[1]} of them do not pair up; "
             "set memory=0 or another patch",
         )
-        known = ("mask", "keypoints")
-        for control in self.controls:
-            _require(control in known, f"unknown control {control!r}; known: {', '.join(known)}")
+        controls = ",".join(self.controls)
+        _require(controls in ("mask", ""), f"controls={controls} must be mask, or nothing")
 
     @property
     def head_dim(self) -> int:

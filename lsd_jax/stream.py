@@ -91,8 +91,8 @@ def frame_step(
         model: from `prepare`.
         state: from `init_state`, then from the previous call; meant to be donated.
         frame: the input, at the model's resolution.
-        controls: one plane per name in `config.model.controls`, 255 for "here"; the plane `mask`
-            confines the edit: outside of it the output is the input, exactly.
+        controls: the planes of `control_planes`; where the mask is below 128 the output is the
+            input, exactly.
         one_by_one: computes session after session, see `each_session`.
 
     Returns:
@@ -175,17 +175,13 @@ def _show(
 def control_planes(
     names: tuple[str, ...], mask: UInt8[Array, "b height width"]
 ) -> UInt8[Array, "b height width n"]:
-    """The planes that `names` ask for: the mask, and nothing on any other."""
-    planes = [mask if name == "mask" else jnp.zeros_like(mask) for name in names]
-    return jnp.stack(planes, axis=-1) if planes else jnp.zeros((*mask.shape, 0), jnp.uint8)
+    """The planes that `names` ask for."""
+    return jnp.broadcast_to(mask[..., None], (*mask.shape, len(names)))
 
 
 def confine(out: Frame, frame: Frame, controls: Array, names: tuple[str, ...]) -> Frame:
     """The output inside the mask, the input outside of it."""
-    if "mask" not in names:
-        return out
-    mask = names.index("mask")
-    return jnp.where(controls[..., mask : mask + 1] >= 128, out, frame)
+    return jnp.where(controls >= 128, out, frame) if "mask" in names else out
 
 
 def condition(

@@ -140,9 +140,9 @@ def test_padding_has_no_influence_on_a_prompt(small_model):
         assert np.array_equal(encode(small_model, prompt), encode(other, prompt)) == same
 
 
-def test_external_embeddings_and_more_controls(small_config):
+def test_external_embeddings_and_no_mask(small_config):
     config = dataclasses.replace(
-        small_config.model, external_text_dim=24, prompt_bytes=6, controls=("mask", "keypoints")
+        small_config.model, external_text_dim=24, prompt_bytes=6, controls=()
     )
     model = abstract_model(config)
     condition = Conditioning(
@@ -152,11 +152,11 @@ def test_external_embeddings_and_more_controls(small_config):
     )
     k, _, valid = jax.eval_shape(lambda m, c: m.pin(c), model, condition)
     assert k.shape[2] == valid.shape[1] == config.pinned
-    more = (
-        abstract_params(config)["embed"].shape[0]
-        - abstract_params(small_config.model)["embed"].shape[0]
+    less = (
+        abstract_params(small_config.model)["embed"].shape[0]
+        - abstract_params(config)["embed"].shape[0]
     )
-    assert more == config.patch**2
+    assert less == config.patch**2
 
 
 def test_shapes_follow_the_config(small_config):

@@ -213,8 +213,7 @@ class Slots:
 
     def set_mask(self, slot: int, mask: UInt8[np.ndarray, "height width"]) -> None:
         """Confines the edit of `slot`. Call it by `change`."""
-        for plane, name in enumerate(self.config.model.controls):
-            self._controls[slot, ..., plane] = mask if name == "mask" else 0
+        self._controls[slot] = mask[..., None]
 
     def _check(self, slot: int) -> None:
         if self._lost[slot]:

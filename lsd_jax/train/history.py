@@ -88,16 +88,14 @@ def drift(model: Denoiser, batch: Batch, key: Array, config: Config) -> Float[Ar
     zero, one, level = jnp.zeros(1), jnp.ones(1), jnp.full(1, config.stream.history_level)
     first_pass = model.modulation(zero, zero, one)
     commit = model.modulation(one, level, zero)
-    planes = model.config.controls
-    mask = planes.index("mask") if "mask" in planes else None
     everyone = jnp.ones(clips, bool)
     kv = ring.pin(ring.empty(model.config, clips, dtype), *model.pin(batch.condition), everyone)
 
     def frame(kv, inputs):
         source, clean, controls, noise = inputs
         out = jnp.clip(model.denoise(source, noise, controls, kv, first_pass), -1, 1)
-        if mask is not None:
-            out = jnp.where(controls[..., mask : mask + 1] >= 0.5, out, source)
+        if "mask" in model.config.controls:
+            out = jnp.where(controls >= 0.5, out, source)
         error = jnp.mean(jnp.square((out - clean).astype(jnp.float32)), axis=(1, 2, 3))
         memory = model.remember(source, out, controls, kv, commit)
         return ring.commit(kv, *memory, model.config), error

@@ -77,9 +77,7 @@ def test_prompts_are_bytes(small_config):
         pipeline.plans(dataclasses.replace(small_config, model=model))
 
 
-def test_the_mask_lies_on_its_own_plane():
-    mask = np.full((2, 4, 4), 200, np.uint8)
-    planes = np.asarray(control_planes(("keypoints", "mask"), jax.numpy.asarray(mask)))
-    assert planes.shape == (2, 4, 4, 2)
-    assert np.array_equal(planes[..., 1], mask) and not planes[..., 0].any()
-    assert control_planes((), jax.numpy.asarray(mask)).shape == (2, 4, 4, 0)
+def test_a_model_without_a_mask_gets_no_plane():
+    mask = jax.numpy.full((2, 4, 4), 200, np.uint8)
+    assert np.array_equal(control_planes(("mask",), mask), mask[..., None])
+    assert control_planes((), mask).shape == (2, 4, 4, 0)
