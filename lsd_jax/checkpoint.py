@@ -34,7 +34,7 @@ from jax.experimental import multihost_utils
 
 from lsd_jax import digests
 from lsd_jax.config import Config, ModelConfig, differences, from_dict
-from lsd_jax.digests import CheckpointError, read_json, verify
+from lsd_jax.digests import CheckpointError, read_verified, verify
 
 _ARRAYS, _CONFIG, _EXTRA = "arrays", "config.json", "extra.json"
 
@@ -114,7 +114,7 @@ class Checkpoints:
         else:
             verify(self.directory / str(step))
         path = self.directory / str(step)
-        extra = read_json(path, _EXTRA) if (path / _EXTRA).exists() else {}
+        extra = read_verified(path, _EXTRA) if (path / _EXTRA).exists() else {}
         return _read(path, abstract_tree), step, extra
 
     def config(self) -> Config:
@@ -243,7 +243,7 @@ def _tidy(path: Path) -> None:
 
 
 def _config(path: Path) -> Config:
-    values = read_json(path, _CONFIG)
+    values = read_verified(path, _CONFIG)
     try:
         return from_dict(values)
     except (ValueError, KeyError, TypeError) as error:

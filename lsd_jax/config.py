@@ -8,6 +8,7 @@ import runpy
 import types
 import typing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from lsd_jax.data.prompts import SCENE_KINDS
@@ -18,11 +19,28 @@ _POSITIVE = (
 )  # fmt: skip
 _SHAPELESS = ("sinks", "memory", "memory_every")
 _DTYPES = ("float32", "bfloat16", "float16")
+_MOST_TOKENS = 2**18  # 8K video in patches of 12; each one's position is a constant of the step
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _require_types(config: object) -> None:
+    for name, kind in _hints(type(config)).items():
+        value = getattr(config, name)
+        if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
+            fits = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+        else:
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            fits = fits and (kind is bool) == isinstance(value, bool)
+        _require(fits, f"{name}={value!r}: expected {kind.__name__}")
+
+
+@lru_cache
+def _hints(owner: type) -> dict[str, typing.Any]:
+    return typing.get_type_hints(owner)
 
 
 def _require_amount(section: object, name: str) -> None:
@@ -64,6 +82,7 @@ class ModelConfig:
     controls: tuple[str, ...] = ("mask",)
 
     def __post_init__(self):
+        _require_types(self)
         for name in _POSITIVE:
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         _require(
@@ -74,7 +93,11 @@ class ModelConfig:
             self.kv_heads >= 0 and self.heads % self.key_heads == 0,
             f"kv_heads={self.kv_heads} must divide heads={self.heads}, or be 0 for as many",
         )
-        _require(self.head_dim % 4 == 0, f"head_dim={self.head_dim} must be a multiple of 4")
+        for name in ("dim", "head_dim", "text_dim"):  # heads of text, and pairs of two axes
+            _require(
+                getattr(self, name) % 4 == 0,
+                f"{name}={getattr(self, name)} must be a multiple of 4",
+            )
         for side in ("height", "width"):
             size = getattr(self, side)
             _require(
@@ -85,8 +108,12 @@ class ModelConfig:
             self.patch % self.detail_patch == 0,
             f"patch={self.patch} is not a multiple of detail_patch={self.detail_patch}",
         )
-        _require(self.text_dim % 4 == 0, f"text_dim={self.text_dim} must be a multiple of 4")
-        for name in ("head_width", "sinks", "memory"):
+        _require(
+            self.tokens <= _MOST_TOKENS,
+            f"{self.tokens:,} tokens of a {self.width}x{self.height} frame are more than "
+            f"{_MOST_TOKENS:,}; set a larger patch",
+        )
+        for name in ("head_width", "sinks", "memory", "external_text_dim"):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         _require(self.memory_every >= 1, f"memory_every={self.memory_every} must be at least 1")
         _require(
@@ -158,6 +185,7 @@ class StreamConfig:
     backend: str = "auto"  # of the ops; auto: the first that does not refuse
 
     def __post_init__(self):
+        _require_types(self)
         _require(1 <= self.passes <= 4, f"passes={self.passes} must be 1, 2, 3 or 4")
         _require(
             0 <= self.history_level <= 1, f"history_level={self.history_level} must be in [0, 1]"
@@ -200,6 +228,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
+        _require_types(self)
         _require_dtype(self.compute_dtype)
         for name in ("batch", "frames", "steps", "checkpoint_every", "sample_every", "log_every"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
@@ -241,6 +270,7 @@ class HistoryConfig:
     level_input: bool = False  # tell the model how wrong each remembered frame is
 
     def __post_init__(self):
+        _require_types(self)
         for name in ("corrupted", "rolled_out"):
             _require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} not in [0, 1]")
         _require(
@@ -258,6 +288,7 @@ class ShortcutConfig:
     guidance: float = 1.0  # classifier-free, of the teacher; 1: none
 
     def __post_init__(self):
+        _require_types(self)
         _require(0 <= self.share <= 1, f"share={self.share} not in [0, 1]")
         _require_amount(self, "guidance")
 
@@ -270,6 +301,7 @@ class DistillConfig:
     weight: float = 0.8  # of the teacher's answer, of the distill stage; the rest is the truth's
 
     def __post_init__(self):
+        _require_types(self)
         _require(0 <= self.weight <= 1, f"weight={self.weight} not in [0, 1]")
 
 
@@ -284,6 +316,9 @@ class Config:
     history: HistoryConfig = field(default_factory=HistoryConfig)
     shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+
+    def __post_init__(self):
+        _require_types(self)
 
 
 SECTIONS = {
@@ -302,22 +337,23 @@ def load(path: str | Path) -> Config:
     Raises ValueError, with what to do, where there is no such file or no `config` in it.
     """
     path = Path(path)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not path.is_file():
         shipped = Path(__file__).parent.parent / "configs"
         names = sorted(p.stem for p in shipped.glob("[!_]*.py"))
-        if path.name not in names:
+        if str(path) not in names:
             raise ValueError(f"no config {str(path)!r}; shipped ones: {', '.join(names)}")
         path = shipped / f"{path.name}.py"
     if not path.is_file():
         raise ValueError(f"no config file {str(path)!r}; give a .py file or a shipped name")
     try:
         config = runpy.run_path(str(path)).get("config")
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
         known = ""
         if isinstance(error, TypeError):
             names = [f.name for section in SECTIONS.values() for f in dataclasses.fields(section)]
             known = f"; known fields: {', '.join(names)}"
-        raise ValueError(f"{path} is no config: {error}{known}") from error
+        words = repr(error) if isinstance(error, SystemExit) else error
+        raise ValueError(f"{path} is no config: {words}{known}") from error
     if not isinstance(config, Config):
         raise ValueError(f"{path} does not set `config = Config(...)`")
     return config

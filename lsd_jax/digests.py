@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from lsd_jax.files import read_json
+
 FILE = "digests.json"
 
 
@@ -82,7 +84,10 @@ def _check(file: Path, expected: dict) -> None:
         raise CheckpointError(f"{file}: damaged, it does not match its SHA-256")
 
 
-def read_json(path: Path, name: str) -> dict:
-    """A JSON file of a checkpoint, checked; CheckpointError where it is damaged."""
-    _check(path / name, _digests(path)[name])
-    return json.loads((path / name).read_text(encoding="utf-8"))
+def read_verified(path: Path, name: str) -> dict:
+    """A JSON file of a checkpoint, checked; CheckpointError where it is damaged or absent."""
+    files = _digests(path)
+    if name not in files:
+        raise CheckpointError(f"{path / name}: not in {FILE}; this is no checkpoint of a model")
+    _check(path / name, files[name])
+    return read_json(path / name)

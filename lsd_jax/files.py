@@ -14,8 +14,12 @@ from typing import Any
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Where to write what will be at `path` once the block has ended; after an error what was at
-    `path` is still there, and nothing beside it."""
-    target = Path(path)
+    `path` is still there, and nothing beside it. What a link names is replaced, not the link. A
+    pipe or a device is itself where to write."""
+    if _is_special(Path(path)):
+        yield Path(path)
+        return
+    target = _named(path)
     beside = _beside(target)
     try:
         yield beside
@@ -31,7 +35,9 @@ def check_writable(path: str | Path) -> None:
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        beside = _beside(target)
+        if _is_special(target):  # opened now, a pipe would wait for who reads it
+            return
+        beside = _beside(_named(path))
         beside.touch()
         beside.unlink()
     except OSError as error:
@@ -42,6 +48,16 @@ def make_folder(path: Path) -> None:
     """Makes a folder for results. Raises OSError where that or writing there is impossible, now."""
     path.mkdir(parents=True, exist_ok=True)
     check_writable(path / "result")
+
+
+def _named(path: str | Path) -> Path:
+    """The file that `path` names, behind all links."""
+    return Path(os.path.realpath(path))
+
+
+def _is_special(path: Path) -> bool:
+    """Whether there is something that no file may replace, such as a pipe or /dev/stdout."""
+    return path.exists() and not path.is_file()
 
 
 def _beside(target: Path) -> Path:

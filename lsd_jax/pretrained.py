@@ -22,8 +22,8 @@ def load_model(checkpoint: str | Path | None, overrides: list[str]) -> tuple[Den
 
     Takes saved weights, quantised or not, and steps of a training run, of which it takes the
     running mean. Without a path the shipped `checkpoints/tiny` is taken, from the working
-    directory or beside the package. Raises CheckpointError where it is absent or damaged, and
-    where its shapes are not those that config and overrides ask for.
+    directory or beside the package. Raises CheckpointError where it is absent or damaged, holds
+    what is not finite, or other shapes than config and overrides ask for.
     """
     path = Path(checkpoint) if checkpoint else _shipped("tiny")
     found = load_config(path)
@@ -37,7 +37,10 @@ def load_model(checkpoint: str | Path | None, overrides: list[str]) -> tuple[Den
     held = _shapes(params)
     if wrong := sorted(k for k in held | wanted if held.get(k) != wanted.get(k)):
         raise CheckpointError(f"{path}: weights of another version differ in {wrong[0]}")
-    return build(config.model, jax.tree.map(lambda x: x.astype(jnp.float32), params)), config
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    if not all(jax.tree.leaves(jax.tree.map(lambda x: jnp.isfinite(x).all(), params))):
+        raise CheckpointError(f"{path}: weights are not finite; give another checkpoint or step")
+    return build(config.model, params), config
 
 
 def load_settings(path: str | Path) -> Config:

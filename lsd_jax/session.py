@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
@@ -62,7 +63,9 @@ class Session:
             raise ValueError("this model takes prompts as embeddings; stream it from Python")
         self.config, self.clock = config, Clock()
         prepared = stream.prepare(model, config)
-        self._compiled = stream.compile_stream(prepared, config, mesh=mesh)
+        self._compiled = stream.compile_stream(
+            prepared, config, mesh=mesh, step=stream.checked_step
+        )
         init = jax.jit(stream.init_state, static_argnums=0)
         self._state = self._compiled.place(init(config, jnp.full(1, seed, jnp.int32)))
         height, width = config.model.height, config.model.width
@@ -90,14 +93,21 @@ class Session:
         self._state = self._compiled.forget(self._state, anew)
 
     def step(self, frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """The next frame, transformed: one launch."""
+        """The next frame, transformed: one launch. Raises ValueError where what the model shows or
+        remembers is not finite, from which a stream does not recover."""
         start = time.perf_counter()
-        self._state, out = self._compiled.step(
+        self._state, out, finite = self._compiled.step(
             self._compiled.model, self._state, frame[None], self._controls
         )
         out.block_until_ready()
         self.clock.launches += 1
         self.clock.execute_ms.add((time.perf_counter() - start) * 1e3)
+        if not np.asarray(finite)[0]:
+            raise ValueError(
+                f"frame {self.clock.launches} is not a number in the model's arithmetic, "
+                f"{self.config.stream.compute_dtype}; set stream.compute_dtype=float32, or give "
+                "another checkpoint"
+            )
         return np.asarray(out)[0]
 
     def dispatch_ms(self, calls: int = 50) -> float:
@@ -138,8 +148,9 @@ def play(
 
     `started` (of `time.perf_counter`) is where the time to the first frame counts from; `total` is
     how many frames there will be, if known. A frame's latency counts from when it was asked for
-    or, from a `live` source, from when it came. Ctrl-C ends the stream after the frame at hand, and
-    the sink keeps what is done.
+    or, from a `live` source, from when it came. Ctrl-C ends the stream after the frame at hand, or
+    while it waits for one, and the sink keeps what is done; so does a frame that is not finite,
+    whose ValueError is raised. A prompt whose time never came is warned of.
     """
     started = time.perf_counter() if started is None else started
     clock, pending = session.clock, sorted(schedule, key=lambda change: change[0])
@@ -148,14 +159,28 @@ def play(
         frames = iter(source)
         while not stopped:
             asked = time.perf_counter()
-            item = next(frames, None)
+            try:
+                with stopped.waiting():
+                    item = next(frames, None)
+            except KeyboardInterrupt:
+                if not stopped:
+                    raise
+                break
             if item is None:
                 break
             came = time.perf_counter()
             image, time_s = item
             while pending and pending[0][0] <= time_s:
                 session.condition(pending.pop(0)[1], reference)
-            sink.write(session.step(image), time_s)
+            try:
+                shown = session.step(image)
+            except ValueError as error:
+                before = clock.latency_ms.count
+                if not before:
+                    raise
+                sink.keep_partial()
+                raise ValueError(f"{error}; the {before} frames before it are kept") from error
+            sink.write(shown, time_s)
             done = time.perf_counter()
             if not clock.latency_ms.count:
                 first_ms, begun = (done - started) * 1e3, done
@@ -170,6 +195,8 @@ def play(
         if stopped:
             raise KeyboardInterrupt("interrupted before the first frame")
         raise ValueError("the input gave no frame")
+    for change_s, prompt in [] if stopped else pending:
+        logging.warning("the input ended before %g s, when %r was to come", change_s, prompt)
     return {
         **figures(clock, wall_s, session.dispatch_ms()),
         "time_to_first_frame_ms": first_ms,
@@ -184,11 +211,12 @@ def play(
 
 
 def figures(clock: Clock, wall_s: float, dispatch_ms: float) -> dict:
-    """The report's figures; the first frame, which warms caches, counts in none but `max`."""
+    """The report's figures; the first frame, which warms caches, counts in none but `max`, and
+    alone has no rate."""
     latency, frames = clock.latency_ms, clock.latency_ms.count
     return {
         "frames": frames,
-        "fps": max(frames - 1, 1) / wall_s,
+        "fps": (frames - 1) / wall_s if frames > 1 else None,
         "latency_ms": {
             "p50": latency.percentile(50),
             "p99": latency.percentile(99),

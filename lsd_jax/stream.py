@@ -98,9 +98,21 @@ def frame_step(
     Returns:
         The next state and the frame out.
     """
-    out, seen, _ = show(model, state, frame, controls, one_by_one)
-    state, _ = remember(model, state, seen, one_by_one)
+    state, out, _ = checked_step(model, state, frame, controls, one_by_one)
     return state, out
+
+
+def checked_step(
+    model: StreamModel,
+    state: StreamState,
+    frame: Frame,
+    controls: UInt8[Array, "b height width n"],
+    one_by_one: bool = False,
+) -> tuple[StreamState, Frame, Bool[Array, " b"]]:
+    """`frame_step`, and for each session whether what it showed and remembers is finite."""
+    out, seen, shown = show(model, state, frame, controls, one_by_one)
+    state, kept = remember(model, state, seen, one_by_one)
+    return state, out, shown & kept
 
 
 def show(
@@ -280,9 +292,14 @@ def adapt(model: StreamModel, config: Config, batch: int) -> StreamModel:
 
 
 def compile_stream(
-    model: StreamModel, config: Config, batch: int = 1, mesh: Mesh | None = None
+    model: StreamModel,
+    config: Config,
+    batch: int = 1,
+    mesh: Mesh | None = None,
+    step: Callable = frame_step,
 ) -> CompiledStream:
-    """Compiles the frame step and the change of condition for `batch` sessions, ahead of time.
+    """Compiles the frame step, or `checked_step`, and the change of condition for `batch` sessions,
+    ahead of time.
 
     The results refuse any other shape, dtype or placement instead of compiling again. On a `mesh`,
     the devices along its axis `tensor` share each frame: heads and MLP features of the blocks, with
@@ -290,7 +307,7 @@ def compile_stream(
     or cannot serve this config, or so many devices cannot share it.
     """
     if mesh is None:
-        return _compile(model, config, batch, None)
+        return _compile(model, config, batch, None, step)
     chips, heads, mlp = mesh.shape[AXIS], config.model.key_heads, config.model.mlp
     if heads % chips or mlp % chips:
         able = ", ".join(str(n) for n in range(1, heads + 1) if not (heads % n or mlp % n))
@@ -299,24 +316,26 @@ def compile_stream(
             f"features; {able} can"
         )
     with jax.set_mesh(mesh):
-        return _compile(model, config, batch, mesh)
+        return _compile(model, config, batch, mesh, step)
 
 
-def _compile(model: StreamModel, config: Config, batch: int, mesh: Mesh | None) -> CompiledStream:
+def _compile(
+    model: StreamModel, config: Config, batch: int, mesh: Mesh | None, step: Callable
+) -> CompiledStream:
     state, frame, controls = abstract_inputs(config, batch)
     flags = jax.ShapeDtypeStruct((batch,), jnp.bool_)
     one_by_one = batch > 1 and jax.default_backend() == "cpu"
 
-    next_frame = partial(frame_step, one_by_one=one_by_one)
+    next_frame = partial(step, one_by_one=one_by_one)
     with dispatch.using(config.stream.backend) as backends:
         try:
             model = adapt(model, config, batch)
             # Of a mesh's model only the shapes: it lies somewhere else yet.
             shapes = model if mesh is None else jax.eval_shape(lambda x: x, model)
-            step = placement.compile_step(next_frame, shapes, state, frame, controls, mesh=mesh)
+            compiled = placement.compile_step(next_frame, shapes, state, frame, controls, mesh=mesh)
         except NotImplementedError as refusal:
             raise ValueError(f"backend {config.stream.backend}: {refusal}") from refusal
-    model_lies, state_lies = placement.everywhere(step, model, state, mesh)
+    model_lies, state_lies = placement.everywhere(compiled, model, state, mesh)
     change = jax.jit(
         partial(condition, one_by_one=one_by_one),
         donate_argnums=1,
@@ -327,7 +346,7 @@ def _compile(model: StreamModel, config: Config, batch: int, mesh: Mesh | None) 
         forget, donate_argnums=0, in_shardings=(state_lies, None), out_shardings=state_lies
     ).lower(state, flags)
     placed = placement.place(model, model_lies)
-    return CompiledStream(step, change.compile(), blank.compile(), placed, backends)
+    return CompiledStream(compiled, change.compile(), blank.compile(), placed, backends)
 
 
 def abstract_inputs(config: Config, batch: int = 1) -> tuple[StreamState, Any, Any]:

@@ -295,6 +295,15 @@ def test_a_config_of_another_version_is_refused(copy, tmp_path):
 # Saving.
 
 
+def test_a_checkpoint_without_a_config_is_refused(copy):
+    (copy / "config.json").unlink()
+    (copy / digests.FILE).unlink()
+    digests.seal(copy)
+    with pytest.raises(CheckpointError, match="config.json: not in digests.json") as error:
+        checkpoint.load_config(copy)
+    assert "\n" not in str(error.value)
+
+
 def test_what_is_no_checkpoint_is_never_replaced(tmp_path):
     """A folder of something else stays; an empty one and an older checkpoint give way."""
     (tmp_path / "runs").mkdir()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 
@@ -88,6 +89,15 @@ def test_override_says_what_is_wrong(assignment, message):
         (ModelConfig, "detail_patch", 3, "not a multiple of detail_patch=3"),
         (ModelConfig, "dim", 12, "head_dim=6 must be a multiple of 4"),
         (ModelConfig, "text_dim", 6, "text_dim=6 must be a multiple of 4"),
+        (ModelConfig, "external_text_dim", -1, "external_text_dim=-1 must not be negative"),
+        (ModelConfig, "height", 16 * 10**8, "800,000,000 tokens of a .* set a larger patch"),
+        (ModelConfig, "layers", 2.0, "layers=2.0: expected int"),
+        (ModelConfig, "layers", True, "layers=True: expected int"),
+        (ModelConfig, "controls", ["mask"], r"controls=\['mask'\]: expected tuple"),
+        (TrainConfig, "learning_rate", "1e-3", "learning_rate='1e-3': expected float"),
+        (TrainConfig, "keep_zeros", 1, "keep_zeros=1: expected bool"),
+        (partial(Config, "x"), "model", 3, "model=3: expected ModelConfig"),
+        (Config, "name", None, "name=None: expected str"),
         (StreamConfig, "compute_dtype", "int8", "'int8'; known: float32, bfloat16"),
         (StreamConfig, "history_level", 1.5, "history_level=1.5"),
         (TrainConfig, "prompt_drop", -0.1, "prompt_drop=-0.1"),
@@ -112,6 +122,15 @@ def test_override_says_what_is_wrong(assignment, message):
 def test_values_are_checked(section, field, value, message):
     with pytest.raises(ValueError, match=message):
         section(**{field: value})
+
+
+def test_a_width_that_text_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="dim=6 must be a multiple of 4"):
+        ModelConfig(dim=6, heads=1, head_width=4)
+
+
+def test_a_whole_number_is_a_float_too():
+    assert TrainConfig(learning_rate=1).learning_rate == 1
 
 
 def test_derived_sizes():
@@ -140,12 +159,38 @@ def test_load_says_what_is_wrong(tmp_path):
         load(tmp_path / "empty.py")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config = Config('x', model=3)", "model=3: expected ModelConfig"),
+        ("config = Config('x', ModelConfig(layers=2.0))", "layers=2.0: expected int"),
+        ("config = Config('x', ModelConfig(layrs=2))", "layrs.*; known fields: .*layers"),
+        ("import sys; sys.exit(3)", r"SystemExit\(3\)"),
+    ],
+)
+def test_what_a_file_gets_wrong_is_one_line(text, message, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(f"from lsd_jax.config import Config, ModelConfig\n{text}\n")
+    with pytest.raises(ValueError, match=f"mine.py is no config: .*{message}"):
+        load(file)
+
+
+def test_a_shipped_name_is_itself_beside_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert load("tiny").name == "tiny"
+    with pytest.raises(ValueError, match="no config 'runs/tiny'"):
+        load("runs/tiny")
+
+
 def test_from_dict_is_the_inverse_of_asdict():
     config = override(CONFIG, ["model.controls=", "train.ema=0.5"])
     values = dataclasses.asdict(config)
     assert from_dict(values) == config
     values["model"]["controls"] = list(values["model"]["controls"])  # as JSON returns it
     assert from_dict(values) == config
+    with pytest.raises(ValueError, match="layers=2.0: expected int"):
+        from_dict(values | {"model": values["model"] | {"layers": 2.0}})
     values["train"]["speed"] = 1
     with pytest.raises(ValueError, match=r"unknown train fields \['speed'\]; known: .*'batch'"):
         from_dict(values)

@@ -1,5 +1,8 @@
 """Files appear whole or not at all."""
 
+import os
+import threading
+
 import pytest
 
 from lsd_jax.files import check_writable, make_folder, replacing
@@ -22,6 +25,40 @@ def test_an_error_keeps_what_was_there(tmp_path):
         raise OSError("disk full")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_one_and_what_it_names_is_replaced(tmp_path):
+    path, link = tmp_path / "real" / "report.json", tmp_path / "link.json"
+    path.parent.mkdir()
+    link.symlink_to(path)  # which is not there yet
+    for words in ("new", "newer"):
+        check_writable(link)
+        with replacing(link) as beside:
+            beside.write_text(words)
+        assert link.is_symlink() and path.read_text() == words
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_pipe_is_written_and_not_replaced(tmp_path):
+    pipe, came = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    check_writable(pipe)
+    reader = threading.Thread(target=lambda: came.append(pipe.read_text()), daemon=True)
+    reader.start()
+    with replacing(pipe) as place:
+        assert place == pipe
+        place.write_text("new")
+    reader.join(10)
+    assert came == ["new"] and pipe.is_fifo()
+
+
+def test_a_device_is_written_and_not_replaced(tmp_path):
+    link = tmp_path / "null"
+    link.symlink_to("/dev/null")
+    check_writable(link)
+    with replacing(link) as place:
+        place.write_text("new")
+    assert link.is_symlink() and link.is_char_device()
 
 
 def test_what_cannot_be_written_is_known_before_the_work(tmp_path):

@@ -32,3 +32,10 @@ def test_other_shapes_are_refused(small_params, small_config, tmp_path):
         load_model(tmp_path / "odd", [])
     with pytest.raises(CheckpointError, match="another architecture.*layers: 4 != 2"):
         load_model(tmp_path / "odd", ["model.layers=4"])
+
+
+def test_weights_that_are_not_finite_are_refused(small_params, small_config, tmp_path):
+    broken = small_params | {"embed": small_params["embed"].at[0, 0].set(jnp.inf)}
+    save_weights(tmp_path / "broken", broken, small_config)
+    with pytest.raises(CheckpointError, match="broken: weights are not finite; give another"):
+        load_model(tmp_path / "broken", [])

@@ -1,8 +1,15 @@
 """What is kept of a running stream: right percentiles, in memory that does not grow with it."""
 
+import os
+import queue
+import signal
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -47,7 +54,9 @@ def test_the_first_frame_counts_in_none_but_max():
     assert found["latency_ms"]["p50"] == pytest.approx(15, rel=5e-4)
     assert found["host_ms_p50"] == pytest.approx(4, rel=5e-4)  # 3, and the dispatch
     alone = Clock(timed([900.0]), timed([800.0]), timed([80.0]), launches=1)
-    assert figures(alone, 0.5, 1.0)["latency_ms"] == {"p50": 900.0, "p99": 900.0, "max": 900.0}
+    found = figures(alone, 0.5, 1.0)
+    assert found["latency_ms"] == {"p50": 900.0, "p99": 900.0, "max": 900.0}
+    assert found["fps"] is None
 
 
 class Echo(Session):
@@ -57,6 +66,8 @@ class Echo(Session):
 
     def __init__(self):
         self.clock, self.config = Clock(), SimpleNamespace(name="none")
+
+    def condition(self, prompt, reference): ...
 
     def step(self, frame):
         self.clock.launches += 1
@@ -68,11 +79,20 @@ class Echo(Session):
 
 
 class Nowhere:
-    """A sink that keeps nothing."""
+    """A sink that only counts."""
 
-    def write(self, image, time_s=None): ...
+    frames, partial = 0, False
 
-    def keep_partial(self): ...
+    def write(self, image, time_s=None):
+        self.frames += 1
+
+    def keep_partial(self):
+        self.partial = True
+
+
+def frames_of(count, size=2):
+    for n in range(count):
+        yield np.full((size, size, 3), n, np.uint8), n / 30
 
 
 def test_memory_does_not_grow_with_the_age_of_a_stream():
@@ -91,3 +111,51 @@ def test_memory_does_not_grow_with_the_age_of_a_stream():
         tracemalloc.stop()
     assert report["frames"] == 5_000 and report["launches_per_frame"] == 1
     assert kept[1] - kept[0] < 100_000  # three floats a frame would be 380,000
+
+
+def test_a_prompt_whose_time_never_comes_is_warned_of(caplog):
+    schedule = [(0.0, "snow"), (50.0, "film noir"), (0.1, "rain")]
+    assert play(Echo(), frames_of(6), Nowhere(), schedule)["frames"] == 6
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == "the input ended before 50 s, when 'film noir' was to come"
+
+
+def test_a_stream_can_be_played_outside_the_main_thread():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(play, Echo(), frames_of(3), Nowhere(), []).result()["frames"] == 3
+
+
+def test_one_interruption_ends_the_wait_for_a_frame_that_does_not_come():
+    def stalls():
+        yield from frames_of(2)
+        os.kill(os.getpid(), signal.SIGINT)
+        queue.Queue().get(timeout=20)  # Empty, where nobody ends it
+
+    sink = Nowhere()
+    report = play(Echo(), stalls(), sink, [])
+    assert report["frames"] == 2 and report["interrupted"] and sink.partial
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_is_not_finite_ends_a_stream_and_is_not_shown(small_model, small_config):
+    """Weights that predict it at once, then a state that turns so in the middle of a stream."""
+    sink = Nowhere()
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), small_model.readout)
+    small_model, whole = jax.tree.map(lambda x: x, small_model), small_model
+    small_model.readout = broken
+    with pytest.raises(ValueError, match="frame 1 is not a number in .*float32; set"):
+        play(Session(small_model, small_config), frames_of(3, 32), sink, [(0.0, "snow")])
+    assert not sink.frames and not sink.partial
+
+    session = Session(whole, small_config)
+
+    def poisoned():
+        for n, item in enumerate(frames_of(4, 32)):
+            if n == 2:
+                kv = session._state.kv
+                session._state = session._state.replace(kv=replace(kv, k=kv.k * jnp.nan))
+            yield item
+
+    with pytest.raises(ValueError, match="frame 3 is not .*the 2 frames before it are kept"):
+        play(session, poisoned(), sink, [(0.0, "snow")])
+    assert sink.frames == 2 and sink.partial

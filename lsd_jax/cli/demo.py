@@ -81,9 +81,9 @@ def run(args: argparse.Namespace) -> None:
     write_json(args.json or str(args.out / "demo.json"), report)
 
     table = Table(title=f"{config.name} on {report['backend']} (measured)", show_header=False)
-    latency = report["latency_ms"]
+    latency, rate = report["latency_ms"], report["fps"]
     table.add_row("frames", f"{report['frames']} at {size[1]}x{size[0]}")
-    table.add_row("frames per second, decode to encode", f"{report['fps']:.1f}")
+    table.add_row("frames per second, decode to encode", f"{rate:.1f}" if rate else "-")
     table.add_row(
         "latency p50 / p99 / max", "{p50:.1f} / {p99:.1f} / {max:.1f} ms".format(**latency)
     )

@@ -7,6 +7,7 @@ import glob
 import importlib
 import os
 import sys
+from pathlib import Path
 
 from lsd_jax.files import check_writable
 
@@ -42,6 +43,9 @@ EXAMPLES = {
     "bench": "lsd bench stack --chip v6e",
 }
 
+OUTPUTS = {"json", "plot", "out", "output"}
+"""Options that name what is written, in any subcommand."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand. Bad input prints one line and gives 2, as does an interruption, after
@@ -76,9 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     module = importlib.import_module(f"lsd_jax.cli.{args.command}")
     try:
-        if args.json is not None:  # now, not after minutes of work
-            os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
-            check_writable(args.json)
+        _check_outputs(args)  # now, not after minutes of work
         module.run(args)
     except (ValueError, OSError, OverflowError) as error:
         print(f"lsd {args.command}: {_one_line(error)}", file=sys.stderr)
@@ -95,6 +97,27 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lsd {args.command}: out of memory; ask for less at once: {line}", file=sys.stderr)
         return 2
     return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Raises ValueError where a file would be written over another output, or over a file that
+    another argument names; OSError where the report cannot be written."""
+    names: dict[str, str] = {}
+    for name, value in vars(args).items():
+        for path in value if isinstance(value, list) else [value]:
+            if name == "command" or not isinstance(path, str | Path):
+                continue
+            real = os.path.realpath(path)
+            both = {name, names.setdefault(real, name)}
+            outputs = both & OUTPUTS
+            if len(both) == 2 and outputs and (outputs == both or os.path.isfile(real)):
+                raise ValueError(
+                    f"{str(path)!r} is given as {' and as '.join(sorted(both))}; give what is "
+                    "written a place of its own"
+                )
+    if args.json is not None:
+        os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
+        check_writable(args.json)
 
 
 def _quiet_libtpu() -> None:

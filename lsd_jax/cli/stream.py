@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", help="a picture whose look the prompt refers to")
     parser.add_argument(
         "--mask",
-        help="a picture, white where to edit; elsewhere the input stays, at the model's resolution",
+        help="a picture, white where to edit, stretched as the video is; elsewhere the input stays,"
+        " at the model's resolution",
     )
     parser.add_argument("--checkpoint", help="default: the shipped checkpoints/tiny")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from lsd_jax.data.pictures import load_picture, read_image, resize
+    from lsd_jax.data.pictures import load_mask, load_picture
     from lsd_jax.data.video import VideoSink, VideoSource
     from lsd_jax.pretrained import load_model
     from lsd_jax.reports import write_json
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
         model, config = load_model(args.checkpoint, overrides)
     height, width = config.model.height, config.model.width
     reference = load_picture(args.reference, height, width) if args.reference else None
-    mask = resize(read_image(args.mask), height, width)[..., 0] if args.mask else None
+    mask = load_mask(args.mask, height, width) if args.mask else None
     with VideoSource(args.input, height, width) as source:
         with waiting:
             session = Session(model, config, args.seed, mask, mesh)
@@ -95,8 +96,9 @@ def run(args: argparse.Namespace) -> None:
 def summary(report: dict) -> str:
     """One line of what a stream reached."""
     latency = report["latency_ms"]
+    rate = f"{report['fps']:.1f}" if report["fps"] else "-"
     return (
-        f"{report['frames']} frames, {report['fps']:.1f} fps, latency p50 {latency['p50']:.1f} "
+        f"{report['frames']} frames, {rate} fps, latency p50 {latency['p50']:.1f} "
         f"p99 {latency['p99']:.1f} max {latency['max']:.1f} ms, "
         f"{report['recompiles_after_warmup']} recompiles (measured, {report['backend']})"
     )

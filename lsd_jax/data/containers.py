@@ -21,6 +21,8 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 DEFAULT_FPS = Fraction(24)  # of folders of images, and where a file does not say
+JUMP_S = 0.2
+"""Times that go back by more are of another recording's clock, as in streams joined by `cat`."""
 _BT709, _UNSPECIFIED = 1, 2
 # Tags need not be UTF-8, which PyAV 19 takes as it comes, and those before if they are told so.
 _TAGS: dict[str, Any] = (
@@ -56,7 +58,7 @@ def open_input(path: str) -> InputContainer:
     if not Path(path).stat().st_size:
         raise ValueError(f"{path} is empty; give a video that plays")
     try:
-        container = av.open(path, **_TAGS)
+        container = av.open(str(Path(path).absolute()), **_TAGS)  # `10:30.mp4` is no protocol
     except (FFmpegError, OSError, ValueError) as error:  # some of FFmpeg's are neither
         raise ValueError(
             f"{path} does not open as a video ({reason(error)}); it may be cut short or of "
@@ -78,8 +80,18 @@ def video_stream(container: InputContainer, path: str) -> VideoStream:
     raise ValueError(f"{path} holds no video that PyAV decodes; give a file with moving pictures")
 
 
+def is_timed(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether frames say when they are shown. AVI keeps no times, and those that FFmpeg gives
+    frames which it reorders follow the order of decoding for these codecs."""
+    reordered = stream.codec_context.has_b_frames and stream.codec_context.name in ("h264", "hevc")
+    return not (container.format.name == "avi" and reordered)
+
+
 def decode(container: InputContainer, stream: VideoStream, path: str) -> Iterator[av.VideoFrame]:
-    """All frames that decode, in order; damage is skipped and warned of at the end."""
+    """All frames that decode, in order; damage is skipped and warned of at the end.
+
+    Their `time` is None where the file does not say when they are shown.
+    """
     damage, good, packets = None, 0, container.demux(stream)
     while True:
         try:
@@ -98,6 +110,8 @@ def decode(container: InputContainer, stream: VideoStream, path: str) -> Iterato
             frames = []
         for frame in frames:
             good += 1
+            if not is_timed(container, stream):
+                frame.pts = None
             yield frame
         if packet is None:
             break
@@ -108,11 +122,13 @@ def decode(container: InputContainer, stream: VideoStream, path: str) -> Iterato
 def to_image(
     frame: av.VideoFrame, height: int, width: int, reformatter: VideoReformatter
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
-    """`frame` turned upright, opaque, and stretched to `height` x `width` RGB."""
+    """`frame` turned upright and stretched to `height` x `width` RGB; of transparent pixels the
+    colour that lies beneath."""
     quarters = round(frame.rotation / 90) % 4  # counterclockwise
     h, w = (width, height) if quarters % 2 else (height, width)
     shrinks = h <= frame.height and w <= frame.width
-    untagged_hd = frame.colorspace == _UNSPECIFIED and frame.height >= 720
+    hd = frame.width >= 1280 or frame.height > 576  # as players tell it
+    untagged_hd = hd and frame.colorspace == _UNSPECIFIED
     rgb = reformatter.reformat(
         frame,
         width=w,
@@ -150,8 +166,8 @@ def duration_s(container: InputContainer, stream: Any) -> float | None:
     if stream.duration:
         return float(stream.duration * stream.time_base)
     tag = re.match(r"(\d+):(\d+):(\d+(?:\.\d+)?)$", stream.metadata.get("DURATION", ""))
-    if tag:  # Matroska keeps it there
-        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+    if tag:  # Matroska keeps it there, and counts from the file's start
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - start_s(stream)
     return container.duration / av.time_base if container.duration else None
 
 

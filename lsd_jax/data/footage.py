@@ -7,7 +7,9 @@ boat.edited.mp4           what the prompt makes of it, frame for frame: a paired
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +29,16 @@ EDITED = ".edited"
 
 
 class Video(NamedTuple):
-    """One file, and when each of its frames is shown, in the stream's ticks and in order."""
+    """One file, and when each of its frames is shown, in the stream's ticks and in order.
+
+    `keys` says for the frames that decoding can begin at when they are shown and which tick to seek
+    to; None stands for the file's start.
+    """
 
     path: str
     pts: tuple[int, ...]
+    keys: tuple[tuple[int, int | None], ...]
+    fps: float
 
 
 class Clip(NamedTuple):
@@ -51,8 +59,9 @@ class FootageSource:
     the one after it, so that every index gives a clip and the order stays what it was.
 
     Raises ValueError, with what to do, where the folder holds no video that can be used. Videos
-    that are broken or shorter than a clip, and twins whose caption is missing or longer than
-    `prompt_bytes`, are left out with a warning.
+    that are broken or shorter than a clip, and twins whose source or caption is missing or whose
+    caption is longer than `prompt_bytes`, are left out with a warning. A twin of another length or
+    frame rate is warned of and paired frame for frame, up to the end of the shorter one.
     """
 
     def __init__(
@@ -69,9 +78,11 @@ class FootageSource:
         if not self._folder.is_dir():
             raise ValueError(f"no folder {str(folder)!r}; give one that holds videos")
         files = self._files()
-        edited = {p.stem: p for p in files if p.stem.endswith(EDITED)}
-        sources = [p for p in files if p.stem not in edited]
-        self.clips = [c for p in sources for c in self._clips(p, edited.get(p.stem + EDITED))]
+        twins = {p.stem[: -len(EDITED)]: p for p in files if p.stem.lower().endswith(EDITED)}
+        sources = [p for p in files if p not in twins.values()]
+        for stem in twins.keys() - {p.stem for p in sources}:
+            logging.warning("%s left out: there is no video %s beside it", twins[stem], stem)
+        self.clips = [c for p in sources for c in self._clips(p, twins.get(p.stem))]
         if not self.clips:
             raise ValueError(
                 f"no video of {frames} frames or more in {str(folder)!r}; it needs some of: "
@@ -89,11 +100,12 @@ class FootageSource:
     def _clips(self, path: Path, twin: Path | None) -> list[Clip]:
         caption = path.with_suffix(".txt")
         try:
-            prompt = caption.read_text(encoding="utf-8").strip() if caption.is_file() else ""
+            prompt = caption.read_text(encoding="utf-8-sig").strip() if caption.is_file() else ""
             source = _index(path)
             target = _index(twin) if twin else None
-            if twin:
+            if target:
                 encode(prompt, self._prompt_bytes)  # refuses a missing or an overlong caption
+                _warn_of_difference(source, target)
             count = min(len(video.pts) for video in (source, target) if video)
             if count < self._frames:
                 raise ValueError(f"{path} has {count} frames, a clip needs {self._frames}")
@@ -158,25 +170,51 @@ def _stack(items: Sequence[Any]) -> dict[str, Any]:
     }
 
 
+def _warn_of_difference(source: Video, target: Video) -> None:
+    same_length = len(source.pts) == len(target.pts)
+    if not same_length or abs(source.fps / target.fps - 1) > 0.02:
+        logging.warning(
+            "%s has %d frames at %.4g per second, %s has %d at %.4g; the first of both are paired, "
+            "as many as the shorter one has",
+            *(source.path, len(source.pts), source.fps, target.path, len(target.pts), target.fps),
+        )
+
+
 def _index(path: Path) -> Video:
     """The times of all frames of a file, read from its packets: nothing is decoded."""
     with containers.open_input(str(path)) as container:
         stream = containers.video_stream(container, str(path))
+        kind, fps = container.format.name, float(containers.frame_rate(stream))
+        timed = containers.is_timed(container, stream)
         try:
-            packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+            packets = [
+                (p.dts if p.pts is None else p.pts, p.dts, p.is_keyframe)
+                for p in container.demux(stream)
+                if p.size and not p.is_discard
+            ]
         except FFmpegError as error:
             raise ValueError(f"{path} is damaged ({containers.reason(error)})") from error
-        times = [p.pts if p.pts is not None else p.dts for p in packets]
-    known = [t for t in times if t is not None]
-    if len(set(known)) < len(times) or not times:
+    shown = [time for time, _, _ in packets if time is not None]
+    decoded = [time for _, time, _ in packets if time is not None]
+    timed = timed and len(set(shown)) == len(packets) > 0
+    if not timed or decoded != sorted(decoded):  # as where recordings are joined, each with a clock
         raise ValueError(f"{path} does not say when its frames are shown; convert it to .mp4")
-    return Video(str(path), tuple(sorted(known)))
+    # MPEG-TS has no index, and is searched by when frames are decoded.
+    in_ts = kind == "mpegts"
+    keys = [(t, dts if in_ts else t) for t, dts, is_key in packets if is_key and t is not None]
+    keys.sort()
+    # What comes before the first key frame, where a recording began amid a stream, does not decode.
+    times = sorted(t for t in shown if not keys or t >= keys[0][0])
+    # MPEG-PS makes times up after a seek, which can be those of other frames.
+    keys = [(times[0], None), *(keys[1:] if kind != "mpeg" else [])]
+    return Video(str(path), tuple(times), tuple(keys), fps)
 
 
 def read_frames(
     video: Video, start: int, frames: int, height: int, width: int
 ) -> UInt8[np.ndarray, "{frames} {height} {width} 3"]:
-    """`frames` consecutive frames of `video`, decoded from the key frame before `start`.
+    """`frames` consecutive frames of `video`, decoded from the key frame before `start`, or from
+    the file's start where seeking is not to be trusted (.mpg) or misses.
 
     Raises ValueError where one of them does not decode.
     """
@@ -184,20 +222,22 @@ def read_frames(
     first, last = video.pts[start], video.pts[start + frames - 1]
     clip = np.empty((frames, height, width, 3), np.uint8)
     reformatter = VideoReformatter()
-    with containers.open_input(video.path) as container:
-        stream = containers.video_stream(container, video.path)
-        stream.thread_type = "NONE"  # clips are decoded side by side instead
-        for at in dict.fromkeys((first, video.pts[0])):  # where seeking misses, from the start
-            missing = dict(wanted)
+    key = video.keys[bisect_right(video.keys, first, key=itemgetter(0)) - 1]
+    for at in dict.fromkeys((key[1], None)):
+        missing = dict(wanted)
+        with containers.open_input(video.path) as container:
+            stream = containers.video_stream(container, video.path)
+            stream.thread_type = "NONE"  # clips are decoded side by side instead
             try:
-                container.seek(at, stream=stream, backward=True)
+                if at is not None:
+                    container.seek(at, stream=stream, backward=True)
                 for frame in _frames_until(container, stream, last):
                     if (n := missing.pop(frame.pts, None)) is not None:
                         clip[n] = containers.to_image(frame, height, width, reformatter)
             except FFmpegError as error:
                 logging.debug("%s: %s", video.path, error)
-            if not missing:
-                return clip
+        if not missing:
+            return clip
     raise ValueError(f"{video.path} does not decode from frame {start} to {start + frames}")
 
 

@@ -38,6 +38,21 @@ def load_picture(
     return np.array(ImageOps.fit(_open(Path(path)), (width, height), Image.Resampling.BICUBIC))
 
 
+def load_mask(
+    picture: str | Path | bytes, height: int, width: int, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "{height} {width}"]:
+    """How white a picture is, of a file or in a stranger's bytes, stretched as frames are, which a
+    mask covers place by place. What is transparent counts as black.
+
+    Raises ValueError as `load_picture` does.
+    """
+    if isinstance(picture, bytes):
+        image = _decode(picture, "the picture", max_pixels, backdrop="black")
+    else:
+        image = _open(Path(picture), backdrop="black")
+    return np.array(image.convert("L").resize((width, height), Image.Resampling.BILINEAR))
+
+
 def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     """The picture at `path` at its own size, upright, opaque, as RGB."""
     return np.array(_open(Path(path)))
@@ -131,23 +146,25 @@ def _check_scans(jpeg: bytes) -> None:
         at = marker.end() + max(length, 2)
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, backdrop: str = "white") -> Image.Image:
     if not path.is_file():
         raise ValueError(f"no picture {str(path)!r}; give an image file such as a PNG or a JPEG")
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty; give an image file such as a PNG or a JPEG")
-    return _decode(path, str(path), MAX_PIXELS)
+    return _decode(path, str(path), MAX_PIXELS, backdrop=backdrop)
 
 
-def _decode(source: Path | bytes, name: str, max_pixels: int, whole: bool = True) -> Any:
+def _decode(
+    source: Path | bytes, name: str, max_pixels: int, whole: bool = True, backdrop: str = "white"
+) -> Any:
     """The picture upright in RGB; or only its header read where it is not wanted `whole`. Bytes are
-    a stranger's."""
+    a stranger's. Transparency is flattened on `backdrop`."""
     too_large = f"{name} has more than {max_pixels / 1e6:g} million pixels; give a smaller picture"
     try:
         file, formats = (source, None) if isinstance(source, Path) else (untrusted(source), _WEB)
         with Image.open(file, formats=formats) as image:
             if image.width * image.height <= max_pixels:
-                return _upright_rgb(image) if whole else image
+                return _upright_rgb(image, backdrop) if whole else image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         pass
     except Exception as error:  # decoders raise nearly anything on damaged files
@@ -158,16 +175,16 @@ def _decode(source: Path | bytes, name: str, max_pixels: int, whole: bool = True
     raise ValueError(too_large)
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image, backdrop: str) -> Image.Image:
     image.getexif()  # is kept, and what it was read from is not, which would be written anew:
     image.info.pop("exif", None)  # seconds, where a stranger's has many entries
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # 16 and 32 bit greyscale, which Pillow would clip
-        deep = np.asarray(image, np.float32)
+        deep = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
         full = 65535.0 if image.mode.startswith("I") else max(float(deep.max()), 1e-6)
         image = Image.fromarray(np.clip(deep * (255 / full) + 0.5, 0, 255).astype(np.uint8))
     if image.has_transparency_data:
-        opaque = Image.new("RGBA", image.size, "white")
+        opaque = Image.new("RGBA", image.size, backdrop)
         opaque.alpha_composite(image.convert("RGBA"))
         image = opaque
     return image.convert("RGB")

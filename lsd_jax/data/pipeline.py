@@ -9,7 +9,7 @@ import numpy as np
 
 from lsd_jax.config import Config, ModelConfig, TrainConfig
 from lsd_jax.data.footage import footage
-from lsd_jax.data.plan import Film, Plan, draw_plan
+from lsd_jax.data.plan import Film, Plan, draw_plan, longest_prompt
 
 
 def plans(config: Config, videos: Path | None = None) -> Callable[[int], Plan]:
@@ -18,14 +18,20 @@ def plans(config: Config, videos: Path | None = None) -> Callable[[int], Plan]:
 
     With a folder of videos, `train.video_fraction` of the clips come from it: a clip with an
     edited twin teaches its caption, one without teaches the footage edits. Raises ValueError for a
-    model that takes embeddings of prompts, a folder without a fraction, a fraction without a
-    folder, and a folder without usable videos.
+    model that takes embeddings of prompts or too few bytes of them, a folder without a fraction, a
+    fraction without a folder, and a folder without usable videos.
     """
     model, train = config.model, config.train
     if model.external_text_dim:
         raise ValueError(
             "prompts of these batches are bytes: set model.external_text_dim=0, or train from "
             "Python on batches of your own"
+        )
+    longest = longest_prompt(train)
+    if len(longest) > model.prompt_bytes:
+        raise ValueError(
+            f"model.prompt_bytes={model.prompt_bytes} is too small for {longest!r}, which is "
+            f"trained; set it to {len(longest)} or more"
         )
     filmed = round(train.video_fraction * train.batch)
     if videos is None:

@@ -7,6 +7,7 @@ clips lie evenly in it, so that each device has about as many of each to render.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from lsd_jax.config import ModelConfig, TrainConfig
 from lsd_jax.data import asks, prompts, worlds
 from lsd_jax.data.scene import OBJECTS
-from lsd_jax.data.worlds import KINDS, OBJECT_EDITS, World
+from lsd_jax.data.worlds import BACKGROUNDS, COLOURS, KINDS, OBJECT_EDITS, SHAPES, World
 
 HELD_OUT_WORLDS = 1 << 30
 """Worlds of this seed and above are never trained on."""
@@ -117,6 +118,30 @@ def draw_plan(
     for i in np.flatnonzero(asked):
         plan.prompt[i] = prompts.encode(texts[i], model.prompt_bytes)
     return plan
+
+
+def longest_prompt(train: TrainConfig) -> str:
+    """The longest prompt that `draw_plan` asks of a clip, captions apart."""
+    texts = []
+    if train.scene_fraction < 1 or train.video_fraction:
+        texts += [text for same in asks.footage_texts().values() for text in same]
+    if train.scene_fraction:
+        *_, shape, its_shape = sorted(SHAPES, key=len)
+        *_, colour, its_colour = sorted(COLOURS, key=len)
+        for kind, background in product(train.scene_edits or KINDS[1:], BACKGROUNDS):
+            texts += [
+                prompts.scene_prompt(
+                    kind,
+                    object_shape=its_shape,
+                    object_colour=its_colour,
+                    shape=shape,
+                    colour=colour,
+                    background=background,
+                    choice=choice,
+                ).text
+                for choice in range(2 * len(prompts.SCENE_TEMPLATES[kind][0]))
+            ]
+    return max(texts, key=len)
 
 
 def _with_film(plan: Plan, film: Film, texts: np.ndarray) -> Plan:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import queue
 import shutil
 import threading
+import uuid
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +26,7 @@ from lsd_jax.data import containers, pictures, writers
 
 QUEUE = 8  # frames decoded ahead, and frames waiting to be encoded
 _END = object()
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class VideoSource:
@@ -93,14 +96,21 @@ class VideoSource:
         self._images = self._convert(itertools.chain([first], decoded), start or 0.0)
 
     def _convert(self, frames: Iterator[Any], start: float) -> Iterator[tuple[np.ndarray, float]]:
-        reformatter, period, count = VideoReformatter(), float(1 / self.fps), 0
-        time_s = -period
+        """Images at the model's size and their times, which never go back."""
+        reformatter, period = VideoReformatter(), float(1 / self.fps)
+        last_s, end_s, offset_s = -period, 0.0, -start
         for frame in frames:
-            time_s = time_s + period if frame.time is None else max(frame.time - start, 0.0)
-            yield containers.to_image(frame, self._height, self._width, reformatter), time_s
-            count += 1
-        if self.frames and count < min(self.frames * 0.9, self.frames - 2):
-            where = f"{count} of about {self.frames} frames"
+            time_s = last_s + period if frame.time is None else frame.time + offset_s
+            if time_s < last_s - containers.JUMP_S:  # a joined recording, with a clock of its own
+                offset_s += last_s + period - time_s
+                time_s = last_s + period
+            last_s = max(time_s, last_s, 0.0)
+            length = frame.duration * frame.time_base if frame.time_base else 0
+            end_s = last_s + (float(length) or period)
+            yield containers.to_image(frame, self._height, self._width, reformatter), last_s
+        expected = self.duration_s
+        if expected and end_s < min(expected * 0.9, expected - 2 * period):
+            where = f"{end_s:.1f} of about {expected:.1f} seconds"
             logging.warning("%s ends after %s; it may be cut short", self._path, where)
 
     def _fill(self) -> None:
@@ -188,15 +198,14 @@ class VideoSink:
         self._queue: queue.Queue = queue.Queue(QUEUE)
         self._writer: Any = None
         self._thread = threading.Thread(target=self._drain, name="lsd-write", daemon=True)
-        folder = writers.check_target(path)
-        hidden = f".{self.path.stem}.{os.getpid()}.partial{self.path.suffix}"
+        hidden = f".{self.path.stem}.{uuid.uuid4().hex[:8]}.partial{self.path.suffix}"
         self._hidden, self._file = self.path.absolute().with_name(hidden), None
         try:
-            if folder:
+            if writers.check_target(path):
                 self._hidden.mkdir()
                 self._writer = writers.FolderWriter(self._hidden, size)
             else:
-                self._file = self._hidden.open("wb")
+                self._file = self._hidden.open("xb")
                 has_audio = audio_from is not None and Path(audio_from).is_file()
                 audio = str(audio_from) if has_audio else None
                 suffix = self.path.suffix.lower()
@@ -287,14 +296,17 @@ class VideoSink:
         with contextlib.suppress(OSError):  # a full disk speaks up again as buffers are flushed
             if self._file is not None:
                 self._file.close()
-        if self._hidden.is_dir():
-            shutil.rmtree(self._hidden, ignore_errors=True)
-        self._hidden.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a name that is too long could not be made either
+            if self._hidden.is_dir():
+                shutil.rmtree(self._hidden, ignore_errors=True)
+            self._hidden.unlink(missing_ok=True)
 
     def _explained(self, error: BaseException) -> BaseException:
         if not isinstance(error, OSError | FFmpegError):
             return error
-        return ValueError(
-            f"{self.path} cannot be written ({containers.reason(error)}); make room or give "
-            "another place"
+        do = (
+            "make room or give another place"
+            if error.errno in _FULL
+            else "give another name or kind"
         )
+        return ValueError(f"{self.path} cannot be written ({containers.reason(error)}); {do}")

@@ -14,7 +14,14 @@ from av.error import FFmpegError
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from lsd_jax.data import pictures
-from lsd_jax.data.containers import duration_s, frame_rate, open_input, reason, start_s
+from lsd_jax.data.containers import (
+    JUMP_S,
+    duration_s,
+    frame_rate,
+    open_input,
+    reason,
+    start_s,
+)
 
 _BT709, _LIMITED = 1, 1
 
@@ -25,19 +32,24 @@ class Format(NamedTuple):
     muxer: str
     video: str
     pixels: str
-    audio: str | None  # what audio becomes that the container cannot hold as it is
     options: dict[str, str]
+    audio: str | None  # what audio becomes that is not passed through
+    passed: tuple[str, ...]  # decoders of audio that players of this kind of file know
 
 
 # Its macroblock tree reads memory that it has not written, so that one stream gives many files.
 _X264 = {"preset": "veryfast", "crf": "18", "mbtree": "0"}
 _VP9 = {"deadline": "realtime", "cpu-used": "8", "row-mt": "1", "crf": "24", "b": "0"}
+_USUAL = ("aac", "mp3", "mp3float", "alac", "ac3", "eac3")
+_PCM = ("pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_s32be", "pcm_f32le")
+_MP4, _MOV = (*_USUAL, "opus", "flac"), (*_USUAL, *_PCM, "pcm_mulaw", "pcm_alaw")
+_MKV = (*_USUAL, *_PCM, "opus", "flac", "vorbis", "mp2", "mp2float", "dca", "truehd")
 FORMATS = {
-    ".mp4": Format("mp4", "libx264", "yuv420p", "aac", _X264),
-    ".mov": Format("mov", "libx264", "yuv420p", "aac", _X264),
-    ".mkv": Format("matroska", "libx264", "yuv420p", "aac", _X264),
-    ".webm": Format("webm", "libvpx-vp9", "yuv420p", "libopus", _VP9),
-    ".gif": Format("gif", "gif", "rgb8", None, {}),
+    ".mp4": Format("mp4", "libx264", "yuv420p", _X264, "aac", _MP4),
+    ".mov": Format("mov", "libx264", "yuv420p", _X264, "aac", _MOV),
+    ".mkv": Format("matroska", "libx264", "yuv420p", _X264, "aac", _MKV),
+    ".webm": Format("webm", "libvpx-vp9", "yuv420p", _VP9, "libopus", ("opus", "vorbis")),
+    ".gif": Format("gif", "gif", "rgb8", {}, None, ()),
 }
 
 
@@ -100,8 +112,15 @@ class FileWriter:
         if kind.pixels == "yuv420p":
             context.colorspace = context.color_primaries = context.color_trc = _BT709
             context.color_range = _LIMITED
+        try:
+            context.open()
+        except FFmpegError as error:
+            raise ValueError(
+                f"{suffix} holds no frames of {self._width}x{self._height} ({reason(error)}); give "
+                "a video of another size, or a folder for PNGs"
+            ) from error
         self._reformatter, self._pts = VideoReformatter(), -1
-        self._audio = AudioTrack(audio, self._container, kind.audio) if audio else None
+        self._audio = AudioTrack(audio, self._container, kind) if audio else None
 
     def add(self, frame: av.VideoFrame, time_s: float) -> None:
         """Encodes one frame to be shown at `time_s`, and the audio that is heard before it."""
@@ -139,11 +158,12 @@ class FileWriter:
 class AudioTrack:
     """The audio of a file, carried packet by packet into an output that has yet to start.
 
-    Times count from the start of the file's video. Packets are passed on as they are, unless the
-    output's container cannot hold their codec: then they become `encoder`'s, or are left out.
+    Times count from the start of the file's video. Packets are passed on as they are where `kind`
+    has their codec; else they become what it has instead, or are left out. Audio ends, with a
+    warning, where its times jump back: what it goes with in the video is not known from there on.
     """
 
-    def __init__(self, path: str, output: Any, encoder: str | None):
+    def __init__(self, path: str, output: Any, kind: Format):
         self._path, self._output = path, output
         self._input = open_input(path)
         video = next(iter(self._input.streams.video), None)
@@ -153,33 +173,43 @@ class AudioTrack:
         self._encoders: dict[int, Any] = {}
         self._copies: dict[int, Any] = {}
         for stream in self._input.streams.audio:
-            self._add(stream, encoder)
+            self._add(stream, kind)
         self._packets = self._read([*self._copies, *self._encoders])
         self._next = next(self._packets, None)
 
-    def _add(self, stream: Any, encoder: str | None) -> None:
+    def _add(self, stream: Any, kind: Format) -> None:
         name = stream.codec_context.name if stream.codec_context else "an unknown codec"
-        try:
-            if stream.codec_context:
-                self._copies[stream.index] = self._output.add_stream_from_template(stream)
-                return
-        except ValueError:
-            pass
-        muxer = self._output.format.name
-        if encoder is None or stream.codec_context is None:
+        if name in kind.passed:
+            self._copies[stream.index] = self._output.add_stream_from_template(stream)
+            return
+        muxer = kind.muxer
+        if kind.audio is None or stream.codec_context is None:
             logging.warning("%s: audio (%s) left out, %s cannot hold it", self._path, name, muxer)
             return
         logging.info("%s: audio re-encoded, %s cannot hold %s", self._path, muxer, name)
         mono = stream.codec_context.channels == 1
         layout = "mono" if mono else "stereo"
-        self._encoders[stream.index] = self._output.add_stream(encoder, rate=48_000, layout=layout)
+        encoder = self._output.add_stream(kind.audio, rate=48_000, layout=layout)
+        self._encoders[stream.index] = encoder
 
     def _read(self, indices: list[int]) -> Iterator[av.Packet]:
         if not indices:
             return
+        last: dict[int, int] = {}
         try:
             for packet in self._input.demux(*(self._input.streams[i] for i in indices)):
-                if packet.dts is not None:
+                if packet.dts is None:
+                    continue
+                end = last.setdefault(packet.stream.index, packet.dts - 1)
+                if (end - packet.dts) * packet.time_base > JUMP_S:
+                    at = f"{float(end * packet.time_base) - self._start:.1f} s"
+                    text = (
+                        "%s: audio ends at %s, where its times jump back; convert it to .mp4 first"
+                    )
+                    logging.warning(text, self._path, at)
+                    return
+                if packet.dts > end:  # one that is not would be refused, and all with it
+                    last[packet.stream.index] = packet.dts
                     yield packet
         except FFmpegError as error:
             logging.warning("%s: audio ends early (%s)", self._path, reason(error))

@@ -44,7 +44,8 @@ class Journal:
     """
 
     def __init__(self, folder: Path, about: dict[str, Any]):
-        self._folder, self._about = folder, {"format": FORMAT, **about}
+        # FFmpeg takes what is before a colon in a relative path for a protocol.
+        self._folder, self._about = folder.absolute(), {"format": FORMAT, **about}
         self._queue: queue.Queue = queue.Queue(LATE)
         self._began, self._files, self._last_ms = time.monotonic(), 0, -1
         self._stopped, self._ending = "", threading.Event()
@@ -149,12 +150,46 @@ def read(folder: Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
         raise ValueError(
             f"no record in {str(folder)!r}; give a folder that lsd serve --record made"
         )
-    lines = path.read_text(encoding="utf-8").splitlines()
     try:
-        found = [json.loads(line) for line in lines]
-        version = found[0]["format"]
-    except (ValueError, IndexError, KeyError, TypeError) as error:
+        about, *events = _lines(path.read_text(encoding="utf-8").splitlines())
+        version = about["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); its session cannot be replayed") from error
     if version != FORMAT:
         raise ValueError(f"{path} is of format {version}; this version reads {FORMAT}")
-    return found[0], iter(found[1:])
+    odd = [about] * (not _is_first(about)) + [found for found in events if not _is_event(found)]
+    if odd:
+        raise ValueError(f"{path} is damaged ({odd[0]!s:.99}); its session cannot be replayed")
+    return about, iter(events)
+
+
+def _lines(lines: list[str]) -> list[Any]:
+    """What the lines hold, but for a last one that a full disk or a kill has cut short."""
+    found = [json.loads(line) for line in lines[:-1]]
+    with contextlib.suppress(ValueError):
+        found += [json.loads(line) for line in lines[-1:]]
+    return found
+
+
+def _is_first(found: Any) -> bool:
+    """Whether it has what a replay reads of a record's first line."""
+    match found:
+        case {"checkpoint": str(), "overrides": [*words], "commit": str() | None}:
+            return all(isinstance(word, str) for word in words)
+    return False
+
+
+def _is_event(found: Any) -> bool:
+    """Whether it is an event, with what a replay reads of it."""
+    match found:
+        case {"event": "begin", "seed": int(seed)}:
+            return 0 <= seed < 2**31
+        case (
+            {"event": "condition", "prompt": str(), "reference": str() | None}
+            | {"event": "mask", "mask": str()}
+            | {"event": "restore", "snapshot": str()}
+            | {"event": "frame", "shown": str()}
+            | {"event": "reset" | "end"}
+        ):
+            return True
+    return False

@@ -54,7 +54,8 @@ async def replay(folder: Path, slots: Slots, show: Show) -> Replayed:
                 await _apply(slot, folder, event)
                 continue
             if frames is None:
-                source = VideoSource(folder / "input.mkv", model.height, model.width)
+                video = folder.absolute() / "input.mkv"  # a colon would be a protocol's
+                source = VideoSource(video, model.height, model.width)
                 frames = iter(stack.enter_context(source))
             picture = next(frames, None)
             if picture is None:  # the recording process was killed: its last frames are not there

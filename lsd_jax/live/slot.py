@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import zipfile
-import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -20,6 +19,8 @@ from lsd_jax.live.journal import Journal
 from lsd_jax.live.slots import Shown, Slots
 from lsd_jax.types import StreamState
 
+_DAMAGED = "this is no snapshot of this model, or it is damaged; take another"
+
 
 class Slot:
     """A cold session in a free slot of `slots`; `close` frees it. Raises RuntimeError where none
@@ -32,6 +33,7 @@ class Slot:
         self._slots, self._index, self._closed = slots, slots.take(), False
         self._journal = journal
         self._begun = self._change(lambda: self._begin(seed), "begin", seed=seed)
+        self._begun.add_done_callback(_seen)  # a slot may be left before anyone waits for it
 
     def _begin(self, seed: int, again: bool = False) -> None:
         self._slots.begin(self._index, seed, again)
@@ -171,24 +173,31 @@ class Slot:
                 self._journal.close()
 
 
+def _seen(done: asyncio.Future) -> None:
+    """Takes note of an error, which asyncio would log; whoever waits is told all the same."""
+    if not done.cancelled():
+        done.exception()
+
+
 def _named(state: StreamState) -> dict[str, np.ndarray]:
     leaves = jax.tree.leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
 
 
 def _read_leaves(snapshot: bytes, limit: int) -> dict[str, np.ndarray]:
-    """The arrays of a snapshot, refused where they would unpack to more than `limit` bytes."""
-    damaged = "this is no snapshot, or it is damaged; take another"
+    """The arrays of a snapshot. Raises ValueError for anything else, and where they would unpack to
+    more than `limit` bytes."""
+    leaves: dict[str, Any] = {}
     try:
         with zipfile.ZipFile(io.BytesIO(snapshot)) as archive:
-            if sum(info.file_size for info in archive.infolist()) > limit:
-                raise ValueError("the snapshot is larger than any state of this model")
-            if archive.testzip() is not None:
-                raise ValueError(damaged)
+            large = sum(info.file_size for info in archive.infolist()) > limit
+            if large or archive.testzip() is not None:
+                raise zipfile.BadZipFile
         with np.load(io.BytesIO(snapshot), allow_pickle=False) as found:
             leaves = {name: found[name] for name in found.files}
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, RuntimeError) as error:
-        raise ValueError(damaged) from error
-    if not {"prompt", "seed", "mask"} <= leaves.keys():
-        raise ValueError(damaged)
+    except Exception as error:  # what reads archives and headers raises a dozen kinds
+        raise ValueError(_DAMAGED) from error
+    arrays = all(isinstance(leaf, np.ndarray) for leaf in leaves.values())  # others come as bytes
+    if not arrays or not {"prompt", "seed", "mask"} <= leaves.keys():
+        raise ValueError(_DAMAGED)
     return leaves

@@ -72,8 +72,7 @@ class VideoSession(Session["VideoModel"]):
 
     @input(description="White where to edit; elsewhere the input stays as it is", paused=True)
     async def set_mask(self, mask: InputFile = image_input(IMAGES, 2_000_000)) -> None:
-        picture = await asyncio.to_thread(mask.image, *self.model.size)
-        await self._slot.set_mask(np.ascontiguousarray(picture[..., 0]))
+        await self._slot.set_mask(await asyncio.to_thread(mask.mask, *self.model.size))
 
     @input(description="Back to the whole picture", paused=True)
     async def clear_mask(self) -> None:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 from jaxtyping import UInt8
 
-from lsd_jax.data.pictures import decode_picture, picture_kind
+from lsd_jax.data.pictures import decode_picture, load_mask, picture_kind
 from lsd_jax.runtime.errors import InputError
 
 IMAGES = ("image/jpeg", "image/png", "image/webp")
@@ -58,6 +58,16 @@ class InputFile:
         """
         try:
             return decode_picture(self.data, height, width, MAX_PIXELS)
+        except ValueError as error:
+            raise InputError("bad_upload", str(error)) from error
+
+    def mask(self, height: int, width: int) -> UInt8[np.ndarray, "{height} {width}"]:
+        """How white the picture is, stretched as frames are; what is transparent counts as black.
+
+        Raises InputError as `image` does.
+        """
+        try:
+            return load_mask(self.data, height, width, MAX_PIXELS)
         except ValueError as error:
             raise InputError("bad_upload", str(error)) from error
 

@@ -12,6 +12,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from lsd_jax.cli import demo
 from lsd_jax.cli.main import main
@@ -106,9 +107,9 @@ def test_a_mask_covers_the_same_place_of_a_wide_video(small_checkpoint, tmp_path
     (tmp_path / "in").mkdir()
     for n in range(4):
         write_image(tmp_path / "in" / f"{n}.png", ramp)
-    left = np.zeros((48, 64, 3), np.uint8)
-    left[:, :32] = 255
-    write_image(tmp_path / "mask.png", left)
+    left = np.full((48, 64, 4), 255, np.uint8)
+    left[:, 32:, 3] = 0  # white, but transparent
+    Image.fromarray(left).save(tmp_path / "mask.png")
     out = tmp_path / "out"
     arguments = ["stream", str(tmp_path / "in"), "--prompt", "x", "-o", str(out)]
     arguments += ["--checkpoint", small_checkpoint, "--mask", str(tmp_path / "mask.png")]
@@ -141,7 +142,9 @@ def refusals(small_checkpoint, clip, tmp_path):
         "field": ([*plain, "--set", "model.layrs=3"], "layers"),
         "architecture": ([*plain, "--set", "model.dim=64"], "dim: 64 != 32"),
         "checkpoint": (changed(checkpoint=str(tmp_path / "none")), "no such checkpoint"),
-        "itself": (changed(output=clip), "is the input itself"),
+        "itself": (changed(output=clip), "is given as input and as output"),
+        "report over the input": ([*plain, "--json", clip], "is given as input and as json"),
+        "report over the output": ([*plain, "--json", out], "is given as json and as output"),
         "report": ([*plain, "--json", str(text / "a.json")], "text.mp4"),
         "folder for a report": ([*plain, "--json", str(tmp_path)], f"{tmp_path}: Is a directory"),
         "no report": ([*plain, "--json", ""], "Is a directory"),
@@ -151,7 +154,8 @@ def refusals(small_checkpoint, clip, tmp_path):
 
 
 REFUSED = ("missing", "text", "empty prompt", "long prompt", "no folder", "kind", "reference",
-           "field", "architecture", "checkpoint", "itself", "report",
+           "field", "architecture", "checkpoint", "itself", "report over the input",
+           "report over the output", "report",
            "folder for a report", "no report", "seed", "time")  # fmt: skip
 
 
@@ -163,6 +167,33 @@ def test_bad_input_gets_one_line_and_leaves_nothing(case, small_checkpoint, clip
     error = capsys.readouterr().err.strip()
     assert words in error and "\n" not in error
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["info", "FILE", "--json", "FILE"],
+        ["plan", "tiny", "--chip", "cpu", "--json", "NEW", "--plot", "NEW"],
+        ["plan", "tiny", "--chip", "FILE", "--plot", "LINK"],
+        ["bench", "fit", "FILE", "-o", "FILE"],
+        ["bench", "compare", "FILE", "FILE", "--json", "LINK"],
+    ],
+)
+def test_no_result_replaces_what_another_argument_names(command, tmp_path, capsys):
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_text("kept")
+    link.symlink_to(file)
+    names = {"FILE": str(file), "LINK": str(link), "NEW": str(tmp_path / "new")}
+    assert main([names.get(word, word) for word in command]) == 2
+    line = capsys.readouterr().err
+    assert "give what is written a place of its own" in line and line.count("\n") == 1
+    assert file.read_text() == "kept" and sorted(tmp_path.iterdir()) == [file, link]
+
+
+def test_a_name_that_is_no_file_may_be_an_output_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "tiny", "--chip", "cpu", "--json", "tiny"]) == 0
+    assert json.loads((tmp_path / "tiny").read_text())["config"] == "tiny"
 
 
 def test_emoji_in_a_prompt_is_text(small_checkpoint, clip, tmp_path):

@@ -45,12 +45,30 @@ def test_flattens_transparency_on_white(tmp_path, mode):
     assert tuple(picture[8, 3]) == WHITE and tuple(picture[8, 12]) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("from_file", [True, False])
+def test_a_mask_is_stretched_and_black_where_it_is_transparent(tmp_path, from_file):
+    image = Image.new("RGBA", (64, 16), (255, 255, 255, 0))
+    image.paste((255, 255, 255, 255), (0, 0, 16, 16))  # the first quarter, which a crop would lose
+    image.save(tmp_path / "a.png")
+    given = tmp_path / "a.png" if from_file else (tmp_path / "a.png").read_bytes()
+    mask = pictures.load_mask(given, 16, 16)
+    assert (mask[:, :4] >= 128).all() and not (mask[:, 4:] >= 128).any()
+
+
 def test_sixteen_bits_scale_and_animations_give_their_first_frame(tmp_path):
     Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(tmp_path / "deep.png")
     assert abs(int(pictures.read_image(tmp_path / "deep.png")[0, 0, 0]) - 128) <= 1
     frames = [Image.new("RGB", (8, 8), colour) for colour in (GREEN, RED)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert tuple(pictures.load_picture(tmp_path / "a.gif", 8, 8)[4, 4]) == GREEN
+
+
+def test_numbers_that_are_none_are_black(tmp_path):
+    """As in pictures of depth; nothing is said of them by NumPy."""
+    deep = np.array([[0, 1], [np.nan, np.inf]], np.float32).repeat(4, 0).repeat(4, 1)
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
+    picture = pictures.read_image(tmp_path / "deep.tif")[..., 0]
+    assert (picture[:4, 4:] == 255).all() and not picture[4:].any()
 
 
 def _png_header(width: int, height: int) -> bytes:

@@ -77,6 +77,21 @@ def test_prompts_are_bytes(small_config):
         pipeline.plans(dataclasses.replace(small_config, model=model))
 
 
+@pytest.mark.parametrize(("scenes", "longest"), [(1.0, 50), (0.0, 36)])
+def test_a_prompt_that_does_not_fit_is_found_before_any_step(small_config, scenes, longest):
+    def drawing(prompt_bytes):
+        model = dataclasses.replace(small_config.model, prompt_bytes=prompt_bytes)
+        train = dataclasses.replace(
+            small_config.train, batch=32, scene_fraction=scenes, prompt_drop=0.0
+        )
+        return pipeline.plans(dataclasses.replace(small_config, model=model, train=train))
+
+    with pytest.raises(ValueError, match=f"is too small for .*set it to {longest} or more"):
+        drawing(longest - 1)
+    plan = drawing(longest)
+    assert any(plan(step).prompt[:, -1].any() for step in range(200))  # and none is longer
+
+
 def test_a_model_without_a_mask_gets_no_plane():
     mask = jax.numpy.full((2, 4, 4), 200, np.uint8)
     assert np.array_equal(control_planes(("mask",), mask), mask[..., None])

@@ -1,8 +1,11 @@
 """A session's record: replayed it gives the same pictures, and what it lacks is said."""
 
 import asyncio
+import gc
 import json
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,9 @@ from lsd_jax.live.slots import Slots
 from lsd_jax.stream import prepare
 
 SEED = 7
+ABOUT = {"checkpoint": "", "overrides": [], "commit": "abc"}
+FIRST = json.dumps({"format": 1, **ABOUT}) + "\n"
+BEGIN = json.dumps({"event": "begin", "seed": SEED}) + "\n"
 
 
 def scenario(work):
@@ -49,7 +55,7 @@ def recorded(slots, tmp_path_factory):
     """A session with everything in it, beside another one; its folder and what it showed."""
     folder = tmp_path_factory.mktemp("records") / "one"
 
-    record = Journal(folder, {"commit": "abc"})
+    record = Journal(folder, ABOUT)
 
     async def run():
         other, slot = Slot(slots, 1), Slot(slots, SEED, record)
@@ -112,16 +118,64 @@ def test_the_first_picture_that_differs_is_named(recorded, alone, tmp_path):
     [
         (None, "lsd serve --record"),
         ("", "damaged"),
-        ('{"format": 1}\n{"event"', "damaged"),
+        (FIRST[:-9], "damaged"),
+        ("\xff" + FIRST, "damaged"),
+        ("[]\n", "damaged"),
         ('{"format": 9}\n', "format 9"),
-        ('{"format": 1}\n{"event": "frame"}\n', "beginning"),
+        ('{"format": 1}\n' + BEGIN, "damaged"),
+        (FIRST.replace("[]", "[3]") + BEGIN, "damaged"),
+        (FIRST, "beginning"),
+        (FIRST + '{"event": "reset"}\n', "beginning"),
+        (FIRST + '{"event"\n' + BEGIN, "damaged"),
+        (FIRST + '{"event": "begin"}\n', "damaged"),
+        (FIRST + BEGIN.replace("7", "-7"), "damaged"),
+        (FIRST + BEGIN + "[1]\n", "damaged"),
+        (FIRST + BEGIN + '{"seed": 7}\n', "damaged"),
+        (FIRST + BEGIN + '{"event": "frame"}\n', "damaged"),
+        (FIRST + BEGIN + '{"event": "mask", "mask": 3}\n', "damaged"),
+        (FIRST + BEGIN + FIRST, "damaged"),
+        (FIRST + BEGIN + BEGIN, "unknown event"),
     ],
 )
 def test_what_is_no_record_is_refused(text, match, alone, tmp_path):
     if text is not None:
-        (tmp_path / "log.jsonl").write_text(text)
+        (tmp_path / "log.jsonl").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=match):
         scenario(replay(tmp_path, alone, lambda *_: None))
+
+
+@pytest.mark.parametrize("cut", [1, 9, 40])
+def test_a_record_that_a_full_disk_has_cut_short_is_read_up_to_there(cut, tmp_path):
+    last = json.dumps({"event": "condition", "prompt": "make it night", "reference": None})
+    (tmp_path / "log.jsonl").write_text(FIRST + BEGIN + last[:-cut])
+    about, events = journal.read(tmp_path)
+    assert about["commit"] == "abc" and list(events) == [json.loads(BEGIN)]
+
+
+def test_a_record_may_lie_in_a_folder_with_a_colon(alone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, image = Path("re:c") / "x", pictures(1)[0]
+    record = Journal(folder, ABOUT)
+    record.note("begin", seed=SEED)
+    record.frame(image, image)
+    record.wait(30.0)
+    assert [event["event"] for event in journal.read(folder)[1]] == ["begin", "frame", "end"]
+    assert scenario(replay(folder, alone, lambda *_: None)).frames == 1
+
+
+def test_a_slot_that_is_left_before_it_began_logs_nothing(alone, caplog):
+    """As that of a record whose second event is refused."""
+
+    async def run():
+        held = alone.change(lambda: time.sleep(0.2))  # the thread is busy
+        Slot(alone, SEED).close()
+        await asyncio.wrap_future(held)
+        await asyncio.wrap_future(alone.change(lambda: None))
+        await asyncio.sleep(0)
+
+    scenario(run())
+    gc.collect()
+    assert not caplog.records
 
 
 def test_a_disk_that_fails_ends_the_record_and_not_the_session(slots, tmp_path, caplog):
