@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     another_place(args.out, args.checkpoint)
 
     import dataclasses
+    import shlex
 
     from flax import nnx
     from rich.console import Console
@@ -96,9 +97,10 @@ def run(args: argparse.Namespace) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    out, teacher = shlex.quote(str(args.out)), f"distill.teacher={args.checkpoint}"
     console.print(
-        f"wrote {args.out}; it recovers by\n  lsd train {args.out} --stage distill "
-        f"--init {args.out} --set distill.teacher={args.checkpoint}",
+        f"wrote {args.out}; it recovers by\n  lsd train {out} --stage distill --init {out} "
+        f"--out {shlex.quote(f'{args.out}-recovered')} --set {shlex.quote(teacher)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -122,7 +124,7 @@ def score(config, params: dict, count: int):
     history = dataclasses.replace(
         config.history, corrupted=0.0, rolled_out=0.5, drift_penalty=0.0, level_input=False
     )
-    few = min(8, config.train.batch)
+    few = min(8, max(2, config.train.batch))  # of one clip, no half is a stream
     train = dataclasses.replace(config.train, video_fraction=0.0, batch=few)
     config = dataclasses.replace(config, history=history, train=train)
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])

@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> None:
     config = configs.override(load_settings(args.config), args.set)
     mesh = make_mesh(**parse_counts("--mesh", args.mesh, AXES))
     out = args.out or Path("runs") / f"{config.name}-{args.stage}"
-    stage = stages.prepare(args.stage, config, args.videos, mesh)
     attention = explain_attention(config, mesh)
+    stage = stages.prepare(args.stage, config, args.videos, mesh)
     if config.train.backend == "auto":
         chosen = next(by for by, said in attention.items() if said == "chosen")
         refused = "" if chosen == "pallas" else f"; pallas {attention['pallas']}"
@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
         init_from=args.init,
         deadline_s=args.minutes * 60 if args.minutes else None,
         make=stage.make,
+        stage=args.stage,
     )
     write_json(
         args.json,

@@ -11,6 +11,10 @@ from lsd_jax.config import Config, ModelConfig, TrainConfig
 from lsd_jax.data.footage import footage
 from lsd_jax.data.plan import Film, Plan, draw_plan, longest_prompt
 
+PLANS, BANK, STREAMS = 1001, 1002, 1003
+"""What a generator that is seeded by `[seed, one of these, ...]` is for. NumPy takes zeros at the
+end of a seed for nothing, so each says something else in front of them."""
+
 
 def plans(config: Config, videos: Path | None = None) -> Callable[[int], Plan]:
     """The plan of each step's batch, by its number, so that a resumed run sees what it would have
@@ -46,7 +50,7 @@ def plans(config: Config, videos: Path | None = None) -> Callable[[int], Plan]:
         reel = Footage(model, train, videos, filmed)
 
     def plan(step: int) -> Plan:
-        rng = np.random.default_rng([train.seed, step])
+        rng = np.random.default_rng([train.seed, PLANS, step])
         return draw_plan(model, train, rng, train.batch, reel(step) if reel else None)
 
     return plan

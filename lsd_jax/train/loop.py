@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
@@ -45,12 +46,13 @@ def train(
     init_from: Path | None = None,
     deadline_s: float | None = None,
     make: Callable[[int, dict, T], Batch] | None = None,
+    stage: str = "",
 ) -> int:
     """Trains until `config.train.steps`, a signal or the deadline; returns the steps done.
 
     Writes `metrics.jsonl`, `samples/*.png`, `checkpoints/` and, at the end, `weights/` (the
     running mean) under `directory`. Where that holds checkpoints already, goes on from the newest
-    good one exactly as if it had never stopped.
+    good one exactly as if it had never stopped; where these are all, changes nothing.
 
     Args:
         draw: what the batch of a step is made of, by its number: the same on every host, and drawn
@@ -59,10 +61,11 @@ def train(
         deadline_s: seconds after which to stop at the next step, with everything saved.
         make: the batch of a step, on the mesh, of its number, the running mean of the weights and
             what was drawn; without it, what was drawn is the batch.
+        stage: kept in the checkpoints, so that no other stage goes on from them.
 
     Raises:
-        ValueError: a checkpoint of another architecture, a directory that another run writes to,
-            hosts that draw differently, or `PATIENCE` steps without a finite gradient.
+        ValueError: a checkpoint of another architecture or stage, a directory that another run
+            writes to, hosts that draw differently, or `PATIENCE` steps without a finite gradient.
     """
     parts = sharding.parts(mesh)
     if config.train.batch % parts:
@@ -74,12 +77,22 @@ def train(
     started = time.monotonic()
     place = NamedSharding(mesh, sharding.BATCH)
     with Checkpoints(directory / "checkpoints") as saved, ThreadPoolExecutor(1) as ahead:
-        state = first_state(config, saved, mesh, init_from)
+        state = first_state(config, saved, mesh, init_from, stage)
         step = begun = int(state.step)
         end = config.train.steps
         last_saved = None
+        extra = {"stage": stage} if stage else None
         run = make_step(config, loss, mesh)
         with _log(directory, step) as log, _progress() as bar, stop_on_signal() as stopped:
+            if step >= end:
+                if jax.process_index() == 0:
+                    bar.console.print(
+                        f"nothing is left to do: {directory} holds {step} steps of {end}; more by "
+                        "--set train.steps=N"
+                    )
+                if not _holds(directory / "weights", state.ema):
+                    save_weights(directory / "weights", state.ema, config)
+                return step
             if step and jax.process_index() == 0:
                 instead = f", not from {init_from}" if init_from else ""
                 bar.console.print(f"going on from step {step} of {directory}{instead}")
@@ -117,26 +130,30 @@ def train(
                     picture = directory / "samples" / f"{step:07d}.png"
                     save_samples(config, state.ema, batch, picture)
                 if step % config.train.checkpoint_every == 0:
-                    saved.save(step, state, config)
+                    saved.save(step, state, config, extra)
                     last_saved = step
                 late = deadline_s is not None and time.monotonic() - started > deadline_s
                 if _agreed(bool(stopped) or late):
                     break
             upcoming.cancel()
             if step != last_saved:
-                saved.save(step, state, config)
+                saved.save(step, state, config, extra)
             saved.wait()
             save_weights(directory / "weights", state.ema, config)
     return step
 
 
 def first_state(
-    config: Config, saved: Checkpoints, mesh: Mesh, init_from: Path | None
+    config: Config, saved: Checkpoints, mesh: Mesh, init_from: Path | None, stage: str = ""
 ) -> TrainState:
-    """The newest good checkpoint's state, or a fresh one, on `mesh`."""
+    """The newest good checkpoint's state, or a fresh one, on `mesh`.
+
+    Raises ValueError for a checkpoint of another architecture, or of another stage (those from
+    before these were kept are of any).
+    """
     if saved.steps():
         try:
-            state, step, _ = saved.restore(abstract_state(config, mesh))
+            state, _, extra = saved.restore(abstract_state(config, mesh))
         except CheckpointError as error:
             fields = differences(config.model, saved.config().model)
             if not fields:
@@ -145,6 +162,11 @@ def first_state(
                 f"{saved.directory} is of another architecture (asked != found): "
                 f"{', '.join(fields)}; set these back, or give another directory"
             ) from error
+        begun = extra.get("stage", stage)
+        if stage and begun != stage:
+            raise ValueError(
+                f"{saved.directory} is of the stage {begun}, not {stage}; give another --out"
+            )
         return state
     if init_from is None:
         return init_state(config, mesh)
@@ -157,6 +179,15 @@ def first_state(
             raise
         params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     return init_state(config, mesh, params)
+
+
+def _holds(path: Path, weights: dict) -> bool:
+    """Whether these weights are saved there: a run may have been killed in front of that."""
+    try:
+        found, _ = load_weights(path, weights)
+    except CheckpointError:
+        return False
+    return jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), found, weights))
 
 
 @contextmanager
@@ -191,17 +222,20 @@ def _log(directory: Path, step: int):
 
 def _length(path: Path, step: int) -> int:
     """Bytes of a log up to that step. What is behind, maybe torn, is of steps that were not kept
-    when a run was ended, and are done again."""
-    whole = 0
+    when a run was ended, and are done again. Lines that are no record stay where they are."""
+    whole = read = 0
     with path.open("rb") as file:
         for line in file:
+            read += len(line)
             try:
-                kept = line.endswith(b"\n") and json.loads(line)["step"] <= step
-            except ValueError:  # torn in the middle, as by a machine that lost its power
-                kept = False
-            if not kept:
+                entry = json.loads(line)
+            except ValueError:  # empty, or torn; kept where records follow
+                continue
+            number = entry.get("step") if isinstance(entry, dict) else None
+            if isinstance(number, int | float) and number > step:
                 break
-            whole += len(line)
+            if line.endswith(b"\n"):
+                whole = read
     return whole
 
 

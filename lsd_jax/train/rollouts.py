@@ -24,6 +24,7 @@ from lsd_jax import ring, sharding, stream
 from lsd_jax.conditioning import taken_back
 from lsd_jax.config import Config
 from lsd_jax.data.batch import Batch
+from lsd_jax.data.pipeline import BANK, STREAMS
 from lsd_jax.data.plan import Plan, draw_plan
 from lsd_jax.data.rendered import render
 from lsd_jax.model import build
@@ -61,7 +62,7 @@ class Rollouts:
         """What the streams of `step` meet: the same for the same step."""
         group, life, age = _place(step)
         train = replace(self.config.train, old_frames=0)  # a stream has no gaps
-        rng = np.random.default_rng([train.seed, 2, group, life])
+        rng = np.random.default_rng([train.seed, BANK, group, life])
         plan = draw_plan(self.config.model, train, rng, self.streams).later(age * train.frames)
         if self.config.train.old_frames:
             plan = replace(plan, old=np.zeros(self.streams, np.int32))
@@ -75,8 +76,7 @@ class Rollouts:
         group, _, age = _place(step)
         state = self.states.pop(group, None)
         if state is None or age == 0:
-            end = (step + 1) * self.streams
-            state = self._cold(np.arange(end - self._run_at_once, end, dtype=np.int32))
+            state = self._cold(self._seeds(step))
             if plan.carried is not None and age:  # they remember nothing to carry on with
                 told = np.array(plan.carried)
                 told[-self.streams :] = self.config.train.frames
@@ -84,6 +84,12 @@ class Rollouts:
         batch = render(plan, self.config.model, self._mesh)
         self.states[group], shown = self._run(weights, state, batch)
         return replace(batch, shown=shown)
+
+    def _seeds(self, step: int) -> np.ndarray:
+        """Of the streams that begin at `step`; those that are shown have the same ones on however
+        many devices."""
+        rng = np.random.default_rng([self.config.train.seed, STREAMS, step])
+        return rng.integers(2**31, size=self._run_at_once, dtype=np.int32)[::-1]
 
 
 def own_clips(config: Config) -> int:

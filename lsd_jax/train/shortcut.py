@@ -3,8 +3,8 @@
 After Frans et al. 2024, "One Step Diffusion via Shortcut Models": the size of the step is an input
 of the model. On most frames it learns the flow as every stage does; on the others, to reach in
 one step what the teacher reaches in two of half the size. The teacher is the running mean of the
-weights in training, or a larger model; classifier-free guidance is applied to it and so folded
-into the student. One model then streams at 1, 2 or 4 passes.
+weights in training, or a checkpoint, such as a larger model; classifier-free guidance is applied to
+it and so folded into the student. One model then streams at 1, 2 or 4 passes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,12 @@ def two_in_one(
 ) -> Question:
     """The flow's questions with step size 0, the infinitely small, but for a share of the rows:
     there one large step, answered by two of the teacher's. That answer is kept within [-1, 1],
-    where all latents lie; the paper does not."""
+    where all latents lie; the paper does not.
+
+    Of a running mean only the infinitely small steps are guided, as in the paper: its larger ones
+    learned that already, and guided again would have it twice. A checkpoint that teaches learns
+    nothing: all its steps are guided.
+    """
     rows_key, flow_key, noise_key, step_key, t_key = jax.random.split(key, 5)
     asked = flow(seen, flow_key, settings)
     rows = asked.t.shape[0]
@@ -74,7 +79,9 @@ def two_in_one(
         if none is None:
             return clean
         blank = answer(teacher, part, none, question)
-        return blank + config.shortcut.guidance * (clean - blank)
+        guided = (told == 0) | bool(config.distill.teacher)
+        weight = jnp.where(guided, config.shortcut.guidance, 1)
+        return blank + _wide(weight, clean) * (clean - blank)
 
     first = diffusion.advance(noisy, teach(t, noisy), t, half)
     second = diffusion.advance(first, teach(t + half, first), t + half, half)

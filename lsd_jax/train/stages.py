@@ -72,6 +72,11 @@ def prepare(name: str, config: Config, videos: Path | None, mesh: Mesh) -> Stage
             raise ValueError("who teaches? set distill.teacher=CHECKPOINT")
         loss = by_teacher(distill_loss, config, mesh)
     rollouts = Rollouts(config, mesh)
+    if config.history.rolled_out and not rollouts.streams:
+        raise ValueError(
+            f"history.rolled_out={config.history.rolled_out} is no clip of a batch of "
+            f"{config.train.batch}; set more, or 0"
+        )
     if not rollouts.streams:
         return Stage(loss, plans(config, videos), rendered)
     clips = config.train.batch - rollouts.streams

@@ -147,7 +147,7 @@ def make_step(
 
 def explain_attention(config: Config, mesh: Mesh) -> dict[str, str]:
     """What each backend of `ops.attend` says to a training step's attention to remembered frames,
-    see `Op.explain`."""
+    see `Op.explain`. Raises ValueError where it has none of the name in `train.backend`."""
     model, train = config.model, config.train
 
     def of(rows: int, *last: int, dtype: str = train.compute_dtype) -> Any:
@@ -158,4 +158,8 @@ def explain_attention(config: Config, mesh: Mesh) -> dict[str, str]:
     attended = of(keys + model.tokens, *heads)
     queries, bias = of(model.tokens * model.per_kv, *heads), of(keys, dtype="float32")
     with dispatch.using(train.backend, gradients=True, mesh=mesh):
-        return attend.explain(queries, attended, attended, bias)
+        answers = attend.explain(queries, attended, attended, bias)
+    known = (dispatch.AUTO, *answers)
+    if train.backend not in known:
+        raise ValueError(f"unknown train.backend={train.backend}; known: {', '.join(known)}")
+    return answers

@@ -17,6 +17,19 @@ def test_a_time_that_is_none_is_refused(command, minutes, capsys):
     assert f"--minutes {float(minutes)}: give more than 0" in capsys.readouterr().err
 
 
+def test_an_unknown_backend_leaves_no_folder(command, tmp_path, capsys):
+    assert main([*command, "--set", "train.backend=zzz"]) == 2
+    assert "unknown train.backend=zzz; known: auto" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_stage_is_kept_with_the_run(command, monkeypatch):
+    given = {}
+    monkeypatch.setattr(loop, "train", lambda *_, **settings: given.update(settings) or 20_000)
+    assert main([*command, "--stage", "history"]) == 0
+    assert given["stage"] == "history"
+
+
 @pytest.mark.parametrize(("minutes", "code"), [("1e-9", 0), ("5", 2)])
 def test_the_end_of_its_time_is_no_interruption(command, minutes, code, monkeypatch, capsys):
     monkeypatch.setattr(loop, "train", lambda *_, **__: 3)

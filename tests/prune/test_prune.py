@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -229,12 +230,18 @@ def test_the_command_cuts_for_a_chip(
     save_weights(tmp_path / "whole", small_params, small_config)
     command.run(
         arguments(tmp_path / "whole", "--chip", "cpu", "--fps", 1, "--multiple", 32,
-                  "-o", tmp_path / "held", "--json", tmp_path / "report.json")
+                  "-o", tmp_path / "held still", "--json", tmp_path / "report.json")
     )  # fmt: skip
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["kept"]["mlp"] == small_config.model.mlp and report["after_ms"] <= 1000
-    assert "0.0% of the importance went" in capsys.readouterr().out
-    assert load_model(tmp_path / "held", [])[1].model.layers == small_config.model.layers
+    said = capsys.readouterr().out
+    assert "0.0% of the importance went" in said
+    held, whole = (str(tmp_path / name) for name in ("held still", "whole"))
+    assert shlex.split(said.split("recovers by\n")[1]) == [
+        "lsd", "train", held, "--stage", "distill", "--init", held, "--out", f"{held}-recovered",
+        "--set", f"distill.teacher={whole}",
+    ]  # fmt: skip
+    assert load_model(held, [])[1].model.layers == small_config.model.layers
     command.run(
         arguments(tmp_path / "whole", "--keep", "mlp=32,heads=1", "--two-four", "--multiple", 32,
                   "-o", tmp_path / "cut")

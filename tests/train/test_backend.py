@@ -43,6 +43,12 @@ def test_what_attention_is_trained_by_is_explained(monkeypatch):
     assert "32 queries leave a tile" in explain_attention(few, mesh)["pallas"]
 
 
+def test_an_unknown_one_is_refused_before_anything_is_compiled(small_config):
+    train = dataclasses.replace(small_config.train, backend="zzz")
+    with pytest.raises(ValueError, match="unknown train.backend=zzz; known: auto, pallas.*xla"):
+        explain_attention(dataclasses.replace(small_config, train=train), sharding.make_mesh())
+
+
 @pytest.mark.parametrize(
     ("backend", "reason"),
     [

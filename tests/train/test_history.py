@@ -13,6 +13,7 @@ from lsd_jax.train.history import history_loss, imperfect
 from lsd_jax.train.step import init_state
 
 CLIPS, FRAMES, SIZE, GRID = 64, 4, 32, (4, 4)
+ALL = ("swap_blocks", "shift", "freeze", "sharpen", "recolour", "add_noise", "missed")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,17 @@ def test_softness_noise_and_missed_edits(truth):
     changed = touched(missed, clean)
     assert 0.15 < changed.mean() < 0.35
     np.testing.assert_array_equal(missed[changed], np.asarray(source)[changed])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_corruption_is_among_all(truth, monkeypatch, name):
+    """It changes some frames where the others do nothing."""
+    clean, source = truth
+    for other in ALL:
+        if other != name:
+            monkeypatch.setattr(corruptions, other, lambda x, *_: x)
+    changed = touched(corruptions.corrupt(clean, source, GRID, jax.random.key(7)), clean)
+    assert 0.01 < changed.mean() < 0.9
 
 
 @pytest.mark.parametrize("told", [False, True])

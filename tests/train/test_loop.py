@@ -1,6 +1,7 @@
 """The loop: exact resume, signals, steps that fail, and what it leaves behind."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lsd_jax import sharding
 from lsd_jax.checkpoint import CheckpointError, Checkpoints, load_weights, save_weights
@@ -58,10 +61,10 @@ def train(config, small_batch, shared_step, mesh, start, monkeypatch):
     """The loop, with a step that compiles once for all tests."""
     monkeypatch.setattr(loop, "make_step", shared_step)
 
-    def run(directory, batches=None, deadline_s=None, make=None):
+    def run(directory, batches=None, deadline_s=None, make=None, stage="", config=config):
         return loop.train(
             config, toy_loss, batches or batch_of(small_batch), directory, mesh, start, deadline_s,
-            make,
+            make, stage,
         )  # fmt: skip
 
     return run
@@ -120,7 +123,7 @@ def test_resume_is_exact(train, config, small_batch, tmp_path, mesh):
 
 
 @pytest.mark.parametrize(
-    "tail", ['{"step": 2, "loss": 0.5}\n{"step": 3, "lo', '{"st\n{"step": 1}\n']
+    "tail", ['{"step": 2, "loss": 0.5}\n{"step": 3, "lo', '{"st\n{"step": 2}\n']
 )
 def test_the_log_has_each_step_once(train, tmp_path, tail):
     """Also where a run was killed, so that steps behind its last checkpoint are done again, while
@@ -134,11 +137,63 @@ def test_the_log_has_each_step_once(train, tmp_path, tail):
     assert [x["step"] for x in found] == list(range(1, STEPS + 1)) and found[:1] == first
 
 
-def test_a_finished_run_is_left_as_it_is(train, tmp_path):
+EARLY, LATE = ([f'{{"step": {n}, "loss": 0.5}}' for n in some] for some in ((1, 2, 3), (4, 5.0)))
+TORN = ["", '{"st', "\0\0"]
+FOREIGN = ["5", "[]", '"step"', '{"step": null}', '{"step": "9"}', '{"a": 1}']
+
+
+@given(
+    st.lists(st.sampled_from([*EARLY, *LATE, *TORN, *FOREIGN]), max_size=8),
+    st.sampled_from(["", '{"step": 1, "lo']),
+)
+def test_a_log_is_cut_where_the_steps_to_come_begin(tmp_path_factory, log, end):
+    """Whatever else stands in it: but for what is torn right in front of these, or at the end."""
+    path = tmp_path_factory.getbasetemp() / "some.jsonl"
+    path.write_text("".join(f"{line}\n" for line in log) + end)
+    kept = path.read_text()[: loop._length(path, 3)]
+    front = list(itertools.takewhile(lambda line: line not in LATE, log))
+    lines = kept.split("\n")[:-1]
+    assert kept == "".join(f"{line}\n" for line in lines)
+    assert lines == front[: len(lines)] and set(front[len(lines) :]) <= set(TORN)
+
+
+def test_a_finished_run_is_left_as_it_is(train, config, tmp_path, capsys):
+    """Also by a request for fewer steps, of another configuration."""
+
+    def files():
+        return {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
     assert train(tmp_path) == STEPS
-    before = lines(tmp_path)
+    before = files()
+    fewer = dataclasses.replace(config.train, steps=2, learning_rate=0.5)
+    for asked in (config, dataclasses.replace(config, name="other", train=fewer)):
+        capsys.readouterr()
+        assert train(tmp_path, config=asked) == STEPS
+        assert "nothing is left to do" in capsys.readouterr().out
+        assert files() == before
+
+
+def test_a_finished_run_without_its_weights_is_given_them(train, config, tmp_path):
     assert train(tmp_path) == STEPS
-    assert lines(tmp_path) == before
+    before = weights(tmp_path, config)
+    shutil.rmtree(tmp_path / "weights")
+    for _ in range(2):
+        assert train(tmp_path) == STEPS
+        jax.tree.map(np.testing.assert_array_equal, weights(tmp_path, config), before)
+        older = jax.tree.map(lambda x: x + 1, before)
+        save_weights(tmp_path / "weights", older, config)  # of an earlier checkpoint
+
+
+def test_another_stage_does_not_go_on_from_it(train, tmp_path):
+    assert train(tmp_path / "old", deadline_s=0.0) == 1  # from before stages were kept
+    assert train(tmp_path / "old", deadline_s=0.0, stage="history") == 2
+    assert train(tmp_path / "run", deadline_s=0.0, stage="forcing") == 1
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for run in ("old", "run"):
+        with pytest.raises(ValueError, match="of the stage .*, not distill; give another --out"):
+            train(tmp_path / run, stage="distill")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert train(tmp_path / "run", stage="forcing") == STEPS
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -83,6 +83,20 @@ def test_a_muon_step_is_as_large_as_an_adamw_step(updates, name):
     assert adam == pytest.approx(1.0, rel=0.25)  # its largest, for a gradient that never turns
 
 
+def test_the_rate_falls_from_all_of_it_to_a_tenth():
+    """Under a gradient that never changes, a step of AdamW is soon one learning rate."""
+    steps = 7
+    optimiser = optim.optimizer(dataclasses.replace(SETTINGS, steps=steps))
+    weight = {"position": jnp.ones((3, 3))}
+    state, sizes = optimiser.init(weight), []
+    for _ in range(steps + 1):
+        with jax.numpy_dtype_promotion("standard"):
+            change, state = optimiser.update(weight, state, weight)
+        sizes.append(-float(change["position"][0, 0]) / SETTINGS.learning_rate)
+    assert sizes[0] == 0 and sizes[1] == max(sizes)
+    np.testing.assert_allclose([sizes[i] for i in (1, 4, 7)], [1.0, 0.55, 0.1], rtol=0.2)
+
+
 def test_clipping_bounds_what_the_moments_see():
     gradient = {"position": jnp.full((3, 3), 100.0)}
     optimiser = optim.optimizer(dataclasses.replace(SETTINGS, clip_norm=1.0))

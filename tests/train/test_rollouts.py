@@ -11,6 +11,7 @@ import pytest
 from lsd_jax import sharding, stream
 from lsd_jax.codec import PixelCodec
 from lsd_jax.conditioning import taken_back
+from lsd_jax.data.pipeline import plans
 from lsd_jax.model import build
 from lsd_jax.prune import two_four
 from lsd_jax.train import rollouts
@@ -61,7 +62,7 @@ def test_the_bank_shows_what_the_streaming_step_shows(config, stage, small_param
     """Two visits of one group equal one stream of both clips, some of which are told to carry on
     from the second on; the other clips show the truth."""
     model = stream.prepare(build(config.model, small_params), config)
-    seeds = jnp.arange(3, dtype=jnp.int32) + 3
+    seeds = jnp.asarray(stage.make.__self__._seeds(1))
     state = jax.jit(partial(stream.init_state, config))(seeds)
     step, condition = jax.jit(stream.frame_step), jax.jit(stream.condition)
     for visit in range(2):
@@ -139,14 +140,12 @@ def test_eight_devices_show_what_one_shows(config, stage, small_params):
 def test_drift_is_the_growth_of_the_error(config, small_model, small_batch, monkeypatch):
     """With a model whose error is known in each frame."""
     frames = small_batch.source.shape[1]
-    sizes = jnp.asarray([0.2, 0.5, 0.1])[:frames]
     small_batch = dataclasses.replace(
         small_batch,
         target=small_batch.target // 2,  # so that no error is clipped
         controls=jnp.full_like(small_batch.controls, 255),
     )
     clean = small_batch.target.astype(jnp.float32) / 127.5 - 1
-    count = iter(range(frames))
 
     def scan(step, carry, inputs):
         errors = []
@@ -157,14 +156,19 @@ def test_drift_is_the_growth_of_the_error(config, small_model, small_batch, monk
 
     monkeypatch.setattr(jax, "checkpoint", lambda f: f)
     monkeypatch.setattr(jax.lax, "scan", scan)
-    denoise = lambda self, *_: clean[:, (f := next(count))] + sizes[f]  # noqa: E731
-    monkeypatch.setattr(type(small_model), "denoise", denoise)
     remember = lambda self, *_: (jnp.zeros((2, 8, 16, 2, 16)),) * 2  # noqa: E731
     monkeypatch.setattr(type(small_model), "remember", remember)
     empty = (jnp.zeros((2, 8, 8, 2, 16)),) * 2
     monkeypatch.setattr(type(small_model), "pin", lambda self, _: (*empty, jnp.ones((8, 8), bool)))
-    found = drift(small_model, small_batch, jax.random.key(0), config)
-    assert float(found) == pytest.approx((0.25 - 0.04 + 0) / 2, rel=1e-3)
+
+    def found(sizes):
+        misses = iter(clean[:, f] + size for f, size in enumerate(sizes))
+        monkeypatch.setattr(type(small_model), "denoise", lambda self, *_: next(misses))
+        return drift(small_model, small_batch, jax.random.key(0), config)
+
+    value, slope = jax.value_and_grad(found)(jnp.asarray([0.2, 0.5, 0.1])[:frames])
+    assert float(value) == pytest.approx((0.25 - 0.04 + 0) / 2, rel=1e-3)
+    assert slope[0] == 0 and slope[1] > 0  # being bad at once does not pay
 
 
 def test_a_stage_of_everything_teaches(config, stage, small_params, shared_step, mesh):
@@ -197,3 +201,28 @@ def test_settings_that_leave_nothing_are_refused(config, mesh):
     everything = dataclasses.replace(config.history, corrupted=0.0, rolled_out=1.0)
     with pytest.raises(ValueError, match="no other clip"):
         prepare("history", dataclasses.replace(config, history=everything), None, mesh)
+    little = dataclasses.replace(config.history, rolled_out=0.05)
+    with pytest.raises(ValueError, match="rolled_out=0.05 is no clip of a batch of 8; set more"):
+        prepare("history", dataclasses.replace(config, history=little), None, mesh)
+
+
+def test_no_two_draws_have_one_seed(config, mesh, monkeypatch):
+    """NumPy takes zeros at the end of a seed for nothing."""
+    given, generator = [], np.random.default_rng
+    bank = Rollouts(config, mesh)
+    monkeypatch.setattr(
+        np.random, "default_rng", lambda seed: given.append(seed) or generator(seed)
+    )
+    for step in range(4):
+        for draw in (plans(config), bank.clips, bank._seeds):
+            draw(step)
+    assert len({tuple(np.trim_zeros(seed, "b")) for seed in given}) == len(given) == 12
+
+
+def test_another_seed_is_other_streams(config, mesh):
+    banks = []
+    for seed in (0, 1):
+        train = dataclasses.replace(config.train, seed=seed)
+        banks.append(Rollouts(dataclasses.replace(config, train=train), mesh))
+    seeds = {int(x) for bank in banks for step in (0, 1, GROUPS) for x in bank._seeds(step)}
+    assert len(seeds) == 2 * 3 * 3
