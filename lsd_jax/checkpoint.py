@@ -18,11 +18,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +52,7 @@ class Checkpoints:
     def __init__(self, directory: Path | str, keep: int = 3):
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1")
-        self.directory, self.keep = Path(directory).absolute(), keep
+        self.directory, self.keep = Path(directory).resolve(), keep
         self._damaged: set[int] = set()  # found by restore; the first to be pruned
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future | None = None
@@ -64,9 +67,13 @@ class Checkpoints:
         """Copy `tree` off the devices and write it as `step`, in the background.
 
         The arrays may be donated as soon as this returns. `extra` is any JSON. A step of that
-        number is replaced. Raises CheckpointError where this save, or the one before it, failed.
+        number is replaced. Raises CheckpointError where this save fails at once; that the one
+        before it failed is only logged, for there may be room again.
         """
-        self.wait()
+        try:
+            self.wait()
+        except CheckpointError as error:
+            logging.error("%s", error)
         for leftover in self.directory.glob(".*.partial"):
             _tidy(self.directory / leftover.name[1 : -len(".partial")])
         path = self.directory / str(step)
@@ -145,7 +152,7 @@ def save_weights(path: Path | str, tree, config: Config) -> None:
     Orbax is the one way here too: a dozen files, compressed, restored on any mesh. Raises
     CheckpointError, with `path` as it was, where it cannot be written or holds something else.
     """
-    path = Path(path).absolute()
+    path = Path(path).resolve()  # through a link: to the disk that it names
     digests.check_place(path)
     with _saving(path):
         _commit(_begin(path, tree, config, None), path)
@@ -176,7 +183,22 @@ def load_config(path: Path | str) -> Config:
 def _checkpointer():
     import orbax.checkpoint as ocp
 
+    _quieten()
     return ocp.StandardCheckpointer()
+
+
+@functools.cache
+def _quieten() -> None:
+    """Keep back the tracebacks of a failed write from Orbax's threads: the error is raised too."""
+    getLogger("absl").addFilter(lambda r: r.levelno < ERROR or "/orbax/" not in r.pathname)
+    getLogger("asyncio").addFilter(lambda r: "/orbax/" not in r.getMessage())
+    shown = sys.unraisablehook
+
+    def unraisable(arguments) -> None:
+        if "Event loop is closed" not in str(arguments.exc_value):
+            shown(arguments)
+
+    sys.unraisablehook = unraisable
 
 
 def _beside(path: Path, kind: str) -> Path:
@@ -190,8 +212,11 @@ def _saving(path: Path):
         yield
     except Exception as error:
         shutil.rmtree(_beside(path, "partial"), ignore_errors=True)
-        full = "No space left" in str(error)
-        reason = "no space left on the disk" if full else (str(error) or repr(error)).split("\n")[0]
+        reason = (str(error) or repr(error)).split("\n")[0]
+        if "No space left" in reason:
+            reason = "no space left on the disk"
+        elif system := re.search(r"([^:]+) \[os_error_code", reason):  # behind Orbax's long story
+            reason = system[1].strip()
         raise CheckpointError(f"{path}: not saved, earlier ones intact: {reason}") from None
 
 
@@ -230,6 +255,7 @@ def _commit(orbax, path: Path) -> None:
     if path.exists():
         path.rename(_beside(path, "replaced"))
     partial.rename(path)
+    digests.flush(path.parent)  # before an older one goes
     _tidy(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from lsd_jax.files import read_json
@@ -27,9 +28,21 @@ def verify(path: Path | str) -> None:
 
 
 def seal(directory: Path) -> None:
-    """Write the digests of all files in `directory`, which makes it a whole checkpoint."""
+    """Write the digests of all files in `directory`, which makes it a whole checkpoint, on disk
+    once this returns."""
     names = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
     (directory / FILE).write_text(_sealed({name: _digest(directory / name) for name in names}))
+    for path in (*directory.rglob("*"), directory):
+        flush(path)
+
+
+def flush(path: Path) -> None:
+    """Return once a file, or the names in a folder, would outlast a power loss."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def check_place(path: Path | str) -> None:
@@ -39,7 +52,12 @@ def check_place(path: Path | str) -> None:
     full = path.is_file() or (path.is_dir() and any(path.iterdir()))
     if full and not (path / FILE).is_file():
         raise CheckpointError(f"{path} exists and is no checkpoint; give another place")
-    for outer in path.resolve().parents:
+    check_outside(path)
+
+
+def check_outside(path: Path | str) -> None:
+    """Raise CheckpointError where a file or folder at `path` would be inside of a checkpoint."""
+    for outer in Path(path).resolve().parents:
         if (outer / FILE).is_file():
             raise CheckpointError(f"{path} is inside of the checkpoint {outer}; give another place")
 

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -391,6 +394,75 @@ def test_a_full_disk_leaves_the_steps_before(three, monkeypatch, where):
     assert sorted(p.name for p in three.directory.iterdir()) == ["10", "20", "30"]
     three.save(40, weights(40), CONFIG)
     assert three.restore(abstract(weights()))[1] == 40
+
+
+def test_a_step_that_was_not_saved_does_not_keep_the_next_from_it(three, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digests, "_digest", refuse)
+        three.save(40, weights(40), CONFIG)
+        assert three._pending is not None and three._pending.exception() is not None
+    three.save(50, weights(50), CONFIG)
+    three.wait()
+    assert three.steps() == [20, 30, 50]
+    assert [r.getMessage() for r in caplog.records if "40: not saved" in r.getMessage()]
+
+
+LIMITED = """
+import resource, signal, sys
+import jax.numpy as jnp
+from lsd_jax.checkpoint import CheckpointError, Checkpoints, save_weights
+from lsd_jax.config import Config
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+tree = {f"w{i}": jnp.arange(100_000.0) for i in range(8)}
+try:
+    save_weights(sys.argv[1] + "/weights", tree, Config("x"))
+except CheckpointError as error:
+    print(error, file=sys.stderr)
+try:
+    with Checkpoints(sys.argv[1]) as steps:
+        steps.save(1, tree, Config("x"))
+except CheckpointError as error:
+    print(error, file=sys.stderr)
+"""
+
+
+def test_a_write_that_fails_is_one_line(tmp_path):
+    """Whatever the threads of Orbax have to say of it."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, tmp_path], capture_output=True, text=True, check=True
+    )
+    first, second = done.stderr.splitlines()
+    assert re.search(r"weights: not saved, earlier ones intact: File too large$", first)
+    assert re.search(r"1: not saved, earlier ones intact: File too large$", second)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_through_a_link_the_place_that_it_names_is_written(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for name in ("weights", "steps"):
+        (tmp_path / name).symlink_to(disk / name)
+    for seed in (1, 2):
+        save_weights(tmp_path / "weights", weights(seed), CONFIG)
+        with Checkpoints(tmp_path / "steps") as checkpoints:
+            checkpoints.save(seed, weights(seed), CONFIG)
+    assert_equal(load_weights(disk / "weights")[0], weights(2))
+    assert Checkpoints(disk / "steps").steps() == [1, 2]
+    assert (tmp_path / "weights").is_symlink() and (tmp_path / "steps").is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "steps", "weights"]
+    assert sorted(p.name for p in disk.iterdir()) == ["steps", "weights"]
+
+
+def test_what_is_saved_outlasts_a_power_loss(tmp_path, monkeypatch):
+    flushed, sync = set(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda f: (sync(f), flushed.add(os.fstat(f).st_ino)))
+    path = tmp_path / "tiny"
+    save_weights(path, weights(), CONFIG)
+    assert {p.stat().st_ino for p in (tmp_path, path, *path.rglob("*"))} == flushed
 
 
 @pytest.mark.parametrize(

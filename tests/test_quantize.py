@@ -1,18 +1,21 @@
 """Eight-bit weights: how near, how small, and that they load and stream."""
 
 import argparse
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lsd_jax import reports
 from lsd_jax.checkpoint import save_weights
 from lsd_jax.cli import quantize as command
+from lsd_jax.cli.main import main
 from lsd_jax.matrices import MATRICES
-from lsd_jax.model import build
+from lsd_jax.model import Denoiser, build
 from lsd_jax.pretrained import load_model
 from lsd_jax.quantize import dequantize, quantize, quantize_stack
 
@@ -78,3 +81,16 @@ def test_the_command_writes_what_loads(form, small_params, small_config, tmp_pat
     for bad in (["--frames", "0"], ["-o", str(tmp_path / "whole")]):
         with pytest.raises(ValueError, match="at least 1|checkpoint itself"):
             command.run(parser.parse_args([*map(str, given), *bad]))
+
+
+def test_without_text_the_loss_cannot_be_measured_and_nothing_is_written(
+    small_config, tmp_path, capsys
+):
+    shape = dataclasses.replace(small_config.model, external_text_dim=8)
+    params = nnx.to_pure_dict(nnx.state(Denoiser(shape, jax.random.key(0)), nnx.Param))
+    save_weights(tmp_path / "whole", params, dataclasses.replace(small_config, model=shape))
+    arguments = ["quantize", str(tmp_path / "whole"), "-o", str(tmp_path / "small")]
+    assert main(arguments) == 2
+    assert "give --worlds 0" in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+    assert main([*arguments, "--worlds", "0"]) == 0

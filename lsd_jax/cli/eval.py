@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lsd_jax.cli.options import a_seed, at_least
-from lsd_jax.files import make_folder
+from lsd_jax.cli.options import a_folder, a_seed, at_least
 
 LONG_STREAMS = 19  # evaluate.drift.STREAMS, without importing JAX
 
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         )
     compared = parse_passes(args.passes)
     for folder in filter(None, (args.plots, args.work)):
-        make_folder(folder)  # now, not after minutes of work
+        a_folder(folder)  # now, not after minutes of work
 
     import dataclasses
 
@@ -96,12 +95,12 @@ def run(args: argparse.Namespace) -> None:
     for table in report.tables(found):
         console.print(table)
     for line in report.lines(found):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     if args.plots:
         from lsd_jax.evaluate.plots import save_plots
 
         for path in save_plots(found, outcomes, seen, args.plots):
-            console.print(f"wrote {path}", highlight=False)
+            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
 def fidelity_and_drift(streams, args: argparse.Namespace, bar):

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from lsd_jax.digests import check_outside
 from lsd_jax.files import check_writable
 
 COMMANDS = {
@@ -101,7 +102,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Raises ValueError where a file would be written over another output, or over a file that
-    another argument names; OSError where the report cannot be written."""
+    another argument names, or into a checkpoint, to which a file more is damage; OSError where the
+    report cannot be written."""
     names: dict[str, str] = {}
     for name, value in vars(args).items():
         for path in value if isinstance(value, list) else [value]:
@@ -115,6 +117,9 @@ def _check_outputs(args: argparse.Namespace) -> None:
                     f"{str(path)!r} is given as {' and as '.join(sorted(both))}; give what is "
                     "written a place of its own"
                 )
+    for path in (args.json, getattr(args, "plot", None)):
+        if path is not None:
+            check_outside(path)
     if args.json is not None:
         os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
         check_writable(args.json)

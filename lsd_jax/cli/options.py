@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lsd_jax.digests import check_place
+from lsd_jax.digests import check_outside, check_place
 from lsd_jax.files import make_folder
 
 
@@ -48,4 +48,11 @@ def another_place(out: Path, checkpoint: Path) -> None:
     if out.resolve() == checkpoint.resolve():
         raise ValueError(f"{out} is the checkpoint itself; give another place for the result")
     check_place(out)
-    make_folder(out.absolute().parent)
+    make_folder(out.resolve().parent)
+
+
+def a_folder(path: Path) -> None:
+    """Makes a folder for results. Raises ValueError inside of a checkpoint, to which a file more is
+    damage; OSError where it cannot be written."""
+    check_outside(path / "result")
+    make_folder(path)

@@ -34,6 +34,10 @@ def run(args: argparse.Namespace) -> None:
     from lsd_jax.reports import provenance, write_json
 
     model, config = load_model(args.checkpoint, args.set)
+    if args.worlds and config.model.external_text_dim:  # now, not with the result written
+        raise ValueError(
+            "this model takes prompts as embeddings, and only text can be measured; give --worlds 0"
+        )
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     small = quantize(params, args.format)
     save_weights(args.out, small, config)
@@ -41,7 +45,10 @@ def run(args: argparse.Namespace) -> None:
     report = {"format": args.format, "checkpoint": str(args.checkpoint)}
     report |= {"weight_bytes": {"before": before, "after": after}}
     console = Console()
-    console.print(f"wrote {args.out}: {before / 1e6:.1f} MB of weights became {after / 1e6:.1f} MB")
+    console.print(
+        f"wrote {args.out}: {before / 1e6:.1f} MB of weights became {after / 1e6:.1f} MB",
+        soft_wrap=True,
+    )
     if args.worlds:
         with Progress(transient=True) as bar:
             task = bar.add_task("measuring", total=2 * frames(args))
@@ -52,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
             f"measured: {psnr[0]:.3f} dB before, {psnr[1]:.3f} dB after, "
             f"{psnr[1] - psnr[0]:+.3f} dB",
             highlight=False,
+            soft_wrap=True,
         )
     write_json(args.json, report | provenance())
 

@@ -131,13 +131,13 @@ class Unfinished:
                 if offset < frames:  # else nobody wants the states, which are most of the file
                     state = [file[f"state_{i}"] for i in range(int(file["leaves"]))]
                     before = file["before"]
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            offset = min(offset, frames)
+            for name, values in self._found.items():
+                values[self._some, :offset] = series[name]
+            if state:
+                self._snapshots.restore(state)
+        except (ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{self._path} is damaged; remove it to stream these anew") from error
-        offset = min(offset, frames)
-        for name, values in self._found.items():
-            values[self._some, :offset] = series[name]
-        if state:
-            self._snapshots.restore(state)
         return offset, before
 
     def save(self, offset: int, before: np.ndarray) -> None:

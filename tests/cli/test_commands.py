@@ -145,6 +145,10 @@ def refusals(small_checkpoint, clip, tmp_path):
         "itself": (changed(output=clip), "is given as input and as output"),
         "report over the input": ([*plain, "--json", clip], "is given as input and as json"),
         "report over the output": ([*plain, "--json", out], "is given as json and as output"),
+        "report in a checkpoint": (
+            [*plain, "--json", f"{small_checkpoint}/report.json"],
+            "is inside of the checkpoint",
+        ),
         "report": ([*plain, "--json", str(text / "a.json")], "text.mp4"),
         "folder for a report": ([*plain, "--json", str(tmp_path)], f"{tmp_path}: Is a directory"),
         "no report": ([*plain, "--json", ""], "Is a directory"),
@@ -155,7 +159,7 @@ def refusals(small_checkpoint, clip, tmp_path):
 
 REFUSED = ("missing", "text", "empty prompt", "long prompt", "no folder", "kind", "reference",
            "field", "architecture", "checkpoint", "itself", "report over the input",
-           "report over the output", "report",
+           "report over the output", "report in a checkpoint", "report",
            "folder for a report", "no report", "seed", "time")  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Long streams and their statistics, against streams whose drift is known."""
 
+import io
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -88,6 +90,40 @@ def test_damaged_streams_are_named(tmp_path, left):
     with pytest.raises(ValueError, match=f"{path} is damaged; remove it"):
         run()
     path.unlink()
+    run()
+
+
+def named(**arrays):
+    return lambda path: np.savez(path, **arrays)
+
+
+NO_ARCHIVE = io.BytesIO()
+np.save(NO_ARCHIVE, np.zeros(3))
+WHOLE = {"offset": 8, "leaves": 1, "state_0": 8, "before": np.zeros((1, 2, 32, 32, 3), np.uint8)}
+WHOLE |= {name: np.zeros((1, 8)) for name in drift.AVERAGED}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        named(),
+        named(**WHOLE | {"offset": np.zeros(2)}),
+        named(**WHOLE | {"psnr_db": 0}),
+        named(**WHOLE | {"psnr_db": np.zeros((3, 5))}),
+        named(**WHOLE | {"psnr_db": np.array(["a"], object)}),
+        lambda path: path.write_bytes(NO_ARCHIVE.getvalue()),
+    ],
+)
+def test_a_file_of_something_else_is_named(tmp_path, write):
+    def run():
+        drift.long_run(lambda *_: Counting(), MODEL, 8, 1, 0, lambda n: None, 1, tmp_path)
+
+    run()
+    (path,) = tmp_path.iterdir()
+    write(path)
+    with pytest.raises(ValueError, match=f"{path} is damaged; remove it"):
+        run()
+    named(**WHOLE)(path)
     run()
 
 

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from lsd_jax import reports
-from lsd_jax.checkpoint import save_weights
+from lsd_jax.checkpoint import CheckpointError, save_weights, verify
 from lsd_jax.cli import eval as command
-from lsd_jax.evaluate import drift
+from lsd_jax.evaluate import drift, report
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,7 @@ def test_report_has_the_keys_that_are_promised(checkpoint, tmp_path, monkeypatch
         assert (plots / name).stat().st_size > 1000
     printed = capsys.readouterr().out
     assert "held-out" in printed and "night" in printed and "recolour" in printed
+    assert set(report.lines(found)) <= set(printed.splitlines())  # no figure is broken in two
     assert "passes a frame 2" in printed and printed.count("  3 frames: early") == 2
 
 
@@ -83,3 +84,13 @@ def test_bad_input_is_one_clear_line(checkpoint, extra, message):
     with pytest.raises((ValueError, OSError), match=message) as error:
         command.run(arguments(checkpoint, *extra))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["--plots", "--work"])
+@pytest.mark.parametrize("inside", ["", "new/folder"])
+def test_no_results_inside_of_a_checkpoint(checkpoint, option, inside):
+    """A file more is damage to it."""
+    with pytest.raises(CheckpointError, match="inside of the checkpoint .*another place"):
+        command.run(arguments(checkpoint, option, checkpoint / inside))
+    verify(checkpoint)
+    assert not (checkpoint / "new").exists()
