@@ -109,6 +109,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
         for path in value if isinstance(value, list) else [value]:
             if name == "command" or not isinstance(path, str | Path):
                 continue
+            if name in OUTPUTS:
+                check_outside(path)
             real = os.path.realpath(path)
             both = {name, names.setdefault(real, name)}
             outputs = both & OUTPUTS
@@ -117,9 +119,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
                     f"{str(path)!r} is given as {' and as '.join(sorted(both))}; give what is "
                     "written a place of its own"
                 )
-    for path in (args.json, getattr(args, "plot", None)):
-        if path is not None:
-            check_outside(path)
     if args.json is not None:
         os.makedirs(os.path.dirname(os.path.abspath(args.json)), exist_ok=True)
         check_writable(args.json)

@@ -54,8 +54,7 @@ async def replay(folder: Path, slots: Slots, show: Show) -> Replayed:
                 await _apply(slot, folder, event)
                 continue
             if frames is None:
-                video = folder.absolute() / "input.mkv"  # a colon would be a protocol's
-                source = VideoSource(video, model.height, model.width)
+                source = VideoSource(folder / "input.mkv", model.height, model.width)
                 frames = iter(stack.enter_context(source))
             picture = next(frames, None)
             if picture is None:  # the recording process was killed: its last frames are not there

@@ -149,6 +149,10 @@ def refusals(small_checkpoint, clip, tmp_path):
             [*plain, "--json", f"{small_checkpoint}/report.json"],
             "is inside of the checkpoint",
         ),
+        "video in a checkpoint": (
+            changed(output=f"{small_checkpoint}/out.mp4"),
+            "is inside of the checkpoint",
+        ),
         "report": ([*plain, "--json", str(text / "a.json")], "text.mp4"),
         "folder for a report": ([*plain, "--json", str(tmp_path)], f"{tmp_path}: Is a directory"),
         "no report": ([*plain, "--json", ""], "Is a directory"),
@@ -159,7 +163,7 @@ def refusals(small_checkpoint, clip, tmp_path):
 
 REFUSED = ("missing", "text", "empty prompt", "long prompt", "no folder", "kind", "reference",
            "field", "architecture", "checkpoint", "itself", "report over the input",
-           "report over the output", "report in a checkpoint", "report",
+           "report over the output", "report in a checkpoint", "video in a checkpoint", "report",
            "folder for a report", "no report", "seed", "time")  # fmt: skip
 
 
